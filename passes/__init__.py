@@ -1,0 +1,1 @@
+"""Rewrites, one family a folder, and the pass manager that runs them. Imports `ir` only."""

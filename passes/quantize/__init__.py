@@ -1,0 +1,1 @@
+"""Rewrites that change how numbers are represented."""

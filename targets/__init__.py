@@ -1,0 +1,1 @@
+"""Device profiles, legality, cost, lowering and runtimes. Imports `ir` and `passes`."""

@@ -1,0 +1,1 @@
+"""From encodings and notes to operators that a runtime really executes."""

@@ -1,0 +1,1 @@
+"""Execute and time a model for real."""

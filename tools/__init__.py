@@ -1,0 +1,1 @@
+"""Command line, compress, reports and benchmarks."""

@@ -1,0 +1,1 @@
+"""Benchmarks: every published figure stands behind a command here."""
