@@ -1,1 +1,72 @@
-"""onnxpress: a compiler that makes trained ONNX models smaller and faster, and proves it."""
+"""onnxpress: a compiler that makes trained ONNX models smaller and faster, and proves it.
+
+    import onnxpress
+
+    result = onnxpress.compress("model.onnx", data="samples.npz")
+    onnxpress.save(result.model, "small.onnx")
+    print(result.report.speedup)
+
+Everything is imported when it is first used, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxpress.ir.model_io import load, save
+    from onnxpress.passes.base import Pass
+    from onnxpress.passes.registry import register_pass
+    from onnxpress.targets.base import Target
+    from onnxpress.tools.comparison import compare
+    from onnxpress.tools.compress import compress
+    from onnxpress.tools.inspection import inspect
+    from onnxpress.tools.legality import check
+    from onnxpress.tools.recipe import Recipe
+
+    __version__: str
+
+__all__ = [
+    "Pass",
+    "Recipe",
+    "Target",
+    "__version__",
+    "check",
+    "compare",
+    "compress",
+    "inspect",
+    "load",
+    "register_pass",
+    "save",
+]
+
+_HOMES = {
+    "Pass": "onnxpress.passes.base",
+    "Recipe": "onnxpress.tools.recipe",
+    "Target": "onnxpress.targets.base",
+    "check": "onnxpress.tools.legality",
+    "compare": "onnxpress.tools.comparison",
+    "compress": "onnxpress.tools.compress",
+    "inspect": "onnxpress.tools.inspection",
+    "load": "onnxpress.ir.model_io",
+    "register_pass": "onnxpress.passes.registry",
+    "save": "onnxpress.ir.model_io",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        import importlib.metadata
+
+        value: Any = importlib.metadata.version("onnxpress")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import types
+import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -26,7 +28,19 @@ Fidelity = Literal["bits", "rounding", "lossy"]
 class Options(pydantic.BaseModel):
     """Options of a pass: the pipeline syntax, the help text and the recipe schema at once."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_words(cls, given: Any) -> Any:
+        """Take `exclude=conv1` for a list of one, and `none` for None, where the option's type says so."""
+        if not isinstance(given, Mapping):
+            return given
+        fields = cls.model_fields
+        return {
+            key: _read_word(fields[key].annotation, value) if key in fields else value
+            for key, value in given.items()
+        }
 
 
 class SiteOptions(Options):
@@ -54,7 +68,7 @@ class Site:
     """One place that a pass rewrote.
 
     name: the node (or value) that the user knows it by. kind: operator or subject, such as "Conv".
-    error: measured local error by metric name with its unit, such as {"sqnr_db": 41.2}; empty for exact passes.
+    error: measured local error by metric name with its unit, such as {"sqnr_db": 41.2}; empty if exact.
     detail: one line for people, such as "folded into /conv1/Conv".
     """
 
@@ -124,15 +138,17 @@ class Pass(abc.ABC):
 
     name: the fixed name in pipelines. fidelity: "bits" (equal outputs), "rounding" (equal up to the
     tolerance its module derives) or "lossy". after: names of passes that, when in the same pipeline, must
-    come before this one.
+    come before this one. tolerance: (relative, absolute), what `--verify-each` allows a "rounding" pass: the
+    largest error of an output may be `relative * max |output| + absolute`.
     """
 
     name: ClassVar[str]
     fidelity: ClassVar[Fidelity]
     options_type: ClassVar[type[Options]] = Options
     after: ClassVar[tuple[str, ...]] = ()
+    tolerance: ClassVar[tuple[float, float]] = (1e-4, 1e-6)
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, /, **options: Any) -> None:
         """Check and keep the options.
 
         Raises:
@@ -141,18 +157,53 @@ class Pass(abc.ABC):
         try:
             self.options = self.options_type(**options)
         except pydantic.ValidationError as error:
-            raise UsageError(_explain_options(self.name, self.options_type, error)) from None
+            raise UsageError(_explain_options(self.name, self.options_type, options, error)) from None
 
     @abc.abstractmethod
     def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
         """Rewrite `model` in place and return the record. The manager hands in a copy."""
 
 
-def _explain_options(name: str, options: type[Options], error: pydantic.ValidationError) -> str:
+def _read_word(annotation: Any, value: Any) -> Any:
+    """Return what a bare word of a pipeline means for an option of this type."""
+    if not isinstance(value, str | int | float):
+        return value
+    kinds = _alternatives(annotation)
+    if value == "none" and type(None) in kinds:
+        return None
+    takes_list = all(typing.get_origin(kind) in _LISTS for kind in kinds if kind is not type(None))
+    return (value,) if takes_list else value
+
+
+_LISTS = (tuple, list, set, frozenset)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _explain_options(
+    name: str, options: type[Options], given: Mapping[str, Any], error: pydantic.ValidationError
+) -> str:
+    """Say in one line what is wrong with the first option that pydantic refuses."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    problem = _problem(first["msg"])
+    if not first["loc"]:  # a rule over several options
+        return f"{name}: {problem}"
+    option = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        known = ", ".join(options.model_fields) or "none"
-        return f"{name}: unknown option {field!r}.{near_names(field, options.model_fields)} It takes: {known}"
-    problem = first["msg"][0].lower() + first["msg"][1:]
-    return f"{name}: option {field}={first['input']!r}: {problem}"
+        known = options.model_fields
+        taken = ", ".join(known) or "none"
+        return f"{name}: unknown option {option!r}.{near_names(option, known)} It takes: {taken}"
+    if first["type"] == "missing":
+        return f"{name}: option {option!r} has no default. Give it: {name}{{{option}=...}}"
+    if len(_alternatives(options.model_fields[option].annotation)) > 1:  # one error for each alternative
+        of_option = [_problem(other["msg"]) for other in error.errors() if other["loc"][:1] == (option,)]
+        return f"{name}: option {option}={given[option]!r}: {'; or '.join(dict.fromkeys(of_option))}"
+    return f"{name}: option {'.'.join(map(str, first['loc']))}={first['input']!r}: {problem}"
+
+
+def _problem(message: str) -> str:
+    text = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return text[:1].lower() + text[1:]

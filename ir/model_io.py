@@ -1,0 +1,359 @@
+"""Models in and out: from a file, a ModelProto or an onnx-ir model, and back to a file.
+
+Loading keeps what callers rely on: interface names and order, symbolic dimensions, opsets, producer, metadata
+and doc strings. It changes, knowingly:
+
+- Functions are inlined; those that nothing calls are dropped.
+- Nodes without a name get one (`Conv_17`: type and position); of equal names all but the first are numbered.
+- Initializers that are listed as graph inputs too, as exporters before 2020 wrote them, are initializers only.
+  That is always so before IR version 4, where the format asked for it (such a model is raised to version 4, the
+  first that does not), and from version 4 on when *every* initializer is listed. When only some are, they are
+  meant to be overridden by the caller, and stay inputs.
+- Sparse initializers become dense ones.
+
+Weights stay where they are: views of the file (small files are read whole, large ones mapped), of external data
+files, or of the caller's ModelProto. Do not rewrite such a file in place while the model is in use; `save` never
+does, it replaces files whole.
+
+Saving leaves out what inference will find again (types and shapes of inner values), unless the file had it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnx_ir.passes.common.inliner
+
+from onnxpress.ir import external_data, inference, onnx_file
+from onnxpress.ir.errors import InputError, UsageError
+from onnxpress.ir.verify import checker_complaint
+
+__all__ = ["ModelSource", "digest", "load", "name_nodes", "save", "size_bytes", "to_proto_bytes"]
+
+ModelSource: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model"
+
+# Where weights move to a data file: protobuf's limit, less what other tools add to a model when they read it.
+_EXTERNAL_FROM_BYTES = onnx_file.PROTOBUF_LIMIT - (1 << 20)
+_FIRST_IR_WITH_PLAIN_INITIALIZERS = 4
+_IN_MEMORY = "the model"
+
+
+def load(source: ModelSource) -> onnx_ir.Model:
+    """Return a model of our own from a path, a ModelProto or an onnx-ir model; the source never changes.
+
+    Raises:
+        InputError: the model cannot be used. One line: which model, what is wrong, what to do.
+    """
+    if isinstance(source, onnx_ir.Model):
+        model = _copy(source)
+    elif isinstance(source, onnx.ModelProto):
+        skeleton = onnx_file.of_proto(source, _IN_MEMORY)
+        model = _import(skeleton, None, _IN_MEMORY)
+    else:
+        path = Path(source)
+        skeleton = onnx_file.read(path)
+        model = _import(skeleton, external_data.DataFiles(str(path), path.parent, path), str(path))
+    return model
+
+
+def save(
+    model: onnx_ir.Model,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    external_from_bytes: int = _EXTERNAL_FROM_BYTES,
+) -> int:
+    """Write `model` to `path`, whole or not at all, and return the bytes written. Equal models, equal bytes.
+
+    A model of `external_from_bytes` or more keeps its weights in one file beside it, `<name>.data`. Encoded
+    weights are written dense. Files that exist are replaced, never written into, so the model's own source is a
+    safe place to save to.
+
+    Raises:
+        UsageError: the path is taken and `overwrite` is not set, or it cannot be written.
+        InputError: the model is too large for protobuf even without its weights.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link: its target is replaced
+    skeleton = onnx_file.of_model(model)
+    content: Iterable[bytes | memoryview] = onnx_file.chunks(skeleton)
+    files: list[tuple[Path, Iterable[bytes | memoryview]]] = [(target, content)]
+    if onnx_file.size_bytes(skeleton) >= external_from_bytes and skeleton.weights:
+        data_path = target.with_name(target.name + ".data")
+        proto, data = onnx_file.externalized(skeleton, data_path.name)
+        files = [(data_path, data), (target, onnx_file.chunks(onnx_file.Skeleton(proto, {})))]
+    for file, _ in files:
+        _require_writable(file, Path(path), overwrite)
+    return _write_all(files)
+
+
+def to_proto_bytes(model: onnx_ir.Model) -> bytes:
+    """Return the model as one ONNX file's content, weights included.
+
+    Raises:
+        InputError: it is too large for protobuf; save it to a path instead.
+    """
+    skeleton = onnx_file.of_model(model)
+    size = onnx_file.size_bytes(skeleton)
+    if size > onnx_file.PROTOBUF_LIMIT:
+        raise InputError(
+            f"the model takes {size} bytes, more than the {onnx_file.PROTOBUF_LIMIT} of one protobuf "
+            "message. Save it to a path, which keeps the weights in a file of their own."
+        )
+    return b"".join(onnx_file.chunks(skeleton))
+
+
+def size_bytes(model: onnx_ir.Model) -> int:
+    """Return the size of the saved model in bytes, weights included, without serializing them."""
+    return onnx_file.size_bytes(onnx_file.of_model(model))
+
+
+def digest(model: ModelSource) -> str:
+    """Return the sha256 of what a model is, in hex.
+
+    It covers all that `save` writes but the types and shapes of inner values, which depend on the onnx version.
+    So it is the same for a model, the file it was saved to (with or without a data file), and what is loaded
+    from there. Of a path or ModelProto it is the digest of what `load` makes of it.
+    """
+    if not isinstance(model, onnx_ir.Model):
+        model = load(model)
+    skeleton = onnx_file.of_model(model)
+    for graph in onnx_file.graphs_of(skeleton.proto.graph):
+        del graph.value_info[:]
+    found = hashlib.sha256()
+    for chunk in onnx_file.chunks(skeleton):
+        found.update(chunk)
+    return found.hexdigest()
+
+
+# Loading.
+
+
+def _copy(source: onnx_ir.Model) -> onnx_ir.Model:
+    try:
+        model = source.clone()
+    except Exception as error:  # onnx-ir wraps all causes alike
+        raise InputError(
+            f"{_IN_MEMORY}: cannot be copied: {_first_cause(error)}. "
+            "Check that its nodes are sorted: model.graph.sort()."
+        ) from error
+    external_data.take_in_model(model, _IN_MEMORY)
+    skeleton = onnx_file.of_model(model)
+    _require_known_versions(skeleton.proto, _IN_MEMORY)
+    _require_valid(skeleton, _IN_MEMORY)
+    return _finish(model, _IN_MEMORY)
+
+
+def _import(skeleton: onnx_file.Skeleton, files: external_data.DataFiles | None, where: str) -> onnx_ir.Model:
+    """Turn a skeleton, which it may change, into a model."""
+    _require_known_versions(skeleton.proto, where)
+    if skeleton.proto.training_info:
+        raise InputError(
+            f"{where}: carries training steps (training_info), which would be lost. "
+            "Export the model for inference, without them."
+        )
+    external_data.take_in(skeleton, files, where)
+    _densify(skeleton.proto, where)
+    _separate_initializers(skeleton.proto)
+    _require_valid(skeleton, where)
+    try:
+        model = onnx_ir.from_proto(skeleton.proto)
+    except Exception as error:  # onnx-ir wraps all causes alike
+        raise InputError(
+            f"{where}: cannot be represented: {_first_cause(error)}. Export the model without it."
+        ) from error
+    for name, tensor in skeleton.weights.items():
+        model.graph.initializers[name].const_value = tensor
+    return _finish(model, where)
+
+
+def _finish(model: onnx_ir.Model, where: str) -> onnx_ir.Model:
+    _inline_functions(model, where)
+    name_nodes(model)
+    inference.infer_shapes(model)
+    return model
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).strip().rstrip(".")
+
+
+def _require_known_versions(proto: onnx.ModelProto, where: str) -> None:
+    if proto.ir_version > onnx.IR_VERSION:
+        raise InputError(
+            f"{where}: has IR version {proto.ir_version}, and the installed onnx {onnx.__version__} knows "
+            f"versions up to {onnx.IR_VERSION}. Install a newer onnx, or export with an older one."
+        )
+    newest = onnx.defs.onnx_opset_version()
+    for opset in proto.opset_import:
+        if opset.domain == "ai.onnx":  # the default domain's other name
+            opset.domain = ""
+        if opset.domain == "" and opset.version > newest:
+            raise InputError(
+                f"{where}: uses opset {opset.version}, and the installed onnx {onnx.__version__} knows opsets "
+                f"up to {newest}. Install a newer onnx, or export with opset {newest} or lower."
+            )
+
+
+def _require_valid(skeleton: onnx_file.Skeleton, where: str) -> None:
+    complaint = checker_complaint(skeleton, strict=False)
+    if complaint:
+        raise InputError(f"{where}: is not a valid model: {complaint}. Export it again.")
+
+
+def _densify(proto: onnx.ModelProto, where: str) -> None:
+    """Replace sparse initializers by dense ones: onnx-ir would drop them."""
+    for graph in onnx_file.graphs_of(proto.graph):
+        for sparse in graph.sparse_initializer:
+            graph.initializer.append(_dense(sparse, where))
+        del graph.sparse_initializer[:]
+
+
+def _dense(sparse: onnx.SparseTensorProto, where: str) -> onnx.TensorProto:
+    """Return the dense form. Indices are [NNZ], counted in C order, or [NNZ, rank]."""
+    dims = tuple(sparse.dims)
+    try:
+        values = onnx.numpy_helper.to_array(sparse.values)
+        indices = onnx.numpy_helper.to_array(sparse.indices)
+        flat = np.ravel_multi_index(tuple(indices.T), dims) if indices.ndim == 2 else indices
+        dense = np.zeros(math.prod(dims), values.dtype)
+        dense[flat] = values
+    except (ValueError, IndexError) as error:
+        raise InputError(
+            f"{where}: sparse initializer {sparse.values.name!r} cannot be read: {error}. Export it dense."
+        ) from None
+    return onnx.numpy_helper.from_array(dense.reshape(dims), sparse.values.name)
+
+
+def _separate_initializers(proto: onnx.ModelProto) -> None:
+    """Drop initializers from the graph inputs where their being listed carries no meaning (see above)."""
+    graph = proto.graph
+    initializers = {tensor.name for tensor in graph.initializer}
+    listed = initializers.intersection(value.name for value in graph.input)
+    always_listed = proto.ir_version < _FIRST_IR_WITH_PLAIN_INITIALIZERS
+    if always_listed:
+        proto.ir_version = _FIRST_IR_WITH_PLAIN_INITIALIZERS
+    if not listed or (listed < initializers and not always_listed):
+        return
+    inputs = [value for value in graph.input if value.name not in listed]
+    del graph.input[:]
+    graph.input.extend(inputs)
+
+
+def _inline_functions(model: onnx_ir.Model, where: str) -> None:
+    if not model.functions:
+        return
+    try:
+        onnx_ir.passes.common.inliner.InlinePass()(model)
+    except Exception as error:  # onnx-ir wraps all causes alike
+        raise InputError(
+            f"{where}: its functions cannot be inlined: {_first_cause(error)}. "
+            "Inline them first: onnx.inliner.inline_local_functions(model, convert_version=True)."
+        ) from error
+    model.functions.clear()
+    _rename_shadowing_values(model.graph, set())
+
+
+def _rename_shadowing_values(graph: onnx_ir.Graph, outer: set[str]) -> None:
+    """Number inner values that inlining gave a name of an enclosing graph. The interface is never renamed."""
+    taken = set(outer)
+    taken.update(value.name for value in graph.inputs if value.name)
+    taken.update(graph.initializers)
+    for node in graph:
+        for value in node.outputs:
+            if value.name:
+                if value.name in taken:
+                    value.name = _numbered(value.name, taken)
+                taken.add(value.name)
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type == onnx_ir.AttributeType.GRAPH:
+                _rename_shadowing_values(attribute.as_graph(), taken)
+            elif attribute.type == onnx_ir.AttributeType.GRAPHS:
+                for inner in attribute.as_graphs():
+                    _rename_shadowing_values(inner, taken)
+
+
+def name_nodes(model: onnx_ir.Model) -> None:
+    """Give every node a unique name, in place: `Conv_17` (type and position) where there is none.
+
+    Names that are unique stay as they are; of equal ones the first stays and the others are numbered.
+    """
+    nodes = list(model.graph.all_nodes())
+    given = {node.name for node in nodes if node.name}
+    seen: set[str] = set()
+    for position, node in enumerate(nodes):
+        if not node.name:
+            node.name = f"{node.op_type}_{position}"
+            if node.name in given:
+                node.name = _numbered(node.name, given)
+            given.add(node.name)
+        elif node.name in seen:
+            node.name = _numbered(node.name, given)
+            given.add(node.name)
+        seen.add(node.name)
+
+
+def _numbered(name: str, taken: set[str]) -> str:
+    number = 2
+    while f"{name}_{number}" in taken:
+        number += 1
+    return f"{name}_{number}"
+
+
+# Saving.
+
+
+def _require_writable(file: Path, asked: Path, overwrite: bool) -> None:
+    if file.is_dir():
+        raise UsageError(f"output {asked}: is a folder. Name a file in it, such as {asked / 'model.onnx'}.")
+    if not file.parent.is_dir():
+        raise UsageError(f"output {asked}: there is no folder {file.parent}. Create it first.")
+    if file.exists() and not overwrite:
+        name = asked if file.name == asked.name else asked.with_name(file.name)
+        raise UsageError(f"output {name}: exists already. Choose another name, or replace it with --force.")
+
+
+def _write_all(files: list[tuple[Path, Iterable[bytes | memoryview]]]) -> int:
+    """Write every file under a temporary name beside its place, then move them all there."""
+    written = 0
+    with contextlib.ExitStack() as cleanup:
+        moves: list[tuple[Path, Path]] = []
+        for path, content in files:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            cleanup.callback(temporary.unlink, missing_ok=True)
+            written += _write(temporary, path, content)
+            moves.append((temporary, path))
+        for temporary, path in moves:
+            with _explained(path):
+                temporary.replace(path)
+    return written
+
+
+def _write(temporary: Path, path: Path, content: Iterable[bytes | memoryview]) -> int:
+    with _explained(path), temporary.open("wb") as file:
+        if path.exists():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+        return sum(map(file.write, content))
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"output {path}: cannot be written: {error.strerror or error}. Choose another place."
+        ) from error

@@ -1,0 +1,159 @@
+"""Small edits and questions that the exact rewrites share: names, initializers, dead nodes, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from onnxpress.ir.linear import constant_tensor
+from onnxpress.ir.quantization import quantization_of
+from onnxpress.passes.base import Amount
+
+__all__ = [
+    "IR_VERSION_WITH_CONSTANTS",
+    "add_initializer",
+    "amount",
+    "constant_ints",
+    "detach",
+    "fresh_name",
+    "is_default_domain",
+    "is_removable",
+    "release_bodies",
+    "quote_names",
+    "replacement_problem",
+    "subgraphs_of",
+    "take_over_output",
+    "value_names",
+]
+
+IR_VERSION_WITH_CONSTANTS = 4  # before, every initializer had to be a graph input that a caller may override
+
+
+def is_default_domain(node: onnx_ir.Node) -> bool:
+    """Whether the node's operator is ONNX's own; what others compute is not known here."""
+    return node.domain in ("", "ai.onnx")
+
+
+def constant_ints(node: onnx_ir.Node, index: int) -> tuple[int, ...] | None:
+    """Return the integers of a constant input, flat; None where it is omitted or not constant."""
+    tensor = constant_tensor(node.inputs[index]) if index < len(node.inputs) else None
+    return None if tensor is None else tuple(tensor.numpy().ravel().tolist())
+
+
+def subgraphs_of(node: onnx_ir.Node) -> Iterator[onnx_ir.Graph]:
+    """Yield the graphs in the node's attributes: branches of If, bodies of Loop and Scan."""
+    for attribute in node.attributes.values():
+        if attribute.type == onnx_ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == onnx_ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def value_names(model: onnx_ir.Model) -> set[str | None]:
+    """Return the names of all values of all graphs, for `fresh_name`."""
+    taken: set[str | None] = set()
+    for graph in model.graphs():
+        taken.update(value.name for value in graph.inputs)
+        taken.update(graph.initializers)
+        taken.update(output.name for node in graph for output in node.outputs)
+    return taken
+
+
+def fresh_name(stem: str, taken: set[str | None]) -> str:
+    """Return `stem`, or `stem_1`, `stem_2` ...: the first that is not taken; and take it."""
+    name, count = stem, 0
+    while name in taken:
+        count += 1
+        name = f"{stem}_{count}"
+    taken.add(name)
+    return name
+
+
+def add_initializer(
+    model: onnx_ir.Model, graph: onnx_ir.Graph, name: str, array: npt.NDArray[np.generic]
+) -> onnx_ir.Value:
+    """Add a new constant to `graph` and return it. `name` must be free: see `fresh_name`.
+
+    A model older than IR version 4 is raised to it: before, every initializer was an input too.
+    """
+    model.ir_version = max(model.ir_version, IR_VERSION_WITH_CONSTANTS)
+    tensor = onnx_ir.tensor(array, name=name)
+    value = onnx_ir.Value(
+        name=name, type=onnx_ir.TensorType(tensor.dtype), shape=onnx_ir.Shape(array.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def is_removable(node: onnx_ir.Node) -> bool:
+    """Whether nothing reads any output. A node without outputs acts in ways we cannot see: it stays."""
+    return bool(node.outputs) and not any(
+        output.is_graph_output() or output.uses() for output in node.outputs
+    )
+
+
+def detach(node: onnx_ir.Node) -> None:
+    """Take `node` out of its graph, and its bodies' nodes off the values they read.
+
+    onnx-ir forgets the second half: a value that a removed branch reads would count as used for ever.
+    """
+    release_bodies(node)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+
+
+def release_bodies(node: onnx_ir.Node) -> None:
+    """Make the nodes inside `node`'s subgraphs, at any depth, read nothing."""
+    for graph in subgraphs_of(node):
+        for inner in graph.all_nodes():
+            for index in range(len(inner.inputs)):
+                inner.replace_input_with(index, None)
+
+
+def replacement_problem(old: onnx_ir.Value, new: onnx_ir.Value) -> str | None:
+    """Say why `new`, which equals `old`, cannot stand for it everywhere; None when it can.
+
+    A graph output keeps its name, so `new` must be a node's output in the same graph that is no output yet.
+    A quantization note is part of what a value means: it must not get lost.
+    """
+    note = quantization_of(old)
+    if note is not None and note != quantization_of(new):
+        return f"value {old.name!r} carries a quantization note that {new.name!r} lacks"
+    if not old.is_graph_output():
+        return None
+    producer = new.producer()
+    if producer is None or producer.graph is not old.graph:
+        return f"graph output {old.name!r} needs a node of its own graph behind it"
+    if new.is_graph_output():
+        return f"graph output {old.name!r} would be the same value as output {new.name!r}"
+    return None
+
+
+def take_over_output(old: onnx_ir.Value, new: onnx_ir.Value) -> None:
+    """Let `new` stand for `old` everywhere; as a graph output with the name, type and shape of `old`."""
+    if old.is_graph_output():
+        new.name, new.type, new.shape, new.doc_string = old.name, old.type, old.shape, old.doc_string
+        new.metadata_props.update(old.metadata_props)
+    new.type = new.type or old.type
+    new.shape = new.shape if new.shape is not None else old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def amount(constants: Iterable[onnx_ir.Value]) -> Amount:
+    """Return what constants weigh: numbers in floating point tensors of rank 1 and up, and stored bytes."""
+    tensors = [value.const_value for value in constants if value.const_value is not None]
+    params = sum(tensor.size for tensor in tensors if tensor.dtype.is_floating_point() and len(tensor.shape))
+    return Amount(params=params, size_bytes=sum(tensor.nbytes for tensor in tensors))
+
+
+def quote_names(names: Sequence[str], *, limit: int = 3) -> str:
+    """Write names for people.
+
+    >>> quote_names(["a", "b", "c", "d", "e"])
+    "'a', 'b', 'c' and 2 more"
+    """
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

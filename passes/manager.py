@@ -1,0 +1,328 @@
+"""Runs passes one after the other, on copies, and checks and records what each of them did.
+
+Every pass works on a clone of the model before it; tensors are shared, so a clone costs its graph and no
+weights. So the input is never changed, and when a pass fails the model before it is still whole: it becomes
+the reproducer that `crash_dir` asks for.
+
+After every pass: the model is valid (`ir.verify`, the cheap form) and its interface is what it was. With
+`verify_each` its outputs are compared too (`passes.verify_each`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import sys
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import onnx_ir
+
+from onnxpress.ir.errors import InputError, InternalError, OnnxpressError, UsageError
+from onnxpress.passes.base import Amount, Context, Pass, Rewrites
+from onnxpress.passes.instrument import ModelPrinter, Printer, Progress, Timing, Timings
+from onnxpress.passes.pipeline import format_pipeline, to_spec
+from onnxpress.passes.reproducer import write_reproducer
+from onnxpress.passes.verify_each import Check, OutputVerifier
+
+__all__ = ["PassManager", "PassRecord"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PassRecord:
+    """What one pass of a run did.
+
+    options: all of them, defaults included, in plain JSON types. seconds, cpu_seconds: of the pass alone,
+    without the checks around it. before, after: the whole model. check: what `verify_each` measured.
+    """
+
+    name: str
+    options: dict[str, Any]
+    seconds: float
+    rewrites: Rewrites
+    before: Amount
+    after: Amount
+    cpu_seconds: float = 0.0
+    check: Check | None = None
+
+
+class PassManager:
+    """A pipeline of passes, checked for order once and run on any number of models."""
+
+    def __init__(
+        self,
+        passes: Iterable[Pass],
+        *,
+        verify_each: bool = False,
+        print_after_all: bool = False,
+        print_after_change: bool = False,
+        crash_dir: str | os.PathLike[str] | None = None,
+        printer: Printer | None = None,
+        repeat_flags: Sequence[str] = (),
+    ) -> None:
+        """Keep the passes and what to do around each.
+
+        print_after_all, print_after_change: print the model's text, or how it changed, through `printer`
+        (default: to stderr). crash_dir: where a failing pass leaves its reproducer. repeat_flags: flags
+        that the reproducer's command line needs beside model, passes, data and seed, such as
+        `["--target", "board.toml"]`.
+
+        Raises:
+            UsageError: a pass stands before one that it must come after.
+        """
+        self._passes = tuple(passes)
+        self._verify_each = verify_each
+        self._print_every = print_after_all
+        self._print_changes = print_after_change
+        self._crash_dir = crash_dir
+        self._printer = printer or _print_to_stderr
+        self._repeat_flags = tuple(repeat_flags)
+        _check_order(self._passes)
+
+    def run(self, model: onnx_ir.Model, context: Context) -> tuple[onnx_ir.Model, list[PassRecord]]:
+        """Return a rewritten copy of `model`, and what each pass did. `model` itself stays as it is.
+
+        Raises:
+            OnnxpressError: what a pass raised on purpose, with the pass's name before the message.
+            InternalError: a pass failed or left a broken model; names the reproducer, if one was asked for.
+            InputError: `model` was broken before the first pass.
+        """
+        printer = ModelPrinter(self._printer, every=self._print_every, changes=self._print_changes)
+        printer.start(model)
+        verifier = OutputVerifier(context.data, seed=context.seed) if self._verify_each else None
+        current, records = model, list[PassRecord]()
+        amount = _weigh(model)
+        progress = context.progress or Progress()
+        with progress.task("passes", len(self._passes)) as task:
+            for index, one in enumerate(self._passes):
+                candidate, rewrites, timing, check = self._step(index, model, current, context, verifier)
+                before, amount = amount, _weigh(candidate) if rewrites.modified else amount
+                options = one.options.model_dump(mode="json")
+                records.append(
+                    PassRecord(
+                        one.name,
+                        options,
+                        timing.seconds,
+                        rewrites,
+                        before,
+                        amount,
+                        timing.cpu_seconds,
+                        check,
+                    )
+                )
+                printer.show(str(to_spec(one)), candidate)
+                current = candidate
+                task.advance()
+        return (current if records else _clone(model)), records
+
+    def _step(
+        self,
+        index: int,
+        original: onnx_ir.Model,
+        before: onnx_ir.Model,
+        context: Context,
+        verifier: OutputVerifier | None,
+    ) -> tuple[onnx_ir.Model, Rewrites, Timing, Check | None]:
+        """Run pass `index` on a clone of `before` and check what it leaves."""
+        one = self._passes[index]
+        candidate = _clone(before)
+        try:
+            with Timings().measure(one.name) as timing:
+                rewrites = one.run(candidate, context)
+            if not isinstance(rewrites, Rewrites):
+                raise InternalError(f"run returned {type(rewrites).__name__}, not Rewrites")
+            _check_model(candidate, before)
+            check = verifier.check(one, rewrites, before, candidate) if verifier else None
+        except Exception as error:
+            if isinstance(error, OnnxpressError) and error.exit_code != InternalError.exit_code:
+                _name_pass(one.name, error)
+                raise
+            self._fail(index, original, before, context, error)
+        return candidate, rewrites, timing, check
+
+    def _fail(
+        self,
+        index: int,
+        original: onnx_ir.Model,
+        before: onnx_ir.Model,
+        context: Context,
+        error: Exception,
+    ) -> NoReturn:
+        """Raise the InternalError that tells of `error`, after writing the reproducer if one is wanted."""
+        name = self._passes[index].name
+        what = f"{name}: {_describe_failure(error)}"
+        if self._crash_dir is None:
+            raise InternalError(f"{what}. Run again with --crash-dir DIR to get what repeats it") from error
+        flags = [*self._repeat_flags, *(["--verify-each"] if self._verify_each else [])]
+        try:
+            folder = write_reproducer(
+                self._crash_dir,
+                original=original,
+                before=before,
+                passes=self._passes[: index + 1],
+                context=context,
+                flags=flags,
+                error=error,
+            )
+        except Exception as second:  # telling the first cause matters more than keeping it
+            reason = _one_line(second)
+            raise InternalError(
+                f"{what}. The reproducer could not be written to {os.fspath(self._crash_dir)}: {reason}"
+            ) from error
+        raise InternalError(f"{what}. What repeats it is in {folder}, see repeat.txt") from error
+
+
+def _check_order(passes: Sequence[Pass]) -> None:
+    """Raise a UsageError that gives the corrected order, if a pass stands before one it must come after."""
+    names = [one.name for one in passes]
+    for index, one in enumerate(passes):
+        late = [name for name in _awaited(one, names) if name not in names[:index]]
+        if late:
+            break
+    else:
+        return
+    wrong = f"pipeline: {one.name!r} must come after {late[0]!r}"
+    try:
+        ordered = format_pipeline(to_spec(placed) for placed in _in_order(passes))
+    except ValueError as error:
+        raise UsageError(f"{wrong}, but {error}. Run them in two pipelines") from None
+    raise UsageError(f'{wrong}. Write --passes "{ordered}"')
+
+
+def _in_order(passes: Sequence[Pass]) -> Iterator[Pass]:
+    """Yield the passes so that each comes after those it names, otherwise in the order given.
+
+    Raises:
+        ValueError: passes wait for each other.
+    """
+    waiting = list(passes)
+    placed: set[str] = set()
+    names = [one.name for one in passes]
+    while waiting:
+        ready = next((one for one in waiting if placed.issuperset(_awaited(one, names))), None)
+        if ready is None:
+            raise ValueError(f"{' and '.join(repr(one.name) for one in waiting)} wait for each other")
+        waiting.remove(ready)
+        placed.add(ready.name)
+        yield ready
+
+
+def _awaited(one: Pass, names: Sequence[str]) -> list[str]:
+    """Return those of the passes `names` that must come before `one`; where one runs twice, its first run."""
+    return [name for name in one.after if name in names and name != one.name]
+
+
+def _clone(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Return a copy that shares tensors and nothing else that passes change.
+
+    `Model.clone` leaves types shared (writing `value.dtype` would reach the original) and drops `meta`.
+    """
+    cloned = model.clone()
+    cloned.meta.update(model.meta)
+    for value in _values(cloned):
+        value.type = copy.deepcopy(value.type)
+    return cloned
+
+
+def _values(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
+    for graph in model.graphs():
+        yield from graph.inputs
+        yield from graph.initializers.values()
+        for node in graph:
+            yield from node.outputs
+
+
+def _weigh(model: onnx_ir.Model) -> Amount:
+    from onnxpress.ir.analysis.cost import cost
+
+    total = cost(model)
+    return Amount(params=total.params, macs=total.macs, size_bytes=total.weight_bytes)
+
+
+def _check_model(after: onnx_ir.Model, before: onnx_ir.Model) -> None:
+    """Raise unless `after` is valid and has the interface of `before`.
+
+    Raises:
+        InternalError: it is broken. InputError: `before` is broken already.
+    """
+    from onnxpress.ir.verify import VerifyError, verify
+
+    try:
+        verify(after, full=False)
+    except VerifyError as error:
+        _blame_input(before)
+        raise InternalError(f"left a broken model: {error}") from error
+    _check_values("input", before.graph.inputs, after.graph.inputs)
+    _check_values("output", before.graph.outputs, after.graph.outputs)
+
+
+def _blame_input(before: onnx_ir.Model) -> None:
+    from onnxpress.ir.verify import VerifyError, verify
+
+    try:
+        verify(before, full=False)
+    except VerifyError as error:
+        raise InputError(f"the model was broken before this pass: {error}") from None
+
+
+def _check_values(kind: str, before: Sequence[onnx_ir.Value], after: Sequence[onnx_ir.Value]) -> None:
+    names_before, names_after = [value.name for value in before], [value.name for value in after]
+    if names_before != names_after:
+        raise InternalError(f"changed the model's {kind}s from {names_before} to {names_after}")
+    for old, new in zip(before, after, strict=True):
+        if old.type != new.type:
+            raise InternalError(f"changed the type of {kind} {old.name!r} from {old.type} to {new.type}")
+        if not _is_refined(old.shape, new.shape):
+            raise InternalError(f"changed the shape of {kind} {old.name!r} from {old.shape} to {new.shape}")
+
+
+def _is_refined(old: onnx_ir.Shape | None, new: onnx_ir.Shape | None) -> bool:
+    """Whether `new` keeps every number and symbol of `old`; what was unknown may have become known."""
+    if old is None or new is None:
+        return old is None
+    return len(old) == len(new) and all(a == b or _is_unknown(a) for a, b in zip(old, new, strict=True))
+
+
+def _is_unknown(dim: int | onnx_ir.SymbolicDim) -> bool:
+    return isinstance(dim, onnx_ir.SymbolicDim) and dim.value is None
+
+
+def _name_pass(name: str, error: OnnxpressError) -> None:
+    """Put the pass's name before the message of `error`, unless it is there."""
+    if not str(error).startswith(f"{name}: "):
+        error.args = (f"{name}: {error}",)
+
+
+def _describe_failure(error: Exception) -> str:
+    """Say in one line what went wrong: the first cause, and the node in hand where one can be told."""
+    if isinstance(error, OnnxpressError):
+        return str(error)
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    node = _node_in_hand(cause.__traceback__)
+    where = f" at node {node.name!r} ({node.op_type})" if node is not None else ""
+    return f"failed{where}: {_one_line(cause)}"
+
+
+def _node_in_hand(traceback: types.TracebackType | None) -> onnx_ir.Node | None:
+    """Return the node in the innermost local variable that holds one: a good guess at the culprit."""
+    found = None
+    while traceback is not None:
+        nodes = [local for local in traceback.tb_frame.f_locals.values() if isinstance(local, onnx_ir.Node)]
+        found = nodes[-1] if nodes else found
+        traceback = traceback.tb_next
+    return found
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return (
+        text if isinstance(error, OnnxpressError) else f"{type(error).__name__}{f': {text}' if text else ''}"
+    )
+
+
+def _print_to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,96 @@
+"""Decide which units run in integers, at least predicted time for the whole graph.
+
+A rule per operator is not enough: int8 depthwise convolution is slower than float in onnxruntime, and yet
+leaving it in float costs more at its borders. So every unit pays its own time, every value that crosses from
+float to integers (or back) pays its conversion once, and the cheapest assignment is a minimum cut:
+
+    source side = integers, sink side = float
+    source -> unit       float seconds          cut when the unit is float
+    unit   -> sink       int8 seconds           cut when the unit is int8
+    z(v)   -> producer   quantize seconds       z(v): v has an integer copy, needed by any int8 reader
+    producer -> y(v)     dequantize seconds     y(v): v has no float copy; forced to the sink by a float reader
+
+The cut is exact because the only terms join two nodes (Picard & Ratliff 1975, "Minimum cuts and related problems").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import onnx_ir
+
+from onnxpress.passes.constraints import CostEstimator
+from onnxpress.passes.quantize.units import Unit
+
+__all__ = ["place"]
+
+_INT8, _FLOAT = "int8", "float"
+
+
+def place(units: Sequence[Unit], costs: CostEstimator) -> dict[Unit, str]:
+    """Return why each unit that should stay in float does so; the units left out run in integers."""
+    if not units:
+        return {}
+    import networkx
+
+    graph = _flow_graph(units, costs)
+    _, (integer_side, _) = networkx.minimum_cut(graph, _INT8, _FLOAT)
+    return {unit: _reason(unit, costs) for unit in units if unit not in integer_side}
+
+
+def _flow_graph(units: Sequence[Unit], costs: CostEstimator) -> Any:
+    import networkx
+
+    graph = networkx.DiGraph()
+    producers = {unit.output: unit for unit in units}
+    for unit in units:
+        graph.add_edge(_INT8, unit, capacity=_microseconds(costs.node_seconds(unit.node, "float32")))
+        graph.add_edge(unit, _FLOAT, capacity=_microseconds(costs.node_seconds(unit.node, "int8")))
+        for value in unit.inputs:
+            copy = ("integer copy", value)
+            graph.add_edge(unit, copy)  # without capacity: infinite
+            graph.add_edge(
+                copy, producers.get(value, _FLOAT), capacity=_microseconds(costs.convert_seconds(value, "int8"))
+            )
+    for unit in units:
+        if unit.must_quantize_output:
+            _add_dequantize(graph, unit, [other for other in units if unit.output in other.inputs], costs)
+    return graph
+
+
+def _add_dequantize(graph: Any, unit: Unit, readers: Collection[Unit], costs: CostEstimator) -> None:
+    no_float = ("no float copy", unit.output)
+    seconds = costs.convert_seconds(unit.output, "float32")
+    graph.add_edge(unit, no_float, capacity=_microseconds(seconds))
+    for reader in readers:
+        graph.add_edge(no_float, reader)
+    others = set(unit.output.consumers()) - {reader.node for reader in readers}
+    if others or unit.output.is_graph_output():
+        graph.add_edge(no_float, _FLOAT)
+
+
+def _microseconds(seconds: float) -> float:
+    # Whole nanoseconds: flow sums stay exact, so the cut does not depend on the order of additions.
+    return 1e12 if math.isinf(seconds) else float(round(seconds * 1e9))
+
+
+def _reason(unit: Unit, costs: CostEstimator) -> str:
+    integer, real = costs.node_seconds(unit.node, "int8"), costs.node_seconds(unit.node, "float32")
+    if math.isinf(integer):
+        return "the target has no int8 kernel for it"
+    return (
+        f"float is cheaper here: {real * 1e6:.1f} us against {integer * 1e6:.1f} us in int8, "
+        "conversions at its borders decide"
+    )
+
+
+def values_between(units: Collection[Unit]) -> list[onnx_ir.Value]:
+    """Return every value that must be quantized when `units` run in integers, in graph order, once each."""
+    found: dict[onnx_ir.Value, None] = {}
+    for unit in units:
+        found.update(dict.fromkeys(unit.inputs))
+        if unit.must_quantize_output:
+            found[unit.output] = None
+    return list(found)

@@ -1,0 +1,247 @@
+"""Quantize activations and weights to 8 bits, statically, from calibration data.
+
+    Y = op(X, W, B)   =>   Y = op(X on [low, high] in 8 bits, W as int8 with a scale per output channel, B')
+
+The pass decides what is quantized: it notes a clipping range on activations and encodes weights. What operators
+that becomes is the target's lowering.
+
+1. place    which units run in integers, at least predicted time for the whole graph (`placement`)
+2. observe  one streaming pass over the calibration data, a histogram per value (`ir.analysis.histogram`)
+3. range    a clipping range per value, shared where the target's kernels need it (`ir.analysis.ranges`)
+4. encode   weights, symmetric; a weight that already lies on an integer grid keeps that grid and loses nothing
+5. correct  biases for the mean error of each layer (`ir.analysis.layer_error`), where it is more than chance
+
+Legal when: values are FLOAT, weights constant, shapes static but for the batch; opset 13 or later (the model is
+raised to it). Fidelity: lossy; each site records the measured signal-to-noise ratio of its own output.
+Sources: Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (scheme); Nagel et al. 2021, section 3,
+https://arxiv.org/abs/2106.08295 (ranges, bias correction).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+import pydantic
+
+from onnxpress.ir.analysis.cost import node_macs
+from onnxpress.ir.analysis.layer_error import LayerError, RoundedLayer, measure_layer_errors
+from onnxpress.ir.analysis.ranges import RangeMethod
+from onnxpress.ir.encodings import Affine, grid_scale
+from onnxpress.ir.linear import Linear
+from onnxpress.ir.opset import require_opset
+from onnxpress.ir.quantization import Quantization, integer_parameters, note
+from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
+from onnxpress.passes.constraints import QuantizationScheme
+from onnxpress.passes.quantize.calibration import observe_ranges
+from onnxpress.passes.quantize.placement import place, values_between
+from onnxpress.passes.quantize.units import Unit, find_units, nodes_before_last_linear
+from onnxpress.passes.selectors import Selection
+
+__all__ = ["QuantizeInt8", "QuantizeInt8Options"]
+
+_PER_CHANNEL_OPSET = 13  # DequantizeLinear takes an axis from here on
+_LARGEST_BIAS = 2**30  # half the int32 range: the accumulator needs the rest
+
+
+class QuantizeInt8Options(SiteOptions):
+    """Options of `quantize-int8`."""
+
+    method: RangeMethod = pydantic.Field(
+        default="mse", description="how ranges are chosen: minmax, percentile, mse or entropy"
+    )
+    percentile: float = pydantic.Field(
+        default=99.99, gt=50, le=100, description="share of values kept by method=percentile, in percent"
+    )
+    samples: int | None = pydantic.Field(default=None, ge=1, description="calibration samples to use; all by default")
+    bias_correction: bool = pydantic.Field(default=True, description="remove the mean error of each layer's output")
+    tail: Literal["float", "int8"] = pydantic.Field(
+        default="float", description="precision of what follows the last weighted layer"
+    )
+    placement: Literal["cost", "all"] = pydantic.Field(
+        default="cost", description="quantize where the target's cost estimate gains, or all that can be"
+    )
+    error_samples: int = pydantic.Field(
+        default=32, ge=2, description="samples that measure each layer's error and bias shift"
+    )
+
+
+@dataclasses.dataclass
+class _Plan:
+    """What will be quantized and with which parameters; everything before the first change of the model."""
+
+    units: list[Unit]
+    ranges: dict[onnx_ir.Value, Quantization]
+    weights: dict[Unit, Affine]
+    errors: dict[Unit, LayerError]
+
+
+class QuantizeInt8(Pass):
+    """Quantize activations and weights to 8 bits from calibration data, where the target gains by it."""
+
+    name: ClassVar[str] = "quantize-int8"
+    fidelity: ClassVar[Fidelity] = "lossy"
+    options_type: ClassVar[type[Options]] = QuantizeInt8Options
+    after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-batchnorm", "equalize")
+    options: QuantizeInt8Options
+
+    def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
+        """Quantize `model` in place.
+
+        Raises:
+            UsageError: no calibration data, or a selector that matches nothing.
+        """
+        data = context.require_data(self.name)
+        rewrites = Rewrites()
+        units = self._choose(model, context, rewrites)
+        if not units:
+            return rewrites
+        require_opset(model, _PER_CHANNEL_OPSET, reason=f"{self.name} stores a scale per channel")
+        units = _find_again(units, model, context.constraints.quantization)
+        scheme = context.constraints.quantization
+        ranges = observe_ranges(
+            model, units, data, values_between(units), method=self.options.method,
+            percentile=self.options.percentile, samples=self.options.samples, progress=context.progress,
+        )  # fmt: skip
+        weights = {unit: _encode(unit.linear, ranges[unit.linear.data], scheme) for unit in units if unit.linear}
+        layers = [_rounded(unit, ranges, weights) for unit in units if unit.linear]
+        errors = measure_layer_errors(model, layers, data, samples=self.options.error_samples)
+        plan = _Plan(units, ranges, weights, dict(zip(weights, errors, strict=True)))
+        for unit in units:
+            rewrites.sites.append(self._apply(model.graph, unit, plan))
+        for value, quantization in ranges.items():
+            note(value, quantization)
+        return rewrites
+
+    def _choose(self, model: onnx_ir.Model, context: Context, rewrites: Rewrites) -> list[Unit]:
+        """Return the units to quantize, and record why the others are not."""
+        units, rewrites.declined = find_units(model.graph, context.constraints.quantization)
+        selection = Selection.from_options(self.options, model, self.name)
+        before_last = nodes_before_last_linear(model.graph, units)
+        candidates: list[Unit] = []
+        for unit in units:
+            reason = selection.reason(unit.node)
+            if reason is None and self.options.tail == "float" and unit.node not in before_last:
+                reason = "follows the last weighted layer; tail=int8 would quantize it"
+            if reason is None:
+                candidates.append(unit)
+            else:
+                rewrites.declined.append(_declined(unit, reason))
+        costs = context.constraints.costs
+        if costs is None or self.options.placement == "all":
+            return candidates
+        reasons = place(candidates, costs)
+        rewrites.declined.extend(_declined(unit, reason) for unit, reason in reasons.items())
+        return [unit for unit in candidates if unit not in reasons]
+
+    def _apply(self, graph: onnx_ir.Graph, unit: Unit, plan: _Plan) -> Site:
+        amount, detail = _amount(unit), _describe(unit, plan.ranges)
+        if unit.linear is None:
+            return Site(unit.name, unit.node.op_type, amount, amount, detail=detail)
+        weight, error = plan.weights[unit], plan.errors[unit]
+        _replace_weight(graph, unit.linear, weight)
+        if self.options.bias_correction:
+            _shift_bias(graph, unit.linear, error.significant_shift())
+        after = dataclasses.replace(amount, size_bytes=amount.size_bytes - weight.nbytes + weight.packed_bytes)
+        return Site(unit.name, unit.node.op_type, amount, after, {"sqnr_db": error.sqnr_db}, detail)
+
+
+def _declined(unit: Unit, reason: str) -> Declined:
+    return Declined(unit.name, unit.node.op_type, reason)
+
+
+def _find_again(units: Sequence[Unit], model: onnx_ir.Model, scheme: QuantizationScheme) -> list[Unit]:
+    """Look `units` up by node name: raising the opset may have replaced the nodes."""
+    names = {unit.name for unit in units}
+    return [unit for unit in find_units(model.graph, scheme)[0] if unit.name in names]
+
+
+def _encode(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> Affine:
+    """Encode the stored weight of `linear`, its scales large enough for the bias to fit the accumulator."""
+    stored = linear.to_stored(linear.weight())
+    axis = linear.out_axis if scheme.weight_per_channel else None
+    bits = scheme.weight.bits
+    scale = grid_scale(stored, axis, bits)
+    encoded = Affine.quantize(stored, bits=bits, axis=axis, scale=scale)
+    bias = linear.bias()
+    if bias is None:
+        return encoded
+    activation = scheme.activation
+    data_scale, _ = integer_parameters(data, signed=activation.signed, symmetric=activation.symmetric)
+    least = _least_scale(linear, bias.astype(np.float64), float(data_scale), encoded.scale)
+    if np.all(encoded.scale >= least):
+        return encoded
+    return Affine.quantize(stored, bits=bits, axis=axis, scale=np.maximum(encoded.scale, least))
+
+
+def _least_scale(
+    linear: Linear, bias: npt.NDArray[np.float64], data_scale: float, scale: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Smallest weight scales at which `bias / (data_scale * scale)` stays inside the int32 accumulator.
+
+    A channel of almost no weight has almost no scale, and its bias would overflow: 8 bits of nothing are
+    given up for it.
+    """
+    least = np.abs(bias) / (data_scale * _LARGEST_BIAS)
+    if scale.ndim == 0:
+        return np.asarray(least.max(initial=0.0), np.float32)
+    return least.reshape(linear.groups if scale.size < least.size else 1, -1).max(axis=0).astype(np.float32)
+
+
+def _rounded(unit: Unit, ranges: Mapping[onnx_ir.Value, Quantization], weights: Mapping[Unit, Affine]) -> RoundedLayer:
+    assert unit.linear is not None
+    return RoundedLayer(unit.linear, ranges[unit.linear.data], weights[unit])
+
+
+def _replace_weight(graph: onnx_ir.Graph, linear: Linear, weight: Affine) -> None:
+    """Give the node the encoded weight; other readers of the old one keep it."""
+    old = linear.weight_value
+    if len(old.uses()) == 1 and old.is_initializer():
+        weight.name = old.name
+        old.const_value = weight
+        return
+    linear.node.replace_input_with(linear.weight_index, _initializer(graph, f"{old.name}/{linear.node.name}", weight))
+
+
+def _shift_bias(graph: onnx_ir.Graph, linear: Linear, shift: npt.NDArray[np.float64]) -> None:
+    if linear.node.op_type == "MatMul" or not np.any(shift):
+        return  # MatMul has no bias to take it
+    bias = linear.bias()
+    corrected = (shift if bias is None else bias + shift).astype(np.float32)
+    name = f"{linear.node.name}/bias" if linear.bias_value is None else f"{linear.bias_value.name}/corrected"
+    if len(linear.node.inputs) < 3:
+        linear.node.resize_inputs(3)
+    linear.node.replace_input_with(2, _initializer(graph, name, onnx_ir.tensor(corrected)))
+
+
+def _initializer(graph: onnx_ir.Graph, name: str, tensor: onnx_ir.TensorProtocol) -> onnx_ir.Value:
+    unique, count = name, 1
+    while unique in graph.initializers:
+        unique, count = f"{name}.{count}", count + 1
+    tensor.name = unique
+    value = onnx_ir.val(unique, const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _amount(unit: Unit) -> Amount:
+    macs = node_macs(unit.node) or 0
+    if unit.linear is None:
+        return Amount(macs=macs)
+    tensors = [value.const_value for value in (unit.linear.weight_value, unit.linear.bias_value) if value is not None]
+    sizes = [(tensor.size, tensor.nbytes) for tensor in tensors if tensor is not None]
+    return Amount(sum(size for size, _ in sizes), macs, sum(int(nbytes) for _, nbytes in sizes))
+
+
+def _describe(unit: Unit, ranges: Mapping[onnx_ir.Value, Quantization]) -> str:
+    inputs = ", ".join(_interval(ranges[value]) for value in unit.inputs)
+    output = ranges.get(unit.output)
+    return f"in {inputs}; out {_interval(output) if output else 'float'}"
+
+
+def _interval(quantization: Quantization) -> str:
+    return f"[{quantization.low:.4g}, {quantization.high:.4g}]"

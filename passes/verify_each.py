@@ -1,0 +1,219 @@
+"""Compare a model's outputs before and after a pass: what `--verify-each` does.
+
+"bits" passes must leave every output equal; "rounding" passes may differ by the pass's own `tolerance`, and
+outputs that are not floating point are left out there, because a decision (ArgMax, TopK) between two nearly
+equal scores may tip; of "lossy" passes the error is only recorded.
+
+The samples are the first few of the calibration data. Where there is none, seeded numbers within the types of
+the inputs stand in: enough to tell two graphs apart, and never used to calibrate anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from onnxpress.ir.errors import InternalError, OnnxpressError
+from onnxpress.passes.base import Pass, Rewrites
+
+if TYPE_CHECKING:
+    from onnxpress.ir.data import DataSource
+
+__all__ = ["Check", "OutputVerifier"]
+
+_SAMPLES = 8
+_BATCH = 2  # of seeded inputs, where the model leaves it free: enough to tell samples from one another
+
+_Outputs = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a comparison measured.
+
+    samples: how many were compared. sqnr_db: of the worst floating-point output; inf where all are equal,
+    None where nothing was compared, and then `skipped` says why.
+    """
+
+    samples: int
+    sqnr_db: float | None
+    skipped: str = ""
+
+
+class OutputVerifier:
+    """Compares models over one fixed set of samples; keeps the last outputs, which the next pass needs."""
+
+    def __init__(self, data: DataSource | None, *, seed: int = 0) -> None:
+        """Compare over the first samples of `data`, or over inputs drawn from `seed`.
+
+        Raises:
+            UsageError: no onnxruntime is installed.
+        """
+        from onnxpress.ir.analysis.execute import require_runtime
+
+        require_runtime()
+        self._data = data
+        self._seed = seed
+        self._last: tuple[onnx_ir.Model, _Outputs] | None = None
+
+    def check(self, one: Pass, rewrites: Rewrites, before: onnx_ir.Model, after: onnx_ir.Model) -> Check:
+        """Compare `after` with `before` and measure the difference.
+
+        Raises:
+            InternalError: the outputs differ by more than the fidelity of the pass allows, the model no
+                longer runs, or the pass changed the model and recorded nothing.
+        """
+        _check_record(rewrites, before, after)
+        try:
+            expected = self._outputs(before)
+        except Exception as error:  # custom operators, inputs that no seed can guess: not this pass's fault
+            return Check(0, None, f"the model before it does not run here: {_first_line(error)}")
+        try:
+            actual = self._outputs(after)
+        except Exception as error:
+            raise InternalError(f"left a model that does not run: {_first_line(error)}") from error
+        samples = max((len(array) for array in expected.values() if array.ndim), default=1)
+        for name, array in expected.items():
+            _compare(one, name, array, actual[name], samples)
+        return Check(samples, _worst_sqnr_db(expected, actual))
+
+    def _outputs(self, model: onnx_ir.Model) -> _Outputs:
+        if self._last is None or self._last[0] is not model:
+            self._last = (model, self._run(model))
+        return self._last[1]
+
+    def _run(self, model: onnx_ir.Model) -> _Outputs:
+        from onnxpress.ir.analysis.execute import Session, stream
+
+        names = [value.name for value in model.graph.outputs if value.name is not None]
+        if self._data is None:
+            return Session(model, threads=1).run(_seeded_feeds(model, self._seed))
+        batches = list(stream(model, self._data, names, samples=_SAMPLES, optimize=False))
+        return {name: _join([batch[name] for batch in batches]) for name in names}
+
+
+def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return np.concatenate(arrays) if arrays[0].ndim else np.stack(arrays)
+
+
+def _seeded_feeds(model: onnx_ir.Model, seed: int) -> dict[str, npt.NDArray[Any]]:
+    """Return numbers for every input: floats standard normal, integers 0 or 1, booleans fair."""
+    from onnxpress.ir.shapes import batch_dimension, static_shape
+
+    rng = np.random.default_rng(seed)
+    batch = batch_dimension(model) or _BATCH
+    feeds: dict[str, npt.NDArray[Any]] = {}
+    for value in model.graph.inputs:
+        if value.name is None or value.name in model.graph.initializers:
+            continue
+        shape = static_shape(value, batch=batch)
+        if shape is None or value.dtype is None:
+            raise InternalError(f"input {value.name!r} has no fixed shape beyond the batch. Give --data")
+        drawn = rng.standard_normal(shape) if value.dtype.is_floating_point() else rng.integers(0, 2, shape)
+        feeds[value.name] = np.asarray(drawn).astype(value.dtype.numpy())
+    return feeds
+
+
+def _check_record(rewrites: Rewrites, before: onnx_ir.Model, after: onnx_ir.Model) -> None:
+    from onnxpress.ir.text import to_text
+
+    if not rewrites.modified and to_text(before) != to_text(after):
+        raise InternalError("changed the model but recorded no site")
+
+
+def _compare(
+    one: Pass, name: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any], samples: int
+) -> None:
+    if one.fidelity == "lossy":
+        return
+    if expected.dtype != actual.dtype or expected.shape != actual.shape:
+        raise InternalError(
+            f"output {name!r} was {expected.dtype} {list(expected.shape)} "
+            f"and is {actual.dtype} {list(actual.shape)}"
+        )
+    if one.fidelity == "bits":
+        _compare_bits(name, expected, actual, samples)
+    elif _is_float(expected):
+        _compare_rounding(name, expected, actual, samples, one.tolerance)
+
+
+def _compare_bits(name: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any], samples: int) -> None:
+    differs = expected != actual
+    if _is_float(expected):
+        differs &= ~(np.isnan(expected) & np.isnan(actual))
+    if not differs.any():
+        return
+    error = f", by up to {_errors(expected, actual).max():.3g}" if _is_float(expected) else ""
+    raise InternalError(
+        f"--verify-each: output {name!r} must stay equal and differs in {np.count_nonzero(differs)} "
+        f"of {expected.size} numbers{error}, over {samples} samples"
+    )
+
+
+def _compare_rounding(
+    name: str,
+    expected: npt.NDArray[Any],
+    actual: npt.NDArray[Any],
+    samples: int,
+    tolerance: tuple[float, float],
+) -> None:
+    if not expected.size:
+        return
+    error = float(_errors(expected, actual).max())
+    finite = np.abs(_wide(expected)[np.isfinite(_wide(expected))])
+    largest = float(finite.max()) if finite.size else 0.0
+    allowed = tolerance[0] * largest + tolerance[1]
+    if not error <= allowed:
+        raise InternalError(
+            f"--verify-each: output {name!r} differs by {error:.3g}, which is more than {allowed:.3g} "
+            f"({tolerance[0]:g} * max |output| {largest:.3g} + {tolerance[1]:g}), over {samples} samples"
+        )
+
+
+def _worst_sqnr_db(expected: _Outputs, actual: _Outputs) -> float | None:
+    found = [
+        _sqnr_db(array, actual[name])
+        for name, array in expected.items()
+        if _is_float(array) and array.shape == actual[name].shape
+    ]
+    return min(found, default=None)
+
+
+def _sqnr_db(expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float:
+    noise = float(np.square(_errors(expected, actual)).sum())
+    signal = float(np.square(np.abs(_wide(expected))).sum())
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if 0.0 < signal < math.inf and noise < math.inf else -math.inf
+
+
+def _errors(expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return |expected - actual|; 0 where both are the same NaN or infinity, inf where only one is."""
+    a, b = _wide(expected), _wide(actual)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(a - b)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
+
+
+def _wide(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def _is_float(array: npt.NDArray[Any]) -> bool:
+    return array.dtype.kind in "fc" or onnx_ir.DataType.from_numpy(array.dtype).is_floating_point()
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return (
+        text[0]
+        if text and isinstance(error, OnnxpressError)
+        else f"{type(error).__name__}: {text[0] if text else ''}"
+    )

@@ -1,0 +1,394 @@
+"""Check a model against a target's rules: what its runtime refuses, runs badly, or silently changes.
+
+The rules are data, in the profile's tables `rules`; each names one of the checks below and carries its source and
+advice. A check looks at one node and answers with the reason why the node breaks the rule, or None. Main graph and
+the bodies of If, Loop and Scan are visited.
+
+Nothing is executed here, so a model for a device far away is checked in a moment. The version limits and the operator
+domains are rules too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from onnxpress.ir.linear import constant_tensor
+from onnxpress.targets.schema import Profile, Rule, Severity
+
+__all__ = ["CHECKS", "Illegal", "check_model"]
+
+# Operators that weights are decoded with; others are taken for computation.
+_DECODING = frozenset(
+    {"BitShift", "BitwiseAnd", "Cast", "DequantizeLinear", "Gather", "Mul", "QuantizeLinear", "Reshape", "Sub"}
+    | {"Transpose", "Unsqueeze"}
+)
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclasses.dataclass(frozen=True)
+class Illegal:
+    """One place where a model breaks a rule of a target.
+
+    node: name of the node, or "" where the whole model is meant. severity: "illegal" (the runtime refuses the
+    model), "slow" (it runs, but misses the fast kernels) or "inexact" (the runtime changes its numbers).
+    reason: what was found there, with its values.
+    """
+
+    node: str
+    op_type: str
+    rule: str
+    severity: Severity
+    reason: str
+    source: str
+    advice: str
+
+    def __str__(self) -> str:
+        where = f"node {self.node!r} ({self.op_type})" if self.node else "the model"
+        return f"{where}: {self.reason} [{self.rule}, {self.source}]. {self.advice}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Site:
+    node: onnx_ir.Node
+    rule: Rule
+    opset: int  # version of the node's domain that the model imports
+
+
+def check_model(model: onnx_ir.Model, profile: Profile) -> list[Illegal]:
+    """Return every place where `model` breaks a rule of `profile`: versions first, then in graph order."""
+    found = list(_check_versions(model, profile))
+    by_op: dict[str, list[Rule]] = {}
+    for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type not in by_op:
+            by_op[node.op_type] = [rule for rule in profile.rules if not rule.ops or node.op_type in rule.ops]
+        for rule in by_op[node.op_type]:
+            reason = CHECKS[rule.check](_Site(node, rule, model.opset_imports.get(node.domain, 1)))
+            if reason is not None:
+                found.append(_illegal(node, rule, reason))
+    return found
+
+
+def _illegal(node: onnx_ir.Node, rule: Rule, reason: str) -> Illegal:
+    name = node.name or node.outputs[0].name or ""
+    return Illegal(name, node.op_type, rule.id, rule.severity, reason, rule.source, rule.advice)
+
+
+def _check_versions(model: onnx_ir.Model, profile: Profile) -> Iterator[Illegal]:
+    limits = profile.opset
+    opset = model.opset_imports.get("", limits.min)
+    if not limits.min <= opset <= limits.max:
+        yield Illegal(
+            "",
+            "",
+            "opset",
+            "illegal",
+            f"opset {opset} lies outside {limits.min} to {limits.max}",
+            limits.source,
+            f"Convert it with onnx.version_converter to opset {min(max(opset, limits.min), limits.max)}.",
+        )
+    if model.ir_version > profile.max_ir_version:
+        yield Illegal(
+            "",
+            "",
+            "ir-version",
+            "illegal",
+            f"IR version {model.ir_version} lies above {profile.max_ir_version}",
+            limits.source,
+            f"Export it with ir_version={profile.max_ir_version}.",
+        )
+
+
+# Checks: does the runtime take it at all?
+
+
+def _check_present(site: _Site) -> str | None:
+    """The operator itself is the problem."""
+    return f"{site.node.op_type} is used"
+
+
+def _check_domain(site: _Site) -> str | None:
+    """Reads `domains`: those that the runtime knows."""
+    return None if site.node.domain in site.rule.domains else f"unknown domain {site.node.domain!r}"
+
+
+def _check_types(site: _Site) -> str | None:
+    """Reads `inputs`: the element types that each input may have. Inputs of unknown type pass."""
+    for index, allowed in site.rule.inputs.items():
+        value = site.node.inputs[index] if index < len(site.node.inputs) else None
+        kind = _element_type(value)
+        if kind is not None and kind not in allowed:
+            return f"input {index} is {kind}, may be {', '.join(sorted(allowed))}"
+    return None
+
+
+def _check_kernel(site: _Site) -> str | None:
+    """The installed onnxruntime has a CPU kernel. Passes where none is installed."""
+    from onnxpress.targets.runtimes.onnxruntime_kernels import installed_kernels
+
+    kernels = installed_kernels()
+    reason = None if kernels is None else kernels.missing(site.node, site.opset)
+    return reason and f"{reason} in onnxruntime {kernels.version if kernels else ''}"
+
+
+def _check_true_scalar(site: _Site) -> str | None:
+    """Scales and zero points around the operator are true scalars, not tensors of shape [1]."""
+    around = [_dequantize(value) for value in site.node.inputs]
+    around += [use.node for value in site.node.outputs for use in value.uses() if _is_quantize(use.node)]
+    for node in around:
+        for value in () if node is None else node.inputs[1:3]:
+            if value is not None and value.shape is not None and value.shape.dims == (1,):
+                return f"{value.name!r} has shape [1], must be a scalar"
+    return None
+
+
+def _check_weight_axis(site: _Site) -> str | None:
+    """A per-channel scale of the weight counts output channels."""
+    node = site.node
+    weight = _quantized_weight(node)
+    if weight is None or weight.inputs[1] is None or weight.inputs[1].shape is None:
+        return None
+    if len(weight.inputs[1].shape) != 1 or weight.inputs[1].shape.dims == (1,):
+        return None
+    rank = len(weight.outputs[0].shape) if weight.outputs[0].shape is not None else 2
+    axis = weight.attributes.get_int("axis", 1)
+    expected = 0
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
+        expected = rank - 1
+    axis += rank if axis < 0 else 0
+    return None if axis == expected else f"its weight has scales along axis {axis}, must be {expected}"
+
+
+# Checks: does it reach the integer kernel?
+
+
+def _check_weight_only(site: _Site) -> str | None:
+    """A weight behind a DequantizeLinear meets data that are quantized too."""
+    weight = _quantized_weight(site.node)
+    if weight is None or _dequantize(site.node.inputs[0]) is not None:
+        return None
+    return "its weight is quantized and its data are not"
+
+
+def _check_weight_type(site: _Site) -> str | None:
+    """Reads `inputs`: the types that a quantized weight may be stored in."""
+    weight = _quantized_weight(site.node)
+    kind = _element_type(weight.inputs[0]) if weight is not None else None
+    allowed = site.rule.inputs.get(1, frozenset())
+    if kind is None or kind in allowed or _dequantize(site.node.inputs[0]) is None:
+        return None
+    return f"its weight goes into DequantizeLinear as {kind}, must be {', '.join(sorted(allowed))}"
+
+
+def _check_open_output(site: _Site) -> str | None:
+    """The output of a quantized operator is quantized again, and read by nobody else."""
+    if _quantized_weight(site.node) is None or _dequantize(site.node.inputs[0]) is None:
+        return None
+    output = _behind_activation(site.node).outputs[0]
+    return None if _quantizers(output) else f"its output {output.name!r} is also read in float"
+
+
+def _check_activation_zero_point(site: _Site) -> str | None:
+    """The quantized output of a Relu starts at the lowest integer."""
+    for quantize in _quantizers(site.node.outputs[0]):
+        zero_point, lowest, _ = _integers(quantize)
+        if zero_point is not None and zero_point != lowest:
+            return f"its output has zero point {zero_point}, must be {lowest}"
+    return None
+
+
+def _check_clip_range(site: _Site) -> str | None:
+    """The range of the integers lies inside the range of the Clip."""
+    low, high = _clip_limits(site.node)
+    for quantize in _quantizers(site.node.outputs[0]):
+        zero_point, lowest, highest = _integers(quantize)
+        scale = _constant(quantize.inputs[1])
+        if zero_point is None or scale is None or scale.size != 1 or low is None or high is None:
+            continue
+        step = np.float32(scale.reshape(()))
+        first, last = (lowest - zero_point) * step, (highest - zero_point) * step
+        # The runtime compares in float32, with its epsilon as the slack.
+        if first < low - np.finfo(np.float32).eps or last > high + np.finfo(np.float32).eps:
+            return f"its output has the range [{first:g}, {last:g}], must lie inside [{low:g}, {high:g}]"
+    return None
+
+
+def _check_bias_scale(site: _Site) -> str | None:
+    """Reads `tolerance`: how far, relatively, the scale of an integer bias may be from data scale x weight scale."""
+    node = site.node
+    bias = _dequantize(node.inputs[2]) if len(node.inputs) > 2 else None
+    data, weight = _dequantize(node.inputs[0]), _quantized_weight(node)
+    if bias is None or data is None or weight is None:
+        return None
+    scales = [_constant(found.inputs[1]) for found in (bias, data, weight)]
+    if any(scale is None for scale in scales):
+        return None
+    actual, first, second = (np.asarray(scale, np.float64).reshape(-1) for scale in scales)
+    expected = first * second
+    if actual.size not in (1, expected.size) and expected.size != 1:
+        return f"its bias has {actual.size} scales, must have {expected.size}"
+    error = float(np.max(np.abs(actual / np.maximum(expected, np.finfo(np.float64).tiny) - 1)))
+    if error <= (site.rule.tolerance or 0.0):
+        return None
+    return f"the scale of its bias is off from data scale x weight scale by a factor of up to {1 + error:.3g}"
+
+
+def _check_shared_signed(site: _Site) -> str | None:
+    """A signed activation is read by one operator only."""
+    node = site.node
+    uses = len(node.outputs[0].uses())
+    if _element_type(node.inputs[0]) != "int8" or uses < 2 or _is_stored(node.inputs[0]):
+        return None
+    return f"the signed activation {node.outputs[0].name!r} is read {uses} times"
+
+
+def _check_beta(site: _Site) -> str | None:
+    """A quantized Gemm adds its bias as it is."""
+    node = site.node
+    beta = node.attributes.get_float("beta", 1.0)
+    has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+    if beta == 1.0 or not has_bias or _quantized_weight(node) is None:
+        return None
+    return f"beta is {beta:g}, must be 1"
+
+
+def _check_between_integers(site: _Site) -> str | None:
+    """The operator does not stand between DequantizeLinear and QuantizeLinear."""
+    node = site.node
+    if not node.inputs or _dequantize(node.inputs[0]) is None or not _quantizers(node.outputs[0]):
+        return None
+    return "is quantized on both sides"
+
+
+def _check_accuracy_level(site: _Site) -> str | None:
+    """MatMulNBits of 2 or 8 bits computes on 8-bit activations (accuracy_level 4)."""
+    bits = site.node.attributes.get_int("bits", 4)
+    level = site.node.attributes.get_int("accuracy_level", 0)
+    return None if bits == 4 or level == 4 else f"{bits} bits at accuracy_level {level}"
+
+
+# Checks: does the runtime compute what the graph says?
+
+
+def _check_float_weight(site: _Site) -> str | None:
+    """A float weight does not stand between quantized data and a quantized output."""
+    node = site.node
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if weight is None or constant_tensor(weight) is None or _dequantize(node.inputs[0]) is None:
+        return None
+    return "its weight is float32 between integers" if _quantizers(_behind_activation(node).outputs[0]) else None
+
+
+def _check_float_data(site: _Site) -> str | None:
+    """A quantized weight of a matrix product does not meet float data: they would be quantized on the way."""
+    node = site.node
+    if _quantized_weight(node) is None or _dequantize(node.inputs[0]) is not None:
+        return None
+    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+        return None
+    return "its weight is quantized and its data are not"
+
+
+CHECKS: dict[str, Callable[[_Site], str | None]] = {
+    "accuracy-level": _check_accuracy_level,
+    "activation-zero-point": _check_activation_zero_point,
+    "beta": _check_beta,
+    "between-integers": _check_between_integers,
+    "bias-scale": _check_bias_scale,
+    "clip-range": _check_clip_range,
+    "domain": _check_domain,
+    "float-data": _check_float_data,
+    "float-weight": _check_float_weight,
+    "kernel": _check_kernel,
+    "open-output": _check_open_output,
+    "present": _check_present,
+    "shared-signed": _check_shared_signed,
+    "true-scalar": _check_true_scalar,
+    "types": _check_types,
+    "weight-axis": _check_weight_axis,
+    "weight-only": _check_weight_only,
+    "weight-type": _check_weight_type,
+}
+
+
+# What the checks look at.
+
+
+def _element_type(value: onnx_ir.Value | None) -> str | None:
+    if value is None or value.dtype is None:
+        return None
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(value.dtype.name, value.dtype.name.lower())
+
+
+def _constant(value: onnx_ir.Value | None) -> Array | None:
+    tensor = None if value is None else constant_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def _is_stored(value: onnx_ir.Value | None) -> bool:
+    """Whether `value` is a constant, or computed from constants alone by operators that decode packed weights."""
+    if value is None or constant_tensor(value) is not None:
+        return True
+    node = value.producer()
+    return node is not None and node.op_type in _DECODING and all(map(_is_stored, node.inputs))
+
+
+def _is_quantize(node: onnx_ir.Node) -> bool:
+    return node.op_type == "QuantizeLinear"
+
+
+def _dequantize(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
+    """Return the DequantizeLinear that makes `value`, if one does."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _quantized_weight(node: onnx_ir.Node) -> onnx_ir.Node | None:
+    """Return the DequantizeLinear that decodes the stored second input of `node`, if one does."""
+    found = _dequantize(node.inputs[1]) if len(node.inputs) > 1 else None
+    return found if found is not None and _is_stored(found.inputs[0]) else None
+
+
+def _quantizers(value: onnx_ir.Value) -> list[onnx_ir.Node]:
+    """Return the QuantizeLinear that read `value`; none where anything else reads it too."""
+    readers = [use.node for use in value.uses()]
+    return readers if all(map(_is_quantize, readers)) and not value.is_graph_output() else []
+
+
+def _behind_activation(node: onnx_ir.Node) -> onnx_ir.Node:
+    """Return the Relu or Clip that alone reads the output of `node`, or `node` itself."""
+    output = node.outputs[0]
+    readers = [use.node for use in output.uses()]
+    if len(readers) == 1 and readers[0].op_type in ("Clip", "Relu") and not output.is_graph_output():
+        return readers[0]
+    return node
+
+
+def _integers(quantize: onnx_ir.Node) -> tuple[int | None, int, int]:
+    """Return the zero point (None where it is not constant) and the lowest and highest integer."""
+    zero_point = quantize.inputs[2] if len(quantize.inputs) > 2 else None
+    if zero_point is None:
+        return 0, 0, 255  # ONNX: uint8 with zero point 0
+    stored = _constant(zero_point)
+    if stored is None or stored.size != 1 or stored.dtype not in (np.uint8, np.int8, np.uint16, np.int16):
+        return None, 0, 0
+    limits = np.iinfo(stored.dtype)
+    return int(stored.reshape(())), int(limits.min), int(limits.max)
+
+
+def _clip_limits(node: onnx_ir.Node) -> tuple[float | None, float | None]:
+    """Return the limits of a Clip; None for one that is not constant. Attributes carried them before opset 11."""
+    limits: list[float | None] = []
+    for index, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            limits.append(node.attributes.get_float(name, default))
+            continue
+        stored = _constant(value)
+        limits.append(None if stored is None else float(stored.reshape(())))
+    return limits[0], limits[1]

@@ -1,0 +1,149 @@
+"""Lower quantization notes and affine weights to QuantizeLinear / DequantizeLinear pairs that runtimes fuse.
+
+    X noted [low, high]       =>   X -> Q -> X_q -> DQ -> X_dq, and every reader of X reads X_dq
+    moves of noted values     =>   the same operator on the integers, and a DQ behind it
+    W affine, 8 bits          =>   see `qdq_weights`
+
+Forms that onnxruntime would leave unfused are never emitted (each was seen on its optimized graph): scales and
+zero points of activations are true scalars, and the range of a Relu's output starts at the lowest integer.
+
+The result computes the noted model's function up to the float rounding of the rescaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir
+
+from onnxpress.ir.encodings import is_encoded
+from onnxpress.ir.opset import require_opset
+from onnxpress.ir.quantization import Quantization, clear, integer_parameters, quantization_of
+from onnxpress.passes.constraints import IntegerScheme, QuantizationScheme
+from onnxpress.targets.lowering.emit import Emitter
+from onnxpress.targets.lowering.qdq_weights import Integers, lower_weights
+from onnxpress.targets.lowering.report import LoweringReport
+
+__all__ = ["lower_qdq"]
+
+_QDQ_OPSET = 13  # DequantizeLinear takes an axis; Pad, Slice, MaxPool and friends take 8-bit integers
+
+# Operators that move or compare values without computing new ones: they do the same to integers.
+_MOVES = frozenset({"Concat", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+
+
+def lower_qdq(model: onnx_ir.Model, scheme: QuantizationScheme) -> LoweringReport:
+    """Replace every note and every encoded weight of the main graph of `model` by standard operators, in place."""
+    report = LoweringReport()
+    if not _has_work(model.graph):
+        return report
+    require_opset(model, _QDQ_OPSET, reason="QuantizeLinear stores a scale per channel from there on")
+    emit = Emitter(model.graph)
+    integers = _Values(emit, scheme.activation, report).lower()
+    lower_weights(emit, scheme, integers, report)
+    return report
+
+
+def _has_work(graph: onnx_ir.Graph) -> bool:
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    return any(map(quantization_of, values)) or any(map(is_encoded, graph.initializers.values()))
+
+
+class _Values:
+    """Gives noted values their integers, in graph order, so that a move finds its operands' integers ready."""
+
+    def __init__(self, emit: Emitter, scheme: IntegerScheme, report: LoweringReport) -> None:
+        self.emit = emit
+        self.graph = emit.graph
+        self.scheme = scheme
+        self.dtype = onnx_ir.DataType.INT8 if scheme.signed else onnx_ir.DataType.UINT8
+        self.report = report
+        self.integers: dict[onnx_ir.Value, Integers] = {}
+
+    def lower(self) -> dict[onnx_ir.Value, Integers]:
+        """Return, for each float value that now comes from integers, those integers."""
+        nodes = list(self.graph)
+        for value in self.graph.inputs:
+            self._insert_pair(value, lambda pair: self.graph.insert_before(nodes[0], pair))
+        for node in nodes:
+            if self._is_move(node):
+                self._move_integers(node)
+                continue
+            for value in node.outputs:
+                self._insert_pair(value, lambda pair, after=node: self.graph.insert_after(after, pair))
+        return self.integers
+
+    def _insert_pair(self, value: onnx_ir.Value, insert: Callable[[Sequence[onnx_ir.Node]], None]) -> None:
+        noted = quantization_of(value)
+        if noted is None:
+            return
+        integers = self.emit.value(f"{value.name}_q", self.dtype, value.shape)
+        dequantize = self._dequantize(value, integers, noted)
+        quantize = self.emit.node("QuantizeLinear", [value, *dequantize.inputs[1:]], integers)
+        insert([quantize, dequantize])
+        self.report.forms["value -> QuantizeLinear, DequantizeLinear"] += 1
+
+    def _is_move(self, node: onnx_ir.Node) -> bool:
+        """Whether `node` moves integers that already have the scale which its result is noted with."""
+        if node.op_type not in _MOVES or node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+            return False
+        noted = quantization_of(node.outputs[0])
+        operands = _operands(node)
+        if noted is None or not all(value in self.integers for value in operands):
+            return False
+        scale, zero_point = self._numbers(noted)
+        return all(
+            self.integers[value].scale == scale and self.integers[value].zero_point == zero_point for value in operands
+        )
+
+    def _move_integers(self, node: onnx_ir.Node) -> None:
+        value = node.outputs[0]
+        noted = quantization_of(value)
+        assert noted is not None, "a move is recognised by the note on its result"
+        for index, operand in enumerate(node.inputs):
+            if operand in self.integers:
+                node.replace_input_with(index, self.integers[operand].value)
+        name = str(value.name)
+        dequantize = self._dequantize(value, value, noted)
+        if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
+            node.resize_inputs(max(3, len(node.inputs)))
+            node.replace_input_with(2, dequantize.inputs[2])  # real zero is the zero point
+        self.graph.insert_after(node, dequantize)
+        value.name, value.dtype = self.emit.fresh(f"{name}_q"), self.dtype
+        self.report.forms[f"{node.op_type} -> {node.op_type} on integers"] += 1
+
+    def _dequantize(self, value: onnx_ir.Value, integers: onnx_ir.Value, noted: Quantization) -> onnx_ir.Node:
+        """Return a DequantizeLinear of `integers`, not yet placed, whose result every reader of `value` now reads."""
+        scale, zero_point = self._numbers(noted)
+        parameters = [
+            self.emit.constant(f"{value.name}_scale", np.asarray(scale, np.float32)),
+            self.emit.constant(f"{value.name}_zero_point", np.asarray(zero_point, self.dtype.numpy())),
+        ]
+        readers = tuple(value.uses())
+        real = self.emit.value(f"{value.name}_dq", onnx_ir.DataType.FLOAT, value.shape)
+        for reader, index in readers:
+            reader.replace_input_with(index, real)
+        node = self.emit.node("DequantizeLinear", [integers, *parameters], real)
+        self._take_over_output(value, real)
+        clear(value)
+        self.integers[real] = Integers(integers, scale, zero_point)
+        return node
+
+    def _take_over_output(self, value: onnx_ir.Value, real: onnx_ir.Value) -> None:
+        """Let `real` be the graph output in place of `value`, under the name that callers know."""
+        for index, output in enumerate(self.graph.outputs):
+            if output is value:
+                name = value.name
+                value.name = self.emit.fresh(f"{name}_float")
+                real.name = name
+                self.graph.outputs[index] = real
+
+    def _numbers(self, noted: Quantization) -> tuple[float, int]:
+        scale, zero_point = integer_parameters(noted, signed=self.scheme.signed, symmetric=self.scheme.symmetric)
+        return float(scale), int(zero_point)
+
+
+def _operands(node: onnx_ir.Node) -> list[onnx_ir.Value]:
+    inputs = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    return [value for value in inputs if value is not None]

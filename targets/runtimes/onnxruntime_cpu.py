@@ -1,0 +1,458 @@
+"""Run, inspect and time models on onnxruntime's CPU provider.
+
+Three questions are answered here, each by the runtime itself and none by assumption:
+
+* Does the model load and run? `smoke_run`.
+* Which kernels did it get? `inspect_kernels` reads the graph after the runtime's own optimizations. A
+  quantized Conv that shows up there as a float Conv behind a DequantizeLinear is slower than the float model
+  ever was, so it is named: that check catches every placement mistake without a clock.
+* How fast is it, beside another model? `interleaved_latency`.
+
+Timing: the models take turns inside each round, in an order shuffled with a fixed seed, so that drift of the
+machine hits all alike. With one thread the runtime computes on the calling thread, whose CPU time a busy
+machine does not stretch: it repeats within about 5 % where wall time reads 2x. Prefer it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import pathlib
+import random
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+from onnxpress.ir.errors import BudgetError, InputError
+
+__all__ = [
+    "Kernels",
+    "Latency",
+    "ModelLike",
+    "RuntimeRefusalError",
+    "example_feeds",
+    "fused_operators",
+    "inspect_kernels",
+    "interleaved_latency",
+    "smoke_run",
+    "speedup",
+    "unfused",
+]
+
+ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
+
+# Operators that hold the multiply-accumulates, by what the runtime made of them.
+_FLOAT_LINEAR = {
+    "Conv",
+    "ConvTranspose",
+    "FusedConv",
+    "FusedGemm",
+    "FusedMatMul",
+    "Gemm",
+    "MatMul",
+    "NhwcFusedConv",
+}
+_INTEGER_LINEAR = {
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "NhwcQLinearConv",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+}
+_SAME_VALUES = {"Cast", "Flatten", "Identity", "Reshape", "ReorderInput", "Squeeze", "Transpose", "Unsqueeze"}
+_DECODING = _SAME_VALUES | {
+    "BitShift",
+    "BitwiseAnd",
+    "Constant",
+    "DequantizeLinear",
+    "Gather",
+    "Mul",
+    "QuantizeLinear",
+    "Sub",
+}
+
+# Sizes tried for dimensions that the model leaves open, when it is run on made-up input: a conv net needs
+# room for its strides, and some models accept only one side length or a multiple of 32.
+_GUESSED_SIZES = (1, 32, 224, 640)
+
+_PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # protobuf's hard limit, less room for the graph itself
+_MESSAGE_LIMIT = 300  # characters of a runtime's message that are kept
+
+
+class RuntimeRefusalError(BudgetError):
+    """The runtime does not load or does not run a model. The message carries its first cause."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """What the runtime made of a model, read from its optimized graph.
+
+    operators: count by operator type of everything that is left to run, subgraphs included.
+    integer, unfused, left_float: names of the Conv/Gemm/MatMul family, as the given model calls them where
+    the runtime kept a trace of that. integer: runs on integers. unfused: quantized on paper (its weight, or
+    every operand, comes out of a DequantizeLinear) but computed in float. left_float: no quantized weight, so
+    float on purpose.
+    """
+
+    operators: collections.Counter[str]
+    integer: tuple[str, ...]
+    unfused: tuple[str, ...]
+    left_float: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Times of one model, one entry per round, in milliseconds.
+
+    wall_ms: elapsed time. cpu_ms: CPU time of the calling thread; empty when more than one thread computed,
+    because then the caller's own time says nothing.
+    """
+
+    wall_ms: tuple[float, ...]
+    cpu_ms: tuple[float, ...] = ()
+
+    @property
+    def median_ms(self) -> float:
+        """Median of CPU time where it is known, else of wall time."""
+        return statistics.median(self.cpu_ms or self.wall_ms)
+
+    @property
+    def median_wall_ms(self) -> float:
+        """Median of wall time."""
+        return statistics.median(self.wall_ms)
+
+    @property
+    def min_ms(self) -> float:
+        """Fastest round, in the same clock as `median_ms`."""
+        return min(self.cpu_ms or self.wall_ms)
+
+
+def speedup(before: Latency, after: Latency) -> float:
+    """Return how many times faster `after` is than `before`; both come from one `interleaved_latency`.
+
+    CPU time: ratio of medians. Wall time: median of the per-round quotients, because neighbours in time share
+    the machine's state.
+    """
+    if before.cpu_ms and after.cpu_ms:
+        return statistics.median(before.cpu_ms) / statistics.median(after.cpu_ms)
+    return statistics.median(a / b for a, b in zip(before.wall_ms, after.wall_ms, strict=True))
+
+
+def smoke_run(model: ModelLike, feeds: Mapping[str, np.ndarray] | None = None) -> bool:
+    """Load `model` with the runtime's default optimizations and run it once.
+
+    feeds: real input where there is some; else deterministic made-up input (floats 1/2, everything else 0),
+    with several sizes tried for dimensions that the model leaves open.
+
+    Returns: True when it ran. False when it loaded, but no guessed size of its open dimensions gave a run:
+    then the guess may be what is wrong, and nothing more is known without real feeds.
+
+    Raises:
+        RuntimeRefusalError: it does not load, or it does not run on inputs whose shape is certain.
+    """
+    session = _open(model)
+    if feeds is not None:
+        _run(session, _fit(session, feeds))
+        return True
+    for size in _GUESSED_SIZES:
+        try:
+            _run(session, _made_up(session, size))
+            return True
+        except RuntimeRefusalError:
+            if not _has_open_dimensions(session):
+                raise
+    return False
+
+
+def example_feeds(model: ModelLike, *, free_size: int = 1, batch: int = 1) -> dict[str, np.ndarray]:
+    """Return deterministic input for `model`: floats 1/2, everything else 0.
+
+    batch: size of an open leading dimension. free_size: size of every other open dimension.
+    """
+    return _made_up(_open(model, optimize=False), free_size, batch=batch)
+
+
+def inspect_kernels(model: ModelLike) -> Kernels:
+    """Load `model` on one thread with all optimizations and report what is left to run.
+
+    Raises:
+        RuntimeRefusalError: it does not load.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
+        path = pathlib.Path(folder) / "optimized.onnx"
+        _open(model, optimized_path=path)
+        # Weights lie in a file beside it that is never read: this stays small whatever the model weighs.
+        optimized = onnx_ir.load(path)
+    given = _given(model)
+    names = _NodeNames(given)
+    operators: collections.Counter[str] = collections.Counter()
+    integer, unfused = [], []
+    for node in _nodes(optimized):
+        operators[node.op_type] += 1
+        if node.op_type in _INTEGER_LINEAR:
+            integer.append(names.find(node))
+        elif node.op_type in _FLOAT_LINEAR and _is_quantized_on_paper(node):
+            unfused.append(names.find(node))
+    left_float = [
+        names.find(node)
+        for node in _nodes(given)
+        if node.op_type in _FLOAT_LINEAR and not _is_quantized_on_paper(node)
+    ]
+    return Kernels(operators, tuple(integer), tuple(unfused), tuple(left_float))
+
+
+def fused_operators(model: ModelLike) -> collections.Counter[str]:
+    """Return the operators that are left to run after the runtime's optimizations, with their counts."""
+    return inspect_kernels(model).operators
+
+
+def unfused(model: ModelLike) -> list[str]:
+    """Return the names of Conv/Gemm/MatMul nodes that are quantized on paper but computed in float."""
+    return list(inspect_kernels(model).unfused)
+
+
+def interleaved_latency(
+    models: Mapping[str, ModelLike],
+    feeds: Mapping[str, np.ndarray],
+    *,
+    rounds: int = 60,
+    threads: int = 1,
+    warmup: int = 10,
+    seed: int = 0,
+    max_seconds: float | None = None,
+) -> dict[str, Latency]:
+    """Time the models side by side on the same feeds.
+
+    feeds: one batch by input name; floats are cast to the type that each model's input has.
+    max_seconds: stop early after this time, warm-up not counted, but never before 5 rounds.
+
+    Raises:
+        RuntimeRefusalError: a model does not load or run. InputError: an input has no feed.
+    """
+    sessions = {name: _open(model, threads=threads) for name, model in models.items()}
+    fitted = {name: _fit(session, feeds) for name, session in sessions.items()}
+    wall: dict[str, list[float]] = {name: [] for name in sessions}
+    cpu: dict[str, list[float]] = {name: [] for name in sessions}
+    shuffler = random.Random(seed)
+    order = list(sessions)
+    for _ in range(max(1, warmup)):
+        for name in order:
+            _run(sessions[name], fitted[name])
+    deadline = None if max_seconds is None else time.perf_counter() + max_seconds
+    for done in range(rounds):
+        if deadline is not None and done >= 5 and time.perf_counter() > deadline:
+            break
+        shuffler.shuffle(order)
+        for name in order:
+            session, inputs = sessions[name], fitted[name]
+            cpu_start, wall_start = time.thread_time(), time.perf_counter()
+            session.run(None, inputs)
+            wall_end, cpu_end = time.perf_counter(), time.thread_time()
+            wall[name].append((wall_end - wall_start) * 1e3)
+            cpu[name].append((cpu_end - cpu_start) * 1e3)
+    return {name: Latency(tuple(wall[name]), tuple(cpu[name]) if threads == 1 else ()) for name in sessions}
+
+
+def _open(
+    model: ModelLike,
+    *,
+    threads: int = 1,
+    optimize: bool = True,
+    optimized_path: pathlib.Path | None = None,
+) -> Any:
+    """Return an InferenceSession on the CPU provider."""
+    from onnxpress.ir.analysis.execute import require_runtime
+
+    try:
+        runtime = require_runtime()
+    except NotImplementedError:  # TEMPORARY
+        import onnxruntime as runtime
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # fatal: the exception carries the message
+    # A spinning pool eats the very cores that a second model, or a shared machine, needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimize:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+        data = f"{optimized_path.name}.data"
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", "256"
+        )
+    with _source(model) as source:
+        try:
+            return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the binding raises plain RuntimeErrors and its own classes
+            raise RuntimeRefusalError(
+                f"onnxruntime {runtime.__version__}: does not load the model: {_one_line(error)}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _source(model: ModelLike) -> Iterator[str | bytes]:
+    """Give the model in a form that the runtime opens: a path or serialized bytes."""
+    if isinstance(model, bytes):
+        yield model
+        return
+    if isinstance(model, str | os.PathLike):
+        yield os.fspath(model)
+        return
+    if isinstance(model, onnx.ModelProto):
+        yield model.SerializeToString()
+        return
+    if _weight_bytes(model) < _PROTOBUF_LIMIT_BYTES:
+        yield onnx_ir.to_proto(model).SerializeToString()
+        return
+    from onnxpress.ir import model_io
+
+    with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
+        path = pathlib.Path(folder) / "model.onnx"
+        model_io.save(model, path)
+        yield str(path)
+
+
+def _weight_bytes(model: onnx_ir.Model) -> int:
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def _run(session: Any, feeds: Mapping[str, np.ndarray]) -> None:
+    try:
+        session.run(None, feeds)
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise RuntimeRefusalError(
+            f"onnxruntime: does not run the model on {shapes}: {_one_line(error)}"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", " ".join(str(error).split()))
+    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 3] + "..."
+
+
+_NUMPY_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    "tensor(string)": "object",
+} | {
+    f"tensor({kind})": kind
+    for kind in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+}
+
+
+def _made_up(session: Any, size: int, *, batch: int = 1) -> dict[str, np.ndarray]:
+    feeds = {}
+    for value in session.get_inputs():
+        kind = _NUMPY_TYPES.get(value.type)
+        if kind is None:
+            raise RuntimeRefusalError(
+                f"onnxruntime: input {value.name!r} is a {value.type}: give real input data"
+            )
+        shape = [
+            dim if isinstance(dim, int) else (batch if position == 0 else size)
+            for position, dim in enumerate(value.shape)
+        ]
+        fill: Any = "" if kind == "object" else 0.5 if kind.startswith("float") else 0
+        feeds[value.name] = np.full(shape, fill, dtype=kind)
+    return feeds
+
+
+def _has_open_dimensions(session: Any) -> bool:
+    return any(not isinstance(dim, int) for value in session.get_inputs() for dim in value.shape[1:])
+
+
+def _fit(session: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    fitted = {}
+    for value in session.get_inputs():
+        array = feeds.get(value.name)
+        if array is None:
+            raise InputError(f"input {value.name!r} has no data. Given: {', '.join(feeds) or 'nothing'}")
+        kind = _NUMPY_TYPES.get(value.type)
+        if kind is not None and kind.startswith("float") and array.dtype.kind == "f":
+            array = np.ascontiguousarray(array, dtype=kind)
+        fitted[value.name] = array
+    return fitted
+
+
+def _given(model: ModelLike) -> onnx_ir.Model:
+    if isinstance(model, onnx_ir.Model):
+        return model
+    if isinstance(model, bytes):
+        return onnx_ir.from_proto(onnx.load_from_string(model))
+    if isinstance(model, onnx.ModelProto):
+        return onnx_ir.from_proto(model)
+    return onnx_ir.load(model)
+
+
+def _nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
+    for graph in model.graphs():
+        yield from graph
+
+
+def _is_quantized_on_paper(node: onnx_ir.Node) -> bool:
+    """Whether a float operator's weight, or each of its two operands, comes out of a DequantizeLinear."""
+    operands = [_dequantize_behind(value) for value in node.inputs[:2]]
+    return all(operands) or any(found is not None and _is_constant(found.inputs[0]) for found in operands)
+
+
+def _dequantize_behind(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _SAME_VALUES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _is_constant(value: onnx_ir.Value | None) -> bool:
+    """Whether `value` is stored: as an initializer, or as one behind operators that decode a packed weight."""
+    if value is None or value.is_initializer():
+        return True
+    node = value.producer()
+    return node is not None and node.op_type in _DECODING and all(_is_constant(each) for each in node.inputs)
+
+
+class _NodeNames:
+    """Finds the given model's name for an optimized node: by name, else by its quantized weight."""
+
+    def __init__(self, given: onnx_ir.Model) -> None:
+        self._known: dict[str, str] = {}
+        for node in _nodes(given):
+            name = node.name or node.outputs[0].name or ""
+            for key in (node.name, *_weight_names(node)):
+                if key:
+                    self._known.setdefault(key, name)
+
+    def find(self, node: onnx_ir.Node) -> str:
+        plain = re.sub(r"_token_\d+$", "", node.name or "")
+        for key in (node.name or "", plain, *_weight_names(node)):
+            if key in self._known:
+                return self._known[key]
+        return plain or node.outputs[0].name or node.op_type
+
+
+def _weight_names(node: onnx_ir.Node) -> Iterator[str]:
+    for value in node.inputs[1:2]:
+        found = _dequantize_behind(value)
+        if found is not None and found.inputs[0] is not None and found.inputs[0].is_initializer():
+            yield found.inputs[0].name or ""

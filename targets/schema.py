@@ -1,0 +1,233 @@
+"""The schema of a target profile: everything that is known about a device and its runtime, as data.
+
+A profile is a TOML file. Nothing in it is code, so that a number is corrected, or a device added, without
+touching Python. Every class below is a table of that file, its fields are the table's keys, and the built-in
+files in `profiles/` are the worked examples.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+
+from onnxpress.passes.constraints import IntegerScheme, Precision, QuantizationScheme
+
+__all__ = [
+    "Encoding",
+    "Integer",
+    "OpsetRange",
+    "Peaks",
+    "Profile",
+    "Quantization",
+    "Rates",
+    "Roofline",
+    "Rule",
+    "Severity",
+    "Steps",
+]
+
+# illegal: the runtime refuses the model. slow: it runs, but misses the fast kernels. inexact: it runs, but the
+# runtime's own rewrites change the numbers.
+Severity = Literal["illegal", "slow", "inexact"]
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+
+
+class _Table(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class OpsetRange(_Table):
+    """Versions of the default operator domain that the runtime loads."""
+
+    source: str = pydantic.Field(min_length=1, description="where these limits are written down or measured")
+    min: int = pydantic.Field(ge=1, description="lowest opset version")
+    max: int = pydantic.Field(ge=1, description="highest opset version")
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> OpsetRange:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class Integer(_Table):
+    """One integer type: `real = (integer - zero_point) * scale`; symmetric means that zero_point is 0."""
+
+    bits: Literal[2, 4, 8, 16] = 8
+    signed: bool
+    symmetric: bool
+
+    def scheme(self) -> IntegerScheme:
+        return IntegerScheme(bits=self.bits, signed=self.signed, symmetric=self.symmetric)
+
+
+class Quantization(_Table):
+    """What the runtime's fast integer kernels take. Operator names are those of the default domain."""
+
+    activation: Integer
+    weight: Integer
+    weight_per_channel: bool = True
+    bias: Literal["float32", "int32"] = pydantic.Field(
+        default="float32", description="how a bias is stored: plain, or DequantizeLinear of int32 at scale x*w"
+    )
+    input_channel_multiple: int = pydantic.Field(
+        default=1, ge=1, description="integer Conv kernels want a multiple of this many input channels"
+    )
+    compute: frozenset[str] = pydantic.Field(description="operators with an integer kernel worth entering for")
+    carry: frozenset[str] = pydantic.Field(
+        default=frozenset(), description="operators that stay integer between integer neighbours"
+    )
+    same_scale: frozenset[str] = pydantic.Field(
+        default=frozenset(), description="the part of `carry` whose output shares its input's range"
+    )
+    fused_activations: frozenset[str] = pydantic.Field(
+        default=frozenset(), description="operators that vanish into the range of their producer's output"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Quantization:
+        stray = sorted(self.same_scale - self.carry)
+        if stray:
+            raise ValueError(f"same_scale names operators that are not in carry: {', '.join(stray)}")
+        return self
+
+    def scheme(self) -> QuantizationScheme:
+        return QuantizationScheme(
+            activation=self.activation.scheme(),
+            weight=self.weight.scheme(),
+            weight_per_channel=self.weight_per_channel,
+            compute=self.compute,
+            carry=self.carry,
+            same_scale=self.same_scale,
+            fused_activations=self.fused_activations,
+            input_channel_multiple=self.input_channel_multiple,
+            bias=self.bias,
+        )
+
+
+class Encoding(_Table):
+    """A weight encoding that the target can store, and the forms it is lowered to: the first legal one wins."""
+
+    name: str
+    forms: tuple[str, ...] = pydantic.Field(min_length=1)
+
+
+class Rule(_Table):
+    """One demand of the runtime on a model.
+
+    check: the check in `legality.py` that decides; it reads `domains`, `inputs` or `tolerance` where it says so.
+    ops: operators that are looked at; empty for all.
+    """
+
+    id: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    check: str
+    severity: Severity = "illegal"
+    ops: frozenset[str] = frozenset()
+    domains: frozenset[str] = frozenset()
+    inputs: dict[int, frozenset[str]] = pydantic.Field(
+        default_factory=dict, description="allowed element types by input position, such as float32"
+    )
+    tolerance: Positive | None = None
+    source: str = pydantic.Field(min_length=1, description="where this is written down or measured")
+    advice: str = pydantic.Field(min_length=1, description="what a user can do about it")
+
+
+class Rates(_Table):
+    """A number for each precision. Without `int8`: as for float32, or no integer kernel where kernels are listed."""
+
+    float32: NotNegative
+    int8: NotNegative | None = None
+
+    def of(self, precision: Precision) -> float:
+        """Return the number of a precision."""
+        return self.float32 if precision == "float32" or self.int8 is None else self.int8
+
+    def kernel(self, precision: Precision) -> float | None:
+        """Return the number of a precision, or None where there is none."""
+        return self.float32 if precision == "float32" else self.int8
+
+
+class Peaks(Rates):
+    """A speed for each precision, 1e9 operations per second. Without `int8` there is no integer kernel."""
+
+    float32: Positive
+    int8: Positive | None = None
+
+
+class Steps(_Table):
+    """A whole number of channels for each precision."""
+
+    float32: int = pydantic.Field(ge=1)
+    int8: int = pydantic.Field(ge=1)
+
+    def of(self, precision: Precision) -> int:
+        """Return the number of a precision."""
+        return self.float32 if precision == "float32" else self.int8
+
+
+class Roofline(_Table):
+    """What bounds the speed of one core. `costmodel.py` has the formula that these numbers enter.
+
+    One multiply-accumulate is two operations.
+    """
+
+    source: str = pydantic.Field(min_length=1, description="how these numbers were got; says so if estimated")
+    conv: Peaks = pydantic.Field(description="dense Conv with a kernel above 1x1, and ConvTranspose")
+    pointwise: Peaks = pydantic.Field(description="dense 1x1 Conv")
+    depthwise: Peaks = pydantic.Field(description="depthwise Conv")
+    grouped: Peaks = pydantic.Field(description="other grouped Conv")
+    gemm: Peaks = pydantic.Field(description="Gemm and MatMul")
+    bandwidth_gb_per_s: Positive = pydantic.Field(description="memory bandwidth of one core, 1e9 bytes/s")
+    overhead_us: Rates = pydantic.Field(description="cost of calling any kernel, microseconds")
+    input_step: Steps = pydantic.Field(description="input channels are computed in steps of this many")
+    output_step: Steps = pydantic.Field(description="output channels are computed in steps of this many")
+    half_peak_channels: Rates = pydantic.Field(description="output channels at which half the peak is reached")
+    aligned_channels: int = pydantic.Field(ge=1, description="input channels should be a multiple of this")
+    unaligned_factor: Rates = pydantic.Field(description="cost factor of Conv where they are not")
+    elements: dict[str, Rates] = pydantic.Field(
+        description="other operators: nanoseconds per element of their larger side; `default` for the rest"
+    )
+    absorbed: frozenset[str] = pydantic.Field(
+        default=frozenset(), description="operators that cost nothing right behind a linear operator"
+    )
+    convert_ns: Rates = pydantic.Field(description="changing a value's precision, nanoseconds per element")
+    layout_ns: Rates = pydantic.Field(
+        description="and its layout, where it is an image, nanoseconds per element"
+    )
+
+    @pydantic.field_validator("elements")
+    @classmethod
+    def _has_default(cls, elements: dict[str, Rates]) -> dict[str, Rates]:
+        if "default" not in elements:
+            raise ValueError("has no entry `default`")
+        return elements
+
+
+class Profile(_Table):
+    """A whole profile."""
+
+    name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    summary: str = pydantic.Field(min_length=1, description="one line for `onnxpress targets`")
+    runtime: Literal["onnxruntime-cpu"] = pydantic.Field(description="what executes models there")
+    pipeline: str = pydantic.Field(min_length=1, description="passes that `compress` runs by default")
+    lowering: tuple[str, ...] = pydantic.Field(default=(), description="lowering steps, in order")
+    opset: OpsetRange
+    max_ir_version: int = pydantic.Field(ge=3, description="highest ONNX IR version that the runtime loads")
+    channel_multiple: int = pydantic.Field(default=1, ge=1, description="channel counts that waste nothing")
+    encodings: tuple[Encoding, ...] = pydantic.Field(min_length=1, description="in order of preference")
+    quantization: Quantization
+    rules: tuple[Rule, ...] = ()
+    roofline: Roofline | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _unique(self) -> Profile:
+        for what, names in (
+            ("rules: id", [rule.id for rule in self.rules]),
+            ("encodings: name", [encoding.name for encoding in self.encodings]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what} {twice[0]!r} appears twice")
+        return self

@@ -1,0 +1,472 @@
+"""Encoded weights: rounding against its bound, exact packing, and life inside an onnx-ir model."""
+
+from __future__ import annotations
+
+import doctest
+import io
+import re
+import types
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir
+import onnx_ir.passes.common
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from onnxpress.ir import bitpack, grid
+from onnxpress.ir.bitpack import code_type, pack_bits, unpack_bits
+from onnxpress.ir.encodings import (
+    Affine,
+    Dense,
+    Encoded,
+    Float16,
+    encode,
+    encoding_kinds,
+    encoding_of,
+    encoding_type,
+    grid_scale,
+    is_encoded,
+)
+from onnxpress.ir.quantization import BITS, integer_range
+from tests.support import run, text_model
+
+Array = npt.NDArray[Any]
+
+_SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
+_WEIGHTS = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=1, max_dims=4, max_side=6),
+    elements=st.floats(-100, 100, width=32, allow_subnormal=False),
+)
+
+
+@st.composite
+def _quantized(draw: st.DrawFn) -> tuple[Array, Affine]:
+    """Random weights and an affine encoding of them with random options."""
+    w = draw(_WEIGHTS)
+    axis = draw(st.none() | st.integers(-w.ndim, w.ndim - 1))
+    block = None if axis is None else draw(st.none() | st.integers(1, 4))
+    bits, signed, symmetric = draw(st.sampled_from(BITS)), draw(st.booleans()), draw(st.booleans())
+    return w, Affine.quantize(
+        w, bits=bits, signed=signed, symmetric=symmetric, axis=axis, block_size=block
+    )
+
+
+@pytest.mark.parametrize("module", [bitpack, grid])
+def test_examples_in_docstrings(module: types.ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
+
+
+# Packing.
+
+
+@settings(max_examples=100)
+@given(st.data(), _SHAPES, st.sampled_from(BITS), st.booleans())
+def test_codes_survive_packing_bit_for_bit(
+    data: st.DataObject, shape: tuple[int, ...], bits: int, signed: bool
+) -> None:
+    qmin, qmax = integer_range(bits, signed)
+    codes = data.draw(hnp.arrays(code_type(bits, signed), shape, elements=st.integers(qmin, qmax)))
+    packed = pack_bits(codes, bits)
+    assert len(packed) == -(-codes.size * bits // 8)
+    back = unpack_bits(packed, shape, bits, signed)
+    assert back.dtype == codes.dtype
+    np.testing.assert_array_equal(back, codes)
+
+
+@pytest.mark.parametrize(
+    ("codes", "bits", "packed"),
+    [
+        (np.array([1, 2, 3, 0, 3], np.uint8), 2, "3903"),  # 0b00_11_10_01, 0b11
+        (np.array([-1, -2, 1], np.int8), 2, "1b"),
+        (np.array([1, 15, 7], np.uint8), 4, "f107"),
+        (np.array([[-8], [7]], np.int8), 4, "78"),
+        (np.array([-1, 1], np.int8), 8, "ff01"),
+        (np.array([-2, 258], np.int16), 16, "feff0201"),
+    ],
+)
+def test_packed_form(codes: Array, bits: int, packed: str) -> None:
+    assert pack_bits(codes, bits).hex() == packed
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_four_bits_are_packed_as_onnx_packs_them(signed: bool) -> None:
+    codes = np.arange(-8, 7, dtype=np.int8) if signed else np.arange(15, dtype=np.uint8)
+    kind = onnx.TensorProto.INT4 if signed else onnx.TensorProto.UINT4
+    packed = onnx.helper.make_tensor("t", kind, [15], pack_bits(codes, 4), raw=True)
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(packed).astype(codes.dtype), codes)
+
+
+@pytest.mark.parametrize(("bits", "length", "needs"), [(2, 1, 2), (4, 4, 3), (16, 9, 10)])
+def test_wrong_number_of_packed_bytes_is_refused(bits: int, length: int, needs: int) -> None:
+    message = f"shape [5] needs {needs} packed bytes, got {length}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        unpack_bits(bytes(length), (5,), bits, signed=False)
+
+
+@given(_quantized())
+def test_affine_survives_packing_bit_for_bit(drawn: tuple[Array, Affine]) -> None:
+    _, encoded = drawn
+    packed = encoded.packed()
+    back = encoding_type("affine").unpack(packed, encoded.shape.numpy(), encoded.parameters)
+    assert isinstance(back, Affine) and back.packed() == packed
+    assert back.codes.dtype == encoded.codes.dtype
+    np.testing.assert_array_equal(back.codes, encoded.codes)
+    np.testing.assert_array_equal(back.dense().view(np.int32), encoded.dense().view(np.int32))
+    assert encoded.packed_bytes == len(packed) + -(-encoded.parameter_bits // 8)
+
+
+@given(hnp.arrays(np.float32, _SHAPES, elements=st.floats(width=32)))
+def test_dense_survives_packing_bit_for_bit(w: Array) -> None:
+    encoded = Dense(w)
+    back = Dense.unpack(encoded.packed(), encoded.shape.numpy(), encoded.parameters)
+    np.testing.assert_array_equal(back.dense().view(np.int32), w.view(np.int32))
+    assert encoded.packed_bytes == encoded.nbytes == w.nbytes == len(encoded.packed())
+
+
+@given(hnp.arrays(np.float16, _SHAPES, elements=st.floats(width=16)))
+def test_float16_survives_packing_bit_for_bit(codes: Array) -> None:
+    encoded = Float16(codes)
+    back = Float16.unpack(encoded.packed(), encoded.shape.numpy(), encoded.parameters)
+    np.testing.assert_array_equal(back.codes.view(np.int16), codes.view(np.int16))
+    assert encoded.packed_bytes == 2 * codes.size == len(encoded.packed())
+
+
+# Rounding.
+
+
+@given(_quantized())
+def test_rounding_stays_within_half_a_step(drawn: tuple[Array, Affine]) -> None:
+    w, encoded = drawn
+    dense = encoded.dense()
+    assert dense.dtype == np.float32 and dense.shape == w.shape
+    assert np.all(encoded.scale > 0)
+    rounding = 2.0**encoded.bits * 2.0**-23  # of the scale, and of the products, in float32
+    assert np.all(np.abs(dense - w) <= encoded._spread(encoded.scale) * (0.5 + rounding))
+    np.testing.assert_array_equal(dense[w == 0], 0.0)
+
+
+@settings(max_examples=40)
+@given(_quantized())
+def test_dense_is_what_onnx_dequantizes(drawn: tuple[Array, Affine]) -> None:
+    """onnxruntime's DequantizeLinear gives the same bits, for tensors, channels and blocks."""
+    _, encoded = drawn
+    # onnxruntime has no 2-bit kernel, no blocks of 16 bits, and takes one scale in all for "per tensor".
+    assume(encoded.bits > 2)
+    assume(encoded.block_size is None or (encoded.bits < 16 and encoded.scale.size > 1))
+    kind = onnx_ir.DataType[f"{'' if encoded.signed else 'U'}INT{encoded.bits}"]
+    tensors = {"codes": encoded.codes, "scale": encoded.scale, "zero": encoded.zero_point}
+    values = {
+        name: onnx_ir.val(name, const_value=onnx_ir.Tensor(array, dtype=None if name == "scale" else kind))
+        for name, array in tensors.items()
+        if array is not None
+    }
+    attributes: dict[str, Any] = {} if encoded.axis is None else {"axis": encoded.axis}
+    if encoded.block_size is not None:
+        attributes["block_size"] = encoded.block_size
+    node = onnx_ir.node("DequantizeLinear", list(values.values()), attributes)
+    node.outputs[0].name, node.outputs[0].dtype = "y", onnx_ir.DataType.FLOAT
+    graph = onnx_ir.Graph(
+        [], node.outputs, nodes=[node], initializers=list(values.values()), opset_imports={"": 21}
+    )
+    np.testing.assert_array_equal(run(onnx_ir.Model(graph, ir_version=10), {})[0], encoded.dense())
+
+
+def test_symmetric_codes_leave_the_lowest_integer_unused() -> None:
+    w = np.array([[-2.54, 1.27, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    encoded = Affine.quantize(w)
+    np.testing.assert_array_equal(encoded.codes, [[-127, 64, 0], [0, 0, 0]])  # 63.5 goes to even
+    np.testing.assert_array_equal(encoded.scale, np.array([2.54 / 127, 1.0], np.float32))
+    assert encoded.zero_point is None and encoded.is_symmetric and encoded.label == "affine8"
+    clipped = Affine.quantize(w, scale=np.array([0.01, 1.0]))
+    assert clipped.codes.min() == -127
+    assert Affine.quantize(w, scale=np.array([0.01, 1.0]), narrow=False).codes.min() == -128
+
+
+def test_unsigned_symmetric_codes_have_zero_in_the_middle() -> None:
+    w = np.array([-1.0, 0.0, 1.0], np.float32)
+    for scale in (None, np.float32(1 / 127)):
+        encoded = Affine.quantize(w, signed=False, axis=None, scale=scale)
+        np.testing.assert_array_equal(encoded.codes, [1, 128, 255])
+        np.testing.assert_array_equal(encoded.zero_point, 128)
+        assert encoded.is_symmetric
+
+
+def test_asymmetric_codes_use_the_whole_type() -> None:
+    w = np.array([[-1.0, 4.1], [2.0, 6.0]], np.float32)
+    encoded = Affine.quantize(w, signed=False, symmetric=False)
+    np.testing.assert_array_equal(encoded.codes, [[0, 255], [85, 255]])
+    np.testing.assert_array_equal(encoded.zero_point, [50, 0])
+    assert not encoded.is_symmetric
+
+
+def test_blocks_have_their_own_scales_and_the_last_may_be_short() -> None:
+    w = np.array([[1.2, 2, 30, 40, 500], [7, 0, 0, 7, 7]], np.float32)
+    encoded = Affine.quantize(w, bits=4, axis=1, block_size=2)
+    np.testing.assert_array_equal(encoded.scale, np.array([[2, 40, 500], [7, 7, 7]], np.float32) / 7)
+    np.testing.assert_array_equal(encoded.codes, [[4, 7, 5, 7, 7], [7, 0, 0, 7, 7]])
+
+
+def _mean_square(w: Array, **options: Any) -> float:
+    return float(np.mean((Affine.quantize(w, **options).dense() - w) ** 2))
+
+
+def test_finer_encodings_are_nearer() -> None:
+    w = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    w *= np.geomspace(0.1, 10, 8, dtype=np.float32)[:, None]
+    errors = [_mean_square(w, bits=bits) for bits in BITS]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0] * 1e-6
+    assert _mean_square(w, bits=4, axis=0) < _mean_square(w, bits=4, axis=None)
+    assert _mean_square(w, bits=4, axis=1, block_size=16) < _mean_square(w, bits=4, axis=0)
+    skewed = np.abs(w)
+    assert _mean_square(skewed, symmetric=False) < _mean_square(skewed, symmetric=True)
+
+
+def test_float16_rounds_and_refuses_overflow() -> None:
+    w = np.array([1 / 3, -65504, 1e-9], np.float32)
+    np.testing.assert_array_equal(Float16.quantize(w).dense(), w.astype(np.float16).astype(np.float32))
+    with pytest.raises(ValueError, match=r"^a magnitude of 70000 lies beyond float16's 65504$"):
+        Float16.quantize(np.array([70000.0, 1.0], np.float32))
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3), ()])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_empty_and_scalar_weights(shape: tuple[int, ...], symmetric: bool) -> None:
+    encoded = Affine.quantize(np.ones(shape), symmetric=symmetric, axis=0 if shape else None)
+    assert encoded.dense().shape == shape
+    assert encoded.entropy_bits == 0.0
+    assert encoded.bits_per_weight == (0 if 0 in shape else 40 if symmetric else 48)
+
+
+def test_one_zero_dimension_leaves_scales_usable() -> None:
+    np.testing.assert_array_equal(Affine.quantize(np.ones((3, 0))).scale, [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 3}, "bits must be one of (2, 4, 8, 16), not 3"),
+        ({"axis": 2}, "axis 2 is outside a weight of rank 2"),
+        ({"axis": None, "block_size": 2}, "block_size needs an axis"),
+        ({"block_size": 0}, "block_size must be positive, not 0"),
+        ({"scale": [1.0, 1.0], "symmetric": False},
+         "a given scale needs symmetric=True: there is no zero point beside it"),
+        ({"scale": [1.0]}, "scale has shape [1], needs [2]"),
+        ({"axis": None, "scale": [1.0, 1.0]}, "scale has shape [2], needs []"),
+        ({"scale": [1.0, 0.0]}, "scale must be positive and finite"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Affine.quantize(np.ones((2, 3)), **options)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"^weights hold NaN or infinite values$"):
+        Affine.quantize(np.array([1.0, bad]))
+    with pytest.raises(ValueError, match=r"^weights hold NaN or infinite values$"):
+        Affine.quantize(np.array([1.0, bad]), scale=[1.0, 1.0])
+
+
+def test_wrong_codes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^codes of 4 bits must lie in \[-8, 7\]$"):
+        Affine(np.array([8], np.int8), 1.0, bits=4)
+    with pytest.raises(ValueError, match=r"^codes of 16 bits must be int16, not int8$"):
+        Affine(np.array([8], np.int8), 1.0, bits=16)
+    with pytest.raises(ValueError, match=r"^zero point has shape \[1\], needs \[\]$"):
+        Affine(np.array([8], np.int8), 1.0, [0])
+
+
+# Size and information.
+
+
+def test_bits_and_entropy() -> None:
+    codes = np.array([[0, 0, 0, 0], [1, 1, -2, -1]], np.int8)
+    encoded = Affine(codes, np.ones(2), np.zeros(2), bits=2, axis=0)
+    assert encoded.entropy_bits == pytest.approx(0.5 * 1 + 0.25 * 2 + 2 * 0.125 * 3)
+    assert encoded.parameter_bits == 2 * 32 + 2 * 2
+    assert encoded.packed_bytes == 2 + 9
+    assert encoded.bits_per_weight == (8 * 2 + 68) / 8
+    assert Dense(codes).entropy_bits == pytest.approx(encoded.entropy_bits)
+    assert Dense(np.zeros(4)).entropy_bits == 0.0
+    assert Dense(codes).bits_per_weight == 32.0 and Float16(np.zeros(3, np.float16)).bits_per_weight == 16.0
+
+
+@given(_quantized())
+def test_entropy_is_that_of_the_histogram(drawn: tuple[Array, Affine]) -> None:
+    _, encoded = drawn
+    assert encoded.entropy_bits == pytest.approx(Encoded.entropy_bits.fget(encoded))  # type: ignore[attr-defined]
+    assert 0 <= encoded.entropy_bits <= encoded.bits
+
+
+# Inside a model.
+
+
+def _model_with(encoded: Encoded) -> onnx_ir.Model:
+    model = text_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N,3] x) => (float[N,2] y)
+        <float[3,2] w = {1, 2, 3, 4, 5, 6}> { y = MatMul(x, w) }"""
+    )
+    encode(model.graph.initializers["w"], encoded)
+    return model
+
+
+def _encodings() -> list[Encoded]:
+    w = np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
+    return [Dense(w), Float16.quantize(w), Affine.quantize(w, bits=4, axis=1)]
+
+
+@pytest.mark.parametrize("encoded", _encodings(), ids=lambda encoded: encoded.kind)
+def test_encoded_weight_lives_in_a_model_as_any_tensor(encoded: Encoded) -> None:
+    assert isinstance(encoded, onnx_ir.TensorProtocol)
+    model = _model_with(encoded)
+    assert encoded.name == "w"
+    value = model.graph.initializers["w"]
+    assert is_encoded(value) and encoding_of(value) is encoded
+    clone = model.clone()
+    onnx_ir.passes.Sequential(
+        onnx_ir.passes.common.RemoveUnusedNodesPass(),
+        onnx_ir.passes.common.DeduplicateInitializersPass(),
+        onnx_ir.passes.common.DeduplicateHashedInitializersPass(),
+        onnx_ir.passes.common.CommonSubexpressionEliminationPass(),
+        onnx_ir.passes.common.TopologicalSortPass(),
+        onnx_ir.passes.common.ShapeInferencePass(),
+        onnx_ir.passes.common.CheckerPass(),
+    )(clone)
+    assert encoding_of(clone.graph.initializers["w"]) is encoded
+    saved = onnx_ir.to_proto(clone).graph.initializer[0]
+    assert saved.data_type == onnx.TensorProto.FLOAT
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(saved), encoded.dense())
+    x = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
+    np.testing.assert_allclose(run(clone, {"x": x})[0], x @ encoded.dense(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoded", _encodings(), ids=lambda encoded: encoded.kind)
+def test_arrays_and_bytes_are_dense(encoded: Encoded) -> None:
+    dense = encoded.dense()
+    assert (encoded.size, encoded.nbytes, encoded.dtype) == (6, 24, onnx_ir.DataType.FLOAT)
+    np.testing.assert_array_equal(np.asarray(encoded), dense)
+    assert np.asarray(encoded, np.float64).dtype == np.float64
+    assert encoded.tobytes() == dense.tobytes()
+    file = io.BytesIO()
+    encoded.tofile(file)
+    assert file.getvalue() == dense.tobytes()
+    assert encoded.__dlpack_device__() == (1, 0)
+    if encoded.kind != "dense":  # numpy hands out no read-only memory by dlpack
+        np.testing.assert_array_equal(np.from_dlpack(encoded), dense)
+    assert repr(encoded) == f"{type(encoded).__name__}<{encoded.label},[3, 2]>(name={encoded.name!r})"
+    with pytest.raises(ValueError, match="read-only"):
+        encoded.codes[0, 0] = 0
+
+
+def test_saves_beside_the_model(tmp_path: Any) -> None:
+    encoded = _encodings()[2]
+    path = tmp_path / "m.onnx"
+    onnx_ir.save(_model_with(encoded), path, external_data="m.data")
+    loaded = onnx_ir.load(path).graph.initializers["w"].const_value
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded.numpy(), encoded.dense())
+
+
+def test_encode_refuses_what_it_would_break() -> None:
+    model = _model_with(_encodings()[0])
+    with pytest.raises(ValueError, match=r"^'x' is not an initializer$"):
+        encode(model.graph.inputs[0], _encodings()[0])
+    with pytest.raises(ValueError, match=r"^'w' has shape \[3, 2\], the encoded weight \[2\]$"):
+        encode(model.graph.initializers["w"], Dense(np.zeros(2)))
+
+
+def test_plain_values_are_not_encoded() -> None:
+    assert not is_encoded(None) and not is_encoded(onnx_ir.Value(name="x"))
+    assert not is_encoded(onnx_ir.Value(name="x", const_value=onnx_ir.tensor([1.0])))
+
+
+def test_kinds_are_registered_by_name() -> None:
+    assert {"affine", "dense", "float16"} <= set(encoding_kinds())
+    assert encoding_type("affine") is Affine
+    with pytest.raises(ValueError, match=r"^no encoding is called 'afine'; there are: affine, dense"):
+        encoding_type("afine")
+
+
+# Grids.
+
+
+@st.composite
+def _grids(draw: st.DrawFn) -> tuple[Array, Array, int]:
+    """Codes [channels, n] of 2, 4 or 8 bits, narrow, and a scale for each channel."""
+    bits = draw(st.sampled_from([2, 4, 8]))
+    qmax = integer_range(bits, True)[1]
+    shape = draw(st.tuples(st.integers(1, 20), st.integers(1, 40)))
+    codes = draw(hnp.arrays(np.int8, shape, elements=st.integers(-qmax, qmax)))
+    scale = draw(hnp.arrays(np.float32, shape[:1], elements=st.floats(2.0**-20, 2.0**10, width=32)))
+    return codes, scale, bits
+
+
+@settings(max_examples=100)
+@given(_grids(), st.integers(0, 1))
+def test_weights_on_a_grid_lose_nothing(drawn: tuple[Array, Array, int], axis: int) -> None:
+    codes, scale, bits = drawn
+    w = codes * scale[:, None] if axis == 0 else (codes * scale[:, None]).T
+    found = grid_scale(w, axis, bits)
+    assert found is not None and found.shape == scale.shape and found.dtype == np.float32
+    dense = Affine.quantize(w, bits=bits, axis=axis, scale=found).dense()
+    peak = np.abs(w).max(axis=1 - axis, keepdims=True)
+    assert np.all(np.abs(dense - w) <= 1e-6 * peak)
+
+
+def test_grid_is_found_where_the_largest_code_is_small() -> None:
+    codes = np.array([[3, -7, 50], [127, 1, 0], [0, 0, 0], [4, -4, 0]], np.int8)
+    scale = np.array([0.013, 0.7, 1.0, 0.25], np.float32)
+    found = grid_scale(codes * scale[:, None], 0)
+    assert found is not None
+    np.testing.assert_allclose(found, [0.013, 0.7, 1.0, 1.0], rtol=1e-6)  # 4 * 0.25 is one step of 1.0
+    everywhere = grid_scale(codes[0] * scale[0], None)
+    assert everywhere is not None and everywhere.shape == ()
+
+
+def test_near_grids_are_not_taken() -> None:
+    w = (np.arange(-127, 128, dtype=np.int8) * np.float32(0.02)).reshape(1, -1).repeat(3, 0)
+    assert grid_scale(w, 0) is not None
+    w[1, 40] += 0.02 * 0.001  # a thousandth of a step
+    assert grid_scale(w, 0) is None
+    assert grid_scale(np.random.default_rng(0).standard_normal((64, 9)), 0) is None
+    assert grid_scale(np.full((2, 2), np.nan), 0) is None
+    assert grid_scale(np.zeros((2, 0)), 0) is None
+    assert grid_scale(np.full((1, 2), 1e-42), 0) is None  # 1 / scale would be infinite
+    with pytest.raises(ValueError, match=r"^grids are told for up to 8 bits, not 16$"):
+        grid_scale(w, 0, 16)
+
+
+def test_lowest_integer_belongs_to_wide_grids_only() -> None:
+    wide = np.array([[-128, 127, 3, 1]], np.int8) * np.float32(0.01)
+    assert grid_scale(wide, 0) is None
+    found = grid_scale(wide, 0, narrow=False)
+    assert found is not None
+    np.testing.assert_array_equal(Affine.quantize(wide, scale=found, narrow=False).codes, [[-128, 127, 3, 1]])
+    assert grid_scale(-wide, 0, narrow=False) is None  # 128 does not exist
+
+
+@pytest.mark.assets("models/mobilenetv2_imagenet.onnx", "models/resnet20_cifar10.onnx")
+@pytest.mark.parametrize(("name", "on_grid"), [("mobilenetv2_imagenet", True), ("resnet20_cifar10", False)])
+def test_decoded_model_is_recognised_quickly(assets: Any, name: str, on_grid: bool) -> None:
+    import time
+
+    from onnxpress.ir.linear import linear_ops
+
+    model = onnx_ir.load(assets / "models" / f"{name}.onnx")
+    weights = [(linear.to_stored(linear.weight()), linear.out_axis) for linear in linear_ops(model)]
+    start = time.process_time()
+    scales = [grid_scale(w, axis) for w, axis in weights]
+    assert time.process_time() - start < 0.3
+    assert all((scale is not None) == on_grid for scale in scales)
+    for (w, axis), scale in zip(weights, scales, strict=True):
+        if scale is not None:
+            dense = Affine.quantize(w, axis=axis, scale=scale).dense()
+            assert np.abs(dense - w).max() <= 1e-6 * np.abs(w).max()

@@ -1,0 +1,99 @@
+"""README.md: every command in it runs, its Python runs, and its tables say what the code says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from onnxpress.passes.registry import get_pass, pass_names
+
+_ROOT = Path(__file__).resolve().parents[1]
+_TEXT = (_ROOT / "README.md").read_text(encoding="utf-8")
+
+# What a reader does once and the tests do not repeat: installing, and running these tests.
+_NOT_RUN = re.compile(r'pip install -e "\.\[[a-z,]+\]"|pytest|python -m onnxpress\.tools\.bench \w+')
+
+
+def _blocks(language: str) -> list[str]:
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", _TEXT, re.MULTILINE | re.DOTALL)
+    return [text for name, text in fences if name == language]
+
+
+def _commands() -> list[str]:
+    """Return the commands of all bash blocks in order, continued lines joined and `&&` split."""
+    lines = "\n".join(_blocks("bash")).replace("\\\n", " ").splitlines()
+    return [" ".join(part.split()) for line in lines for part in line.split("&&") if part.strip()]
+
+
+def _is_run(command: str) -> bool:
+    return command.startswith("onnxpress ")
+
+
+def _table(first_column: str) -> list[list[str]]:
+    """Return the rows of the table whose header starts with `first_column`, cells stripped."""
+    found = re.search(rf"^\| {first_column} \|.*\n\|[-|: ]+\|\n((?:\|.*\n)+)", _TEXT, re.MULTILINE)
+    assert found is not None, first_column
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in found.group(1).splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the repository's root to the README's commands."""
+    folder = tmp_path_factory.mktemp("readme")
+    demo = folder / "tools" / "demo"
+    demo.mkdir(parents=True)
+    for name in ("digits.onnx", "calibration.npz", "evaluation.npz"):
+        shutil.copy(_ROOT / "tools" / "demo" / name, demo / name)
+    return folder
+
+
+def _run(arguments: list[str], folder: Path) -> None:
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_command_is_either_run_here_or_known_not_to_be() -> None:
+    assert [one for one in _commands() if not _is_run(one) and not _NOT_RUN.fullmatch(one)] == []
+    assert sum(map(_is_run, _commands())) >= 8
+
+
+def test_the_first_screen_holds_the_two_commands_of_a_fresh_machine() -> None:
+    first = "\n".join(_TEXT.splitlines()[:24])
+    assert 'pip install -e ".[cpu]" && onnxpress demo' in first
+    assert 'pip install -e ".[cpu,test]" && pytest' in first
+
+
+def test_every_command_runs(folder: Path) -> None:
+    """One test, because later commands read what earlier ones write."""
+    script = Path(sysconfig.get_path("scripts")) / "onnxpress"
+    for command in filter(_is_run, _commands()):
+        _run([str(script), *shlex.split(command)[1:]], folder)
+    for block in _blocks("python"):
+        _run([sys.executable, "-c", block], folder)
+
+
+def test_the_pass_table_is_the_registry() -> None:
+    rows = [(row[0].strip("`"), row[1]) for row in _table("pass")]
+    assert rows == [(name, get_pass(name).fidelity) for name in pass_names()]
+
+
+def test_the_exit_statuses_are_those_of_the_errors() -> None:
+    from onnxpress.ir import errors
+
+    codes = {0, *(getattr(errors, name).exit_code for name in errors.__all__ if name.endswith("Error"))}
+    assert {int(row[0]) for row in _table("exit status")} == codes
+
+
+def test_links_and_folders_exist() -> None:
+    (tree,) = (block for block in _blocks("") if block.startswith("onnxpress/"))
+    folders = [line.split()[0] for line in tree.splitlines()]
+    files = re.findall(r"\]\((?!https?:)([^)#]+)\)", _TEXT)
+    assert [name for name in [*folders, *files] if not (_ROOT / name).exists()] == []
+    assert len(folders) == 6

@@ -1,0 +1,99 @@
+"""The benchmark models and their data, prepared as files that any tool can read.
+
+The folder of assets is named by the environment variable ONNXPRESS_ASSETS; its own `load.py` knows the
+preprocessing of each model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from onnxpress.ir.errors import UsageError, near_names
+
+__all__ = ["ASSETS", "Asset", "assets_folder", "prepare", "select"]
+
+_VARIABLE = "ONNXPRESS_ASSETS"
+
+
+@dataclasses.dataclass(frozen=True)
+class Asset:
+    """A trained model with the data that calibrates and evaluates it.
+
+    samples: calibration images taken from the front of `calibration`; None for all of it.
+    """
+
+    model: str
+    input_name: str
+    calibration: str
+    evaluation: str
+    samples: int | None = 256
+
+
+ASSETS = (
+    Asset("lenet300_mnist", "input", "mnist_train", "mnist_test"),
+    Asset("lenet5_mnist", "input", "mnist_train", "mnist_test"),
+    Asset("resnet20_cifar10", "input", "cifar10_calib", "cifar10_test"),
+    Asset("resnet56_cifar10", "input", "cifar10_calib", "cifar10_test"),
+    Asset("vgg_small_cifar10", "input", "cifar10_calib", "cifar10_test"),
+    Asset("mobilenetv2_imagenet", "input", "imagenet_sample_calib", "imagenet_sample_eval", None),
+    Asset("squeezenet10_imagenet", "data", "imagenet_sample_calib", "imagenet_sample_eval", None),
+)
+
+
+def assets_folder() -> Path:
+    """Return the folder of the assets.
+
+    Raises:
+        UsageError: the environment variable is not set, or names no folder of assets.
+    """
+    named = os.environ.get(_VARIABLE)
+    if not named:
+        raise UsageError(f"the benchmark needs trained models: set {_VARIABLE} to the folder of the assets")
+    folder = Path(named).resolve()
+    if not (folder / "load.py").is_file():
+        raise UsageError(f"{_VARIABLE}={named}: no load.py there, so this is not the folder of the assets")
+    return folder
+
+
+def select(names: list[str]) -> list[Asset]:
+    """Return the assets whose model names start with one of `names`; all where there are none.
+
+    Raises:
+        UsageError: a name fits no model.
+    """
+    known = [asset.model for asset in ASSETS]
+    for name in names:
+        if not any(model.startswith(name) for model in known):
+            raise UsageError(f"no asset model starts with {name!r}.{near_names(name, known)} There are: {', '.join(known)}")
+    return [asset for asset in ASSETS if not names or asset.model.startswith(tuple(names))]
+
+
+def prepare(asset: Asset, folder: Path, *, limit: int | None = None) -> tuple[Path, Path, Path]:
+    """Return paths of model, calibration .npz and evaluation .npz (arrays: the input's name, labels).
+
+    The .npz files are written to `folder` where they are not there yet. limit: evaluate on so many images only.
+    """
+    assets = assets_folder()
+    loader = _loader(assets)
+    paths = []
+    for dataset, count in ((asset.calibration, asset.samples), (asset.evaluation, limit)):
+        path = folder / f"{asset.model}.{dataset}.{count or 'all'}.npz"
+        if not path.exists():
+            images, labels = loader.load_dataset(dataset, model=asset.model, count=count)
+            np.savez(path, **{asset.input_name: images, "labels": labels})
+        paths.append(path)
+    return assets / "models" / f"{asset.model}.onnx", paths[0], paths[1]
+
+
+def _loader(assets: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("onnxpress_assets_load", assets / "load.py")
+    assert spec is not None and spec.loader is not None, "assets_folder() has seen the file"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

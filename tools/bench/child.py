@@ -1,0 +1,109 @@
+"""Compile one model in a process of its own, so that CPU seconds and peak memory belong to that compiler alone.
+
+    python -m onnxpress.tools.bench.child COMPILER MODEL CALIBRATION OUT INPUT
+
+prints one JSON line: {"cpu_seconds", "peak_rss_bytes"}. Imports are done before the clock starts; memory counts
+them. Both compilers read the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onnxpress.ir.errors import InternalError
+
+__all__ = ["COMPILERS", "Compiled", "compile_in_child"]
+
+Compiled = dict[str, float]
+
+
+def compile_in_child(compiler: str, model: Path, calibration: Path, out: Path, input_name: str) -> Compiled:
+    """Run `compiler` on `model` in a fresh process, and return what that cost.
+
+    Raises:
+        InternalError: the compiler failed; the message ends with its last line.
+    """
+    command = [sys.executable, "-m", "onnxpress.tools.bench.child", compiler]
+    command += [str(model), str(calibration), str(out), input_name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InternalError(f"bench: {compiler} on {model.name} failed: {(done.stderr.strip() or '?').splitlines()[-1]}")
+    result: Compiled = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _onnxpress() -> Callable[[Path, Path, Path, str], None]:
+    import numpy  # noqa: F401  # imported here so that the clock does not see it
+    import onnxruntime  # noqa: F401
+
+    from onnxpress.ir.model_io import save
+    from onnxpress.passes.quantize import quantize_int8  # noqa: F401
+    from onnxpress.tools.compress import compress
+
+    def run(model: Path, calibration: Path, out: Path, input_name: str) -> None:
+        save(compress(model, target="host-cpu", data=calibration).model, out, overwrite=True)
+
+    return run
+
+
+def _onnxruntime(method: str) -> Callable[[Path, Path, Path, str], None]:
+    import numpy as np
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self, path: Path, input_name: str) -> None:
+            self._name = input_name
+            self._images = np.load(path)[input_name]
+            self._next = 0
+
+        def get_next(self) -> dict[str, Any] | None:
+            if self._next >= len(self._images):
+                return None
+            self._next += 1
+            return {self._name: self._images[self._next - 1 : self._next]}
+
+    def run(model: Path, calibration: Path, out: Path, input_name: str) -> None:
+        prepared = out.with_suffix(".prepared.onnx")
+        quant_pre_process(str(model), str(prepared))
+        quantization.quantize_static(
+            str(prepared), str(out), Reader(calibration, input_name), per_channel=True,
+            quant_format=quantization.QuantFormat.QDQ, activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=getattr(quantization.CalibrationMethod, method),
+        )  # fmt: skip
+        prepared.unlink()
+
+    return run
+
+
+COMPILERS: dict[str, Callable[[], Callable[[Path, Path, Path, str], None]]] = {
+    "onnxpress": _onnxpress,
+    "onnxruntime-minmax": lambda: _onnxruntime("MinMax"),
+    "onnxruntime-percentile": lambda: _onnxruntime("Percentile"),
+}
+
+
+def _main() -> None:
+    compiler, model, calibration, out, input_name = sys.argv[1:]
+    # Tools print as they please; the last line of standard output is ours.
+    with open(os.devnull, "w", encoding="utf-8") as quiet, contextlib.redirect_stdout(quiet):
+        run = COMPILERS[compiler]()
+        start = time.process_time()
+        run(Path(model), Path(calibration), Path(out), input_name)
+        seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"cpu_seconds": seconds, "peak_rss_bytes": peak}))
+
+
+if __name__ == "__main__":
+    _main()

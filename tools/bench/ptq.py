@@ -1,0 +1,114 @@
+"""Post-training quantization on every asset, beside onnxruntime's own quantizer, measured in one run.
+
+For each model: the float original, `onnxpress compress --target host-cpu`, and onnxruntime's `quantize_static` (per
+channel, QDQ, uint8 activations) with its minmax and percentile calibration. Accuracy runs with the runtime's
+optimizations on, as users will. Latencies are interleaved in shuffled rounds: CPU time of the calling thread
+for one thread, wall time for two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onnxpress.ir.analysis.compare import compare
+from onnxpress.ir.analysis.cost import cost
+from onnxpress.ir.data import open_data
+from onnxpress.ir.model_io import load
+from onnxpress.targets.runtimes.onnxruntime_cpu import Latency, inspect_kernels, interleaved_latency, speedup
+from onnxpress.tools.bench.assets import Asset, prepare
+from onnxpress.tools.bench.child import COMPILERS, compile_in_child
+
+__all__ = ["Row", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One model file. speed_*: how many times faster than the float original; bytes_ratio: file size over its.
+
+    fused, unfused, left_float: Conv, Gemm and MatMul nodes that the runtime executes in integers, that are quantized on
+    paper only, and that were left in float on purpose. None where it does not apply.
+    """
+
+    model: str
+    compiler: str
+    bytes: int
+    bytes_ratio: float
+    macs: int
+    accuracy: float | None
+    agreement: float | None
+    speed_1_thread: float
+    speed_2_threads: float
+    latency_ms: float
+    fused: int
+    unfused: int
+    left_float: int
+    cpu_seconds: float | None = None
+    peak_rss_bytes: float | None = None
+
+
+def run(
+    assets: list[Asset],
+    *,
+    rounds: int = 200,
+    limit: int | None = None,
+    keep: Path | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
+    """Return a row for each asset and compiler. keep: where compiled models and prepared data stay; else they go."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="onnxpress-bench-") as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for asset in assets:
+            tell(asset.model)
+            rows.extend(_bench(asset, folder, rounds, limit))
+    return rows
+
+
+def _bench(asset: Asset, folder: Path, rounds: int, limit: int | None) -> list[Row]:
+    original, calibration, evaluation = prepare(asset, folder, limit=limit)
+    paths = {"float32": original}
+    costs: dict[str, dict[str, float]] = {"float32": {}}
+    for compiler in COMPILERS:
+        paths[compiler] = folder / f"{asset.model}.{compiler}.onnx"
+        costs[compiler] = compile_in_child(compiler, original, calibration, paths[compiler], asset.input_name)
+    data = open_data(evaluation, model=load(original))
+    feeds = data.head(1).feeds
+    one = interleaved_latency(paths, feeds, rounds=rounds, threads=1)
+    two = interleaved_latency(paths, feeds, rounds=rounds, threads=2)
+    return [_row(asset, name, paths, costs[name], one, two, data) for name in paths]
+
+
+def _row(
+    asset: Asset,
+    name: str,
+    paths: dict[str, Path],
+    costs: dict[str, float],
+    one: dict[str, Latency],
+    two: dict[str, Latency],
+    data: Any,
+) -> Row:
+    path, original = paths[name], paths["float32"]
+    model = load(path)
+    found = compare(load(original), model, data, optimize=True)
+    kernels = inspect_kernels(path)
+    return Row(
+        model=asset.model,
+        compiler=name,
+        bytes=path.stat().st_size,
+        bytes_ratio=path.stat().st_size / original.stat().st_size,
+        macs=cost(model).macs,
+        accuracy=found.accuracy_after,
+        agreement=found.agreement,
+        speed_1_thread=speedup(one["float32"], one[name]),
+        speed_2_threads=speedup(two["float32"], two[name]),
+        latency_ms=one[name].median_ms,
+        fused=len(kernels.integer),
+        unfused=len(kernels.unfused),
+        left_float=len(kernels.left_float),
+        **costs,
+    )

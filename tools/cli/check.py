@@ -1,0 +1,27 @@
+"""`onnxpress check`: whether a model may run on a target, by rule and source."""
+
+from __future__ import annotations
+
+from onnxpress.tools.cli.options import DEFAULT_TARGET, Force, Json, Model, Target
+
+__all__ = ["check"]
+
+
+def check(model: Model, target: Target = None, json: Json = None, force: Force = False) -> None:
+    """Say what in MODEL a target cannot run, by rule and source.
+
+    Exit status 1 when something is illegal there.
+    """
+    from onnxpress.ir.errors import BudgetError
+    from onnxpress.tools.legality import check as find
+    from onnxpress.tools.outputs import check_outputs
+    from onnxpress.tools.report.console import console
+    from onnxpress.tools.report.json_output import write_json
+    from onnxpress.tools.report.tables import show_check
+
+    check_outputs({"--json": json}, {"MODEL": model}, force=force)
+    found = find(model, target=target or DEFAULT_TARGET)
+    show_check(console(), found)
+    write_json(json, found.to_json(), overwrite=force)
+    if not found.legal:
+        raise BudgetError(found.verdict)

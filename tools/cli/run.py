@@ -1,0 +1,65 @@
+"""Carry out a checked plan of `compress`, show it to people, and write what was asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxpress.tools.compress import Plan, Report
+
+__all__ = ["compress_and_tell"]
+
+
+def compress_and_tell(
+    plan: Plan,
+    destination: Path | None,
+    *,
+    json: str | None = None,
+    save_recipe: Path | None = None,
+    force: bool = False,
+    verify_each: bool = False,
+    print_after_all: bool = False,
+    print_after_change: bool = False,
+    crash_dir: Path | None = None,
+) -> Report:
+    """Run `plan` with progress, write the model, the recipe and the JSON, and print the tables.
+
+    destination: None writes no model. Output paths were checked before.
+
+    Raises:
+        OnnxpressError: as `tools.compress.run`; then nothing is written.
+    """
+    from onnxpress.ir import model_io
+    from onnxpress.tools.compress import DropError, run
+    from onnxpress.tools.report.console import console, say
+    from onnxpress.tools.report.json_output import write_json
+    from onnxpress.tools.report.progress import progress_for
+    from onnxpress.tools.report.tables import show_plan, show_report
+
+    people = console()
+    show_plan(people, plan)
+    try:
+        with progress_for(people) as progress:
+            result = run(
+                plan,
+                verify_each=verify_each,
+                print_after_all=print_after_all,
+                print_after_change=print_after_change,
+                crash_dir=crash_dir,
+                progress=progress,
+                printer=say,
+            )
+    except DropError as error:
+        show_report(people, error.report)
+        raise
+    if destination is not None:
+        model_io.save(result.model, destination, overwrite=force)
+    if save_recipe is not None:
+        result.recipe.write(save_recipe, overwrite=force)
+    show_report(people, result.report)
+    if destination is not None:
+        say(f"written: {os.fspath(destination)}")
+    write_json(json, result.report.to_json(), overwrite=force)
+    return result.report

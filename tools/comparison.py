@@ -1,0 +1,150 @@
+"""Two models side by side: the numbers behind `onnxpress compare`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir
+
+from onnxpress.ir import model_io
+from onnxpress.ir.analysis.compare import Difference
+from onnxpress.ir.data import check_data, open_data
+from onnxpress.ir.errors import BudgetError, InputError, UsageError
+from onnxpress.passes.instrument import Progress
+from onnxpress.tools.measure import SQNR_CEILING_DB, Metrics, Subject, measure_pair, source_bytes
+
+if TYPE_CHECKING:
+    import onnx
+
+    AnyModel = str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model
+
+__all__ = ["ModelComparison", "compare"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelComparison:
+    """Model B measured beside model A, which is the reference.
+
+    samples: how many accuracy and fidelity were measured on, from `samples_of`; 0 where no data was given.
+    outputs: B's difference from A by output. failures: thresholds that B misses, a line each.
+    """
+
+    name_a: str
+    name_b: str
+    a: Metrics
+    b: Metrics
+    samples: int
+    samples_of: str | None
+    outputs: Mapping[str, Difference]
+    notes: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    def require(self) -> None:
+        """Do nothing when every threshold holds.
+
+        Raises:
+            BudgetError: one does not.
+        """
+        if self.failures:
+            raise BudgetError(f"{self.name_b} differs from {self.name_a}: {'; '.join(self.failures)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {
+            "a": {"model": self.name_a, **self.a.to_json()},
+            "b": {"model": self.name_b, **self.b.to_json()},
+            "samples": self.samples,
+            "samples_of": self.samples_of,
+            "outputs": {
+                name: {
+                    "sqnr_db": min(difference.sqnr_db, SQNR_CEILING_DB),
+                    "max_abs": difference.max_abs,
+                    "cosine": difference.cosine,
+                }
+                for name, difference in self.outputs.items()
+            },
+            "notes": list(self.notes),
+            "failures": list(self.failures),
+        }
+
+
+def compare(
+    a: AnyModel,
+    b: AnyModel,
+    data: Any = None,
+    *,
+    min_sqnr: float | None = None,
+    min_agreement: float | None = None,
+    progress: Progress | None = None,
+) -> ModelComparison:
+    """Measure `b` beside `a`. Neither is changed.
+
+    data: real samples, anything that `ir.data.open_data` takes; all of them are used. None leaves out fidelity and
+    accuracy. min_sqnr: in dB, for every output. min_agreement: in percent of samples with the same top-1 class.
+
+    Raises:
+        UsageError: a threshold without data. InputError: a model or data that cannot be used, or models whose
+            inputs or outputs have different names.
+    """
+    if data is None and not (min_sqnr is None and min_agreement is None):
+        raise UsageError("compare: a threshold needs samples to measure on. Give --data.")
+    first, second = model_io.load(a), model_io.load(b)
+    name_a, name_b = (
+        os.fspath(source) if isinstance(source, str | os.PathLike) else loaded.graph.name or letter
+        for source, loaded, letter in ((a, first, "A"), (b, second, "B"))
+    )
+    _require_same_interface(first, second, name_a, name_b)
+    source = None
+    if data is not None:
+        source = open_data(data, model=first)
+        check_data(source, first)
+    pair = measure_pair(_subject(a, first), _subject(b, second), source, progress=progress)
+    found = ModelComparison(
+        name_a=name_a,
+        name_b=name_b,
+        a=pair.before,
+        b=pair.after,
+        samples=pair.samples,
+        samples_of=None if source is None else source.name,
+        outputs=pair.outputs,
+        notes=pair.notes,
+    )
+    return dataclasses.replace(found, failures=tuple(_failures(found, min_sqnr, min_agreement)))
+
+
+def _subject(source: AnyModel, model: onnx_ir.Model) -> Subject:
+    runnable = source if isinstance(source, str | os.PathLike) else model
+    return Subject(model, runnable, source_bytes(source, model))
+
+
+def _require_same_interface(a: onnx_ir.Model, b: onnx_ir.Model, name_a: str, name_b: str) -> None:
+    for kind in ("inputs", "outputs"):
+        ours, theirs = (
+            sorted(value.name or "" for value in getattr(model.graph, kind) if not value.is_initializer())
+            for model in (a, b)
+        )
+        if ours != theirs:
+            raise InputError(
+                f"{name_b}: not comparable with {name_a}: {kind} are {', '.join(theirs)} there "
+                f"and {', '.join(ours)} here. Compare models with the same interface."
+            )
+
+
+def _failures(found: ModelComparison, min_sqnr: float | None, min_agreement: float | None) -> list[str]:
+    failures = []
+    if min_sqnr is not None:
+        failures += [
+            f"output {name!r} has {difference.sqnr_db:.1f} dB SQNR, wanted {min_sqnr:g}"
+            for name, difference in found.outputs.items()
+            if not difference.sqnr_db >= min_sqnr
+        ]
+    if min_agreement is not None:
+        agreement = found.b.agreement
+        if agreement is None:
+            failures.append(f"no output holds class scores, so no agreement; wanted {min_agreement:g} %")
+        elif agreement < min_agreement:
+            failures.append(f"agreement is {agreement:.2f} %, wanted {min_agreement:g}")
+    return failures

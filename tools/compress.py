@@ -1,0 +1,317 @@
+"""Compress a model for a target, and prove the result.
+
+    prepare   load and check everything that is given, before any work: the model, the target, the pipeline, the data
+    run       passes -> lowering -> legality -> one run on the runtime -> measure before beside after
+    compress  both
+
+Nothing is written here: the result is a model in memory, its report, and the recipe that repeats it. The original
+is never changed. Measuring is bounded: without evaluation data the two models are compared on a few of the
+calibration samples, and the report says on how many.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import onnx_ir
+
+from onnxpress.ir import model_io
+from onnxpress.ir.data import DataSource, check_data, open_data
+from onnxpress.ir.errors import BudgetError, InternalError, OnnxpressError, UsageError
+from onnxpress.ir.verify import check_finite, verify
+from onnxpress.passes.base import Amount, Context, Pass, Site, SiteOptions
+from onnxpress.passes.instrument import ModelPrinter, Printer, Progress
+from onnxpress.passes.manager import PassManager, PassRecord
+from onnxpress.passes.pipeline import PassSpec, build, format_pipeline, read_pipeline, to_spec
+from onnxpress.passes.reproducer import write_reproducer
+from onnxpress.targets.base import Target, load_target
+from onnxpress.targets.lowering import LoweringReport
+from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, ModelLike, inspect_kernels, smoke_run
+from onnxpress.tools.measure import (
+    SQNR_CEILING_DB,
+    Metrics,
+    Pair,
+    Subject,
+    comparison_samples,
+    measure_pair,
+    peak_rss_bytes,
+    source_bytes,
+)
+from onnxpress.tools.recipe import MANIFEST_KEY, Recipe, installed_versions, portable
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Watch", "compress", "run"]
+
+_WORST_SITES = 3  # as many as a message can name and a user can exclude by hand
+_SERIALIZED_LIMIT_BYTES = 2**31 - 2**20  # protobuf's limit, with room for the graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """How a run is watched; nothing here changes its result.
+
+    verify_each: run the model before and after each pass. print_after_all, print_after_change: hand the model's text,
+    or how it changed, to `printer` after each pass. crash_dir: where a failing pass leaves a reproducer.
+    latency_rounds: at most so many; time bounds them too.
+    """
+
+    verify_each: bool = False
+    print_after_all: bool = False
+    print_after_change: bool = False
+    printer: Printer | None = None
+    crash_dir: str | os.PathLike[str] | None = None
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    latency_rounds: int = 30
+
+
+def compress(
+    model: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model,
+    *,
+    target: str | os.PathLike[str] | Target = "host-cpu",
+    passes: str | os.PathLike[str] | Sequence[Pass] | None = None,
+    data: Any = None,
+    eval_data: Any = None,
+    max_drop: float | None = None,
+    seed: int = 0,
+    verify_each: bool = False,
+    print_after_all: bool = False,
+    print_after_change: bool = False,
+    crash_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    printer: Callable[[str], None] = print,
+    latency_rounds: int = 30,
+) -> Result:
+    """Compress `model` for `target` and measure the result beside the original, which is never changed.
+
+    target: a name, a TOML profile or a Target. passes: pipeline text, a pipeline file or built passes; None takes
+    the target's own pipeline. data: calibration samples, anything that `ir.data.open_data` takes. eval_data: samples
+    to measure on, all of them. max_drop: points of accuracy (without labels: of top-1 agreement) that may be lost.
+    verify_each: run the model before and after each pass. print_after_all, print_after_change: hand the model's text
+    to `printer` after each pass. crash_dir: where the reproducer of a failing pass goes. latency_rounds: at most.
+
+    Raises:
+        UsageError: a target, pass, option or selector that does not exist; data that a pass needs is missing.
+        InputError: a model or data that cannot be used. DropError: more lost than `max_drop`.
+        BudgetError: the result is illegal on the target, or its runtime refuses it.
+    """
+    plan = prepare(
+        model, target=target, passes=passes, data=data, eval_data=eval_data, max_drop=max_drop, seed=seed
+    )
+    return run(
+        plan,
+        verify_each=verify_each,
+        print_after_all=print_after_all,
+        print_after_change=print_after_change,
+        crash_dir=crash_dir,
+        progress=progress,
+        printer=printer,
+        latency_rounds=latency_rounds,
+    )
+
+
+def run(
+    plan: Plan,
+    *,
+    verify_each: bool = False,
+    print_after_all: bool = False,
+    print_after_change: bool = False,
+    crash_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    printer: Callable[[str], None] = print,
+    latency_rounds: int = 30,
+) -> Result:
+    """Carry out a plan. Arguments and errors: see `compress`."""
+    started = time.perf_counter()
+    manager = PassManager(
+        plan.passes,
+        verify_each=verify_each,
+        print_after_all=print_after_all,
+        print_after_change=print_after_change,
+        crash_dir=crash_dir,
+        printer=printer,
+    )
+    context = Context(
+        constraints=plan.target.constraints, data=plan.data, seed=plan.seed, progress=progress or Progress()
+    )
+    model, records = manager.run(plan.model, context)
+    lowering = plan.target.lower(model, context)
+    del context  # its cache holds statistics that nothing needs any more
+    _require_legal(plan.target, model)
+    model.metadata_props[MANIFEST_KEY] = plan.recipe.manifest()
+    return _measured(plan, model, records, progress, latency_rounds, started)
+
+
+def _lower(plan: Plan, model: onnx_ir.Model, context: Context, watch: _Watch) -> LoweringReport:
+    """Lower `model` in place for the plan's target.
+
+    Raises:
+        InternalError: the lowering failed; names the reproducer, if one was asked for.
+    """
+    printer = ModelPrinter(watch.printer, every=watch.print_after_all, changes=watch.print_after_change)
+    printer.start(model)
+    try:
+        report = plan.target.lower(model, context)
+        verify(model, full=False)
+    except OnnxpressError as error:
+        if error.exit_code != InternalError.exit_code:
+            raise
+        _fail_lowering(plan, model, context, watch, error)
+    except Exception as error:
+        _fail_lowering(plan, model, context, watch, error)
+    printer.show(f"lowering for {plan.target.name}", model)
+    return report
+
+
+def _require_legal(target: Target, model: onnx_ir.Model) -> None:
+    illegal = [found for found in target.check(model) if found.severity == "illegal"]
+    if not illegal:
+        return
+    first = illegal[0]
+    more = f" (and {len(illegal) - 1} more: onnxpress check)" if len(illegal) > 1 else ""
+    raise BudgetError(
+        f"the result is illegal on {target.name}: node {first.node!r} ({first.op_type}): {first.rule}{more}. "
+        f"{first.advice}"
+    )
+
+
+def _fail_lowering(
+    plan: Plan, model: onnx_ir.Model, context: Context, watch: _Watch, error: Exception
+) -> NoReturn:
+    what = f"lowering for {plan.target.name} failed: {type(error).__name__}: {error}"
+    if watch.crash_dir is None:
+        raise InternalError(f"{what}. Run again with --crash-dir DIR to get what repeats it") from error
+    # What is half lowered repeats nothing: this note makes the reproducer start from the original.
+    model.meta["onnxpress.lowering"] = "failed"
+    folder = write_reproducer(
+        watch.crash_dir,
+        original=plan.model,
+        before=model,
+        passes=plan.passes,
+        context=context,
+        flags=plan.repeat_flags,
+        error=error,
+    )
+    raise InternalError(f"{what}. What repeats it is in {folder}, see repeat.txt") from error
+
+
+def _measured(
+    plan: Plan,
+    model: onnx_ir.Model,
+    records: Sequence[PassRecord],
+    lowering: LoweringReport,
+    rounds: int,
+    progress: Progress,
+    started: float,
+) -> Result:
+    """Load and run the result once, measure it beside the original, and hold it to the plan."""
+    size_bytes = model_io.size_bytes(model)
+    runnable: ModelLike = model_io.to_proto_bytes(model) if size_bytes < _SERIALIZED_LIMIT_BYTES else model
+    smoke_run(runnable)
+    kernels = inspect_kernels(runnable)
+    is_path = isinstance(plan.source, str | os.PathLike)
+    original = Subject(plan.model, plan.source if is_path else plan.model, source_bytes(plan.source, plan.model))
+    source = plan.eval_data or plan.data
+    is_evaluation = plan.eval_data is not None or plan.max_drop is not None
+    pair = measure_pair(
+        original,
+        Subject(model, runnable, size_bytes),
+        source,
+        samples=None if is_evaluation else comparison_samples(records[0].before.macs if records else 0),
+        rounds=rounds,
+        progress=progress,
+    )
+    report = Report(
+        model=plan.name,
+        target=plan.target.name,
+        pipeline=plan.pipeline,
+        seed=plan.seed,
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        before=pair.before,
+        after=pair.after,
+        passes=tuple(records),
+        headlines=tuple(_headlines(pair, records, kernels)),
+        notes=(*lowering.notes, *pair.notes),
+        samples=pair.samples,
+        samples_of=None if source is None else source.name,
+        calibration_samples=None if plan.data is None else plan.data.count,
+        kernels=kernels,
+        recipe=plan.recipe,
+    )
+    _require_drop(plan, report)
+    return Result(model, report, plan.recipe)
+
+
+def _headlines(pair: Pair, records: Iterable[PassRecord], kernels: Kernels) -> Iterator[str]:
+    """Yield what a user must not miss, the worst first."""
+    before, after = pair.before, pair.after
+    if before.latency_ms and after.latency_ms and after.latency_ms >= before.latency_ms:
+        change = before.latency_ms / after.latency_ms
+        yield f"NOT FASTER: latency {before.latency_ms:.3g} ms before, {after.latency_ms:.3g} ms after ({change:.2f}x)"
+    if after.size_bytes >= before.size_bytes:
+        yield f"NOT SMALLER: {before.size_bytes:,} bytes before, {after.size_bytes:,} bytes after"
+    if not any(record.rewrites.modified for record in records):
+        yield "NOTHING WAS REWRITTEN: every pass found nothing, or declined what it found for the reasons below"
+    if kernels.unfused:
+        names = ", ".join(map(repr, kernels.unfused[:_WORST_SITES]))
+        more = f" and {len(kernels.unfused) - _WORST_SITES} more" if len(kernels.unfused) > _WORST_SITES else ""
+        yield f"QUANTIZED BUT COMPUTED IN FLOAT by the runtime: {names}{more}"
+
+
+def _require_drop(plan: Plan, report: Report) -> None:
+    """Do nothing when the result is as good as the plan asks for.
+
+    Raises:
+        DropError: it is not; names the worst sites and the pipeline that leaves them alone.
+        UsageError: neither accuracy nor agreement can be told from the outputs.
+    """
+    if plan.max_drop is None:
+        return
+    before, after = report.before, report.after
+    if before.accuracy is not None and after.accuracy is not None:
+        drop = before.accuracy - after.accuracy
+        lost = f"accuracy falls by {drop:.2f} points, from {before.accuracy:.2f} to {after.accuracy:.2f} %,"
+    elif after.agreement is not None:
+        drop = 100 - after.agreement
+        lost = f"the top-1 class changes for {drop:.2f} % of the samples"
+    else:
+        raise UsageError(
+            "max_drop: the model's outputs are no class scores, so neither accuracy nor agreement can be told. "
+            "Leave it out, and hold the result to an SQNR: onnxpress compare A B --data D --min-sqnr DB"
+        )
+    if drop <= plan.max_drop:
+        return
+    raise DropError(
+        f"{lost} on {report.samples} samples of {report.samples_of}; at most {plan.max_drop:g} was asked for. "
+        f"Nothing is written.{_suggest(plan.passes, report)}",
+        report,
+    )
+
+
+def _suggest(passes: Iterable[Pass], report: Report) -> str:
+    """Name the worst sites, and the pipeline that leaves them alone."""
+    worst = report.worst_sites(_WORST_SITES)
+    if not worst:
+        return ""
+    named = ", ".join(f"{site.name!r} ({_describe_error(site)})" for _, site in worst)
+    specs = []
+    for one in passes:
+        spec, sites = to_spec(one), [site.name for name, site in worst if name == one.name]
+        if sites and isinstance(one.options, SiteOptions):
+            spec = PassSpec(spec.name, {**spec.options, "exclude": [*one.options.exclude, *sites]})
+        specs.append(spec)
+    return f" Worst sites: {named}. Leave them alone with: --passes '{format_pipeline(specs)}'"
+
+
+def _describe_error(site: Site) -> str:
+    if "sqnr_db" in site.error:
+        return f"{site.error['sqnr_db']:.1f} dB"
+    return ", ".join(f"{metric} {value:.3g}" for metric, value in site.error.items())

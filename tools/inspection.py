@@ -1,0 +1,103 @@
+"""What a model is made of: the numbers behind `onnxpress inspect`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir
+
+from onnxpress.ir import model_io
+from onnxpress.ir.analysis.cost import ModelCost, cost
+from onnxpress.ir.opset import default_opset
+from onnxpress.ir.shapes import describe_shape
+from onnxpress.tools.measure import Metrics, counted, source_bytes
+from onnxpress.tools.recipe import MANIFEST_KEY
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Inspection", "Interface", "inspect"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Interface:
+    """One input or output as its caller sees it, such as `input float32 [N, 3, 32, 32]`."""
+
+    name: str
+    dtype: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {self.shape}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What a model is made of. cost: counted at batch 1, node by node. operators: counts, the most common first."""
+
+    model: str
+    opset: int
+    ir_version: int
+    producer: str
+    metrics: Metrics
+    cost: ModelCost
+    operators: dict[str, int]
+    inputs: tuple[Interface, ...]
+    outputs: tuple[Interface, ...]
+    manifest: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {
+            "model": self.model,
+            "opset": self.opset,
+            "ir_version": self.ir_version,
+            "producer": self.producer,
+            **self.metrics.to_json(),
+            "weight_bytes": self.cost.weight_bytes,
+            "bytes_by_type": self.cost.bytes_by_type,
+            "peak_activation_bytes": self.cost.peak_activation_bytes,
+            "operators": self.operators,
+            "inputs": [dataclasses.asdict(one) for one in self.inputs],
+            "outputs": [dataclasses.asdict(one) for one in self.outputs],
+            "nodes": [dataclasses.asdict(node) for node in self.cost.nodes],
+            "unknown": list(self.cost.unknown),
+            "unsized": self.cost.unsized,
+            "manifest": self.manifest,
+        }
+
+
+def inspect(model: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model) -> Inspection:
+    """Count what `model` is made of. It is neither run nor changed.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    loaded = model_io.load(model)
+    found = cost(loaded)
+    operators = Counter(
+        f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        for graph in loaded.graphs()
+        for node in graph
+    )
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else loaded.graph.name
+    return Inspection(
+        model=name or "model",
+        opset=default_opset(loaded),
+        ir_version=loaded.ir_version,
+        producer=" ".join(filter(None, (loaded.producer_name, loaded.producer_version))),
+        metrics=counted(found, source_bytes(model, loaded)),
+        cost=found,
+        operators=dict(operators.most_common()),
+        inputs=tuple(_interface(value) for value in loaded.graph.inputs if not value.is_initializer()),
+        outputs=tuple(_interface(value) for value in loaded.graph.outputs),
+        manifest=loaded.metadata_props.get(MANIFEST_KEY),
+    )
+
+
+def _interface(value: onnx_ir.Value) -> Interface:
+    dtype = "?" if value.dtype is None else value.dtype.name.lower()
+    return Interface(value.name or "", dtype, describe_shape(value.shape))

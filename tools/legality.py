@@ -1,0 +1,63 @@
+"""Whether a model may run on a target: the findings behind `onnxpress check`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir
+
+from onnxpress.ir import model_io
+from onnxpress.targets.base import Target, load_target
+from onnxpress.targets.legality import Illegal
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Check", "check"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a target has against a model: in the order of the graph, illegal before slow."""
+
+    model: str
+    target: str
+    findings: tuple[Illegal, ...]
+
+    @property
+    def illegal(self) -> tuple[Illegal, ...]:
+        """The findings that keep the model from running; the others make it slow."""
+        return tuple(found for found in self.findings if found.severity == "illegal")
+
+    @property
+    def legal(self) -> bool:
+        """Whether the target runs the model."""
+        return not self.illegal
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {
+            "model": self.model,
+            "target": self.target,
+            "legal": self.legal,
+            "findings": [dataclasses.asdict(found) for found in self.findings],
+        }
+
+
+def check(
+    model: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model,
+    *,
+    target: str | os.PathLike[str] | Target = "host-cpu",
+) -> Check:
+    """Find what in `model` the target cannot run, or runs badly. The model is neither run nor changed.
+
+    Raises:
+        UsageError: there is no such target. InputError: the model cannot be loaded.
+    """
+    chosen = target if isinstance(target, Target) else load_target(target)
+    loaded = model_io.load(model)
+    findings = sorted(chosen.check(loaded), key=lambda found: found.severity != "illegal")
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else loaded.graph.name
+    return Check(name or "model", chosen.name, tuple(findings))

@@ -1,0 +1,99 @@
+"""Output files: checked before the work starts, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from onnxpress.ir.errors import UsageError
+
+__all__ = ["STDOUT", "check_outputs", "write_text"]
+
+STDOUT = "-"
+
+
+def check_outputs(
+    outputs: Mapping[str, str | os.PathLike[str] | None],
+    inputs: Mapping[str, str | os.PathLike[str] | None],
+    *,
+    force: bool = False,
+) -> None:
+    """Check that every output can be written, before any work is done for it.
+
+    outputs, inputs: paths by the flag or argument that the user knows them by; None is not given, and `-` for
+    --json is stdout. With `force` OUT may replace MODEL; no other output may be an input.
+
+    Raises:
+        UsageError: two outputs are one file; an output is an input, exists (without `force`), is a folder, or its
+            folder is missing or cannot be written.
+    """
+    taken = {_resolved(path): flag for flag, path in inputs.items() if path is not None}
+    for flag, path in outputs.items():
+        if path is None or (flag == "--json" and path == STDOUT):
+            continue
+        if os.fspath(path) == STDOUT:
+            raise UsageError(f"{flag} {STDOUT!r}: only --json writes to stdout. Name a file.")
+        where = _resolved(path)
+        other = taken.get(where)
+        if other is not None and not (force and (flag, other) == ("OUT", "MODEL")):
+            raise UsageError(f"{flag} {os.fspath(path)!r}: the same file as {other}. Give another path.")
+        taken[where] = flag
+        _check_output(flag, Path(path), force=force)
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> None:
+    """Write `text` as UTF-8 to a temporary file beside `path`, then rename it into place.
+
+    Raises:
+        UsageError: `path` exists and `overwrite` is not set, or it cannot be written.
+    """
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise UsageError(f"{os.fspath(path)!r} exists. Give another path, or --force to replace it.")
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(text)
+        temporary.chmod(0o666 & ~_umask())  # temporary files are private; an output is not
+        temporary.replace(target)
+    except OSError as error:
+        raise UsageError(
+            f"{os.fspath(path)!r} cannot be written: {error.strerror}. Give another path."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _check_output(flag: str, path: Path, *, force: bool) -> None:
+    shown = f"{flag} {os.fspath(path)!r}"
+    if path.is_dir():
+        raise UsageError(f"{shown} is a folder. Name the file in it.")
+    if path.exists() and not force:
+        raise UsageError(f"{shown} exists. Give another path, or --force to replace it.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{shown}: the folder {os.fspath(path.parent)!r} does not exist. Create it first.")
+    try:
+        # Permission bits do not tell of read-only file systems or of root: only trying does.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{shown} cannot be written: {error.strerror}. Give another path.") from error
+
+
+def _resolved(path: str | os.PathLike[str]) -> Path:
+    with contextlib.suppress(OSError):
+        return Path(path).resolve()
+    return Path(path).absolute()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

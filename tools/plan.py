@@ -1,0 +1,136 @@
+"""What a run of `compress` is given, loaded and checked before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir
+
+from onnxpress.ir import model_io
+from onnxpress.ir.data import DataSource, check_data, open_data
+from onnxpress.ir.errors import UsageError
+from onnxpress.ir.verify import check_finite
+from onnxpress.passes.base import Pass
+from onnxpress.passes.pipeline import build, format_pipeline, read_pipeline, to_spec
+from onnxpress.targets.base import Target, load_target
+from onnxpress.tools.recipe import Recipe, installed_versions, portable
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Plan", "prepare"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run that is fully checked and has not begun.
+
+    source: what was given. model: as loaded. name: what messages and reports call it. pipeline: canonical text.
+    """
+
+    source: Any
+    model: onnx_ir.Model
+    name: str
+    target: Target
+    passes: tuple[Pass, ...]
+    pipeline: str
+    data: DataSource | None
+    eval_data: DataSource | None
+    max_drop: float | None
+    seed: int
+    recipe: Recipe
+
+
+def prepare(
+    model: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model,
+    *,
+    target: str | os.PathLike[str] | Target = "host-cpu",
+    passes: str | os.PathLike[str] | Sequence[Pass] | None = None,
+    data: Any = None,
+    eval_data: Any = None,
+    max_drop: float | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Load and check everything that a run needs, cheapest first. Arguments and errors: see `compress`."""
+    from onnxpress.ir.analysis.execute import require_runtime
+
+    require_runtime()
+    _check_numbers(max_drop, seed, has_data=data is not None or eval_data is not None)
+    chosen = target if isinstance(target, Target) else load_target(target)
+    built = _build(passes, chosen)
+    loaded = model_io.load(model)
+    check_finite(loaded)
+    calibration, evaluation = _open(data, loaded), _open(eval_data, loaded)
+    # The digest reads every sample, and so checks it. Evaluation samples have no digest: their values are checked here.
+    data_digest = None if calibration is None else calibration.digest()
+    if evaluation is not None and not _is_folder(eval_data):
+        check_data(evaluation, loaded)
+    pipeline = format_pipeline(map(to_spec, built))
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else loaded.graph.name or "model"
+    recipe = Recipe(
+        model=Path(name).name,
+        model_digest=model_io.digest(model if isinstance(model, str | os.PathLike) else loaded),
+        target=_spell(target) or chosen.name,
+        pipeline=pipeline,
+        seed=seed,
+        data=_spell(data),
+        data_digest=data_digest,
+        eval_data=_spell(eval_data),
+        max_drop=max_drop,
+        versions=installed_versions(),
+    )
+    return Plan(
+        source=model,
+        model=loaded,
+        name=name,
+        target=chosen,
+        passes=tuple(built),
+        pipeline=pipeline,
+        data=calibration,
+        eval_data=evaluation,
+        max_drop=max_drop,
+        seed=seed,
+        recipe=recipe,
+    )
+
+
+def _check_numbers(max_drop: float | None, seed: int, *, has_data: bool) -> None:
+    if seed < 0:
+        raise UsageError(f"seed {seed}: must be 0 or more.")
+    if max_drop is None:
+        return
+    if not (math.isfinite(max_drop) and max_drop >= 0):
+        raise UsageError(f"max_drop {max_drop}: must be a number of points, 0 or more, such as 0.5.")
+    if not has_data:
+        raise UsageError("max_drop: needs samples to measure the drop on. Give --eval-data, or at least --data.")
+
+
+def _build(passes: str | os.PathLike[str] | Sequence[Pass] | None, target: Target) -> list[Pass]:
+    if passes is None:
+        return build(target.default_pipeline)
+    if isinstance(passes, str | os.PathLike):
+        return build(read_pipeline(passes))
+    return list(passes)
+
+
+def _open(spec: Any, model: onnx_ir.Model) -> DataSource | None:
+    if spec is None:
+        return None
+    source = open_data(spec, model=model)
+    check_data(source, model, full=False)
+    return source
+
+
+def _is_folder(spec: Any) -> bool:
+    """Whether reading all of the data may take long: the images of a folder are decoded one by one."""
+    return isinstance(spec, str | os.PathLike) and Path(spec).is_dir()
+
+
+def _spell(spec: Any) -> str | None:
+    """Return what a recipe says of a target or of data: a name or a path that may travel; None for an object."""
+    return portable(os.fspath(spec)) if isinstance(spec, str | os.PathLike) else None

@@ -1,0 +1,30 @@
+"""The console for people: stderr, so that stdout stays clean for programs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["console", "say"]
+
+# Without a terminal there is nothing to wrap for: a log keeps names whole. Beyond this, lines stop being readable.
+_LOG_WIDTH = 160
+
+
+def console() -> Console:
+    """Return a console on the present stderr: colours and width of a terminal, or plain text without one."""
+    from rich.console import Console
+
+    plain = Console(stderr=True, highlight=False, emoji=False, markup=False)
+    if plain.is_terminal or "COLUMNS" in os.environ:
+        return plain
+    return Console(stderr=True, highlight=False, emoji=False, markup=False, width=_LOG_WIDTH)
+
+
+def say(line: str) -> None:
+    """Print one line for people, as it is."""
+    print(line, file=sys.stderr, flush=True)

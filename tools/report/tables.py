@@ -1,0 +1,278 @@
+"""Tables for people: what was planned, done, gained and lost. Everything goes to the console that is handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from onnxpress.tools.measure import SQNR_CEILING_DB
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxpress.passes.base import Declined, Pass, Site
+    from onnxpress.passes.manager import PassRecord
+    from onnxpress.passes.registry import PassInfo
+    from onnxpress.targets.base import Target
+    from onnxpress.tools.comparison import ModelComparison
+    from onnxpress.tools.compress import Plan, Report
+    from onnxpress.tools.inspection import Inspection
+    from onnxpress.tools.legality import Check
+    from onnxpress.tools.measure import Metrics
+
+__all__ = [
+    "show_check",
+    "show_comparison",
+    "show_inspection",
+    "show_pass",
+    "show_passes",
+    "show_plan",
+    "show_report",
+    "show_target",
+    "show_targets",
+]
+
+_TOP = 5  # rows of a list that a screen has room for; the JSON holds all of them
+_NONE = "-"
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """Print the resolved configuration of a run, before it begins."""
+    facts = {
+        "model": plan.name,
+        "target": plan.target.name,
+        "passes": plan.pipeline or "none",
+        "data": _describe_data(plan.data),
+        "eval data": _describe_data(plan.eval_data),
+        "max drop": None if plan.max_drop is None else f"{plan.max_drop:g} points",
+        "seed": str(plan.seed),
+    }
+    _show_facts(console, {name: value for name, value in facts.items() if value is not None})
+
+
+def show_report(console: Console, report: Report) -> None:
+    """Print the result of a run: warnings first, then what changed, pass by pass, and what hurts."""
+    console.print()
+    for line in report.headlines:
+        console.print(line, style="bold yellow")
+    console.print(_metrics_table(report.before, report.after, ("before", "after")))
+    console.print(_footnote(report.samples, report.samples_of), style="dim")
+    if report.passes:
+        console.print(_passes_table(report.passes))
+    _show_sites(console, report.worst_sites())
+    _show_declined(console, report.passes)
+    for line in report.notes:
+        console.print(line)
+
+
+def show_comparison(console: Console, result: ModelComparison) -> None:
+    """Print two models side by side."""
+    console.print(_metrics_table(result.a, result.b, (result.name_a, result.name_b)))
+    console.print(_footnote(result.samples, result.samples_of), style="dim")
+    if len(result.outputs) > 1:
+        table = _table("output", "SQNR", "largest error", "cosine")
+        for name, difference in result.outputs.items():
+            table.add_row(name, _sqnr(difference.sqnr_db), f"{difference.max_abs:.3g}", f"{difference.cosine:.6f}")
+        console.print(table)
+
+
+def show_inspection(console: Console, found: Inspection) -> None:
+    """Print what a model is made of."""
+    cost = found.cost
+    peak = f"{cost.peak_activation_bytes:,} bytes" + (f" or more ({cost.unsized} sizes unknown)" if cost.unsized else "")
+    facts = {
+        "model": found.model,
+        "inputs": ", ".join(map(str, found.inputs)),
+        "outputs": ", ".join(map(str, found.outputs)),
+        "opset": f"{found.opset} (IR version {found.ir_version})",
+        "producer": found.producer or _NONE,
+        "parameters": f"{cost.params:,}",
+        "MACs": f"{cost.macs:,}" + (f" or more ({len(cost.unknown)} nodes unknown)" if cost.unknown else ""),
+        "bytes": f"{found.metrics.size_bytes:,}",
+        "of them": ", ".join(f"{kind} {size:,}" for kind, size in cost.bytes_by_type.items()) or _NONE,
+        "peak memory": f"{peak} of activations at batch 1",
+        "operators": ", ".join(f"{name} {times}" for name, times in found.operators.items()) or _NONE,
+        "made by": "onnxpress" if found.manifest else None,
+    }
+    _show_facts(console, {name: value for name, value in facts.items() if value is not None})
+    heaviest = sorted(cost.nodes, key=lambda node: (-node.macs, -node.weight_bytes))
+    heaviest = [node for node in heaviest if node.macs or node.weight_bytes]
+    if heaviest:
+        table = _table("heaviest nodes", "operator", "MACs", "share", "params", "weight bytes", "output bytes")
+        for node in heaviest[: 2 * _TOP]:
+            share = f"{100 * node.macs / cost.macs:.1f} %" if cost.macs else _NONE
+            table.add_row(
+                node.name,
+                node.op_type,
+                f"{node.macs:,}",
+                share,
+                f"{node.params:,}",
+                f"{node.weight_bytes:,}",
+                f"{node.activation_bytes:,}",
+            )
+        console.print(table)
+        _show_rest(console, len(heaviest) - 2 * _TOP)
+    for line in cost.unknown[:_TOP]:
+        console.print(f"MACs unknown: {line}")
+    _show_rest(console, len(cost.unknown) - _TOP)
+
+
+def show_passes(console: Console, passes: Sequence[PassInfo]) -> None:
+    """Print one line for each pass."""
+    table = _table("pass", "fidelity", "what it does", "source", left=4)
+    for one in passes:
+        table.add_row(one.name, one.fidelity, one.summary, one.source)
+    console.print(table)
+    console.print("Options and defaults: onnxpress passes NAME")
+
+
+def show_pass(console: Console, one: PassInfo, cls: type[Pass]) -> None:
+    """Print a pass with its options."""
+    facts = {
+        "pass": one.name,
+        "does": one.summary,
+        "fidelity": one.fidelity,
+        "after": ", ".join(one.after) or None,
+        "source": one.source,
+    }
+    _show_facts(console, {name: value for name, value in facts.items() if value is not None})
+    if not one.options:
+        console.print("It takes no options.")
+        return
+    table = _table("option", "type", "default", "meaning", left=4)
+    for option in one.options:
+        default = "required" if option.default is None else option.default
+        table.add_row(option.name, option.type, default, option.description)
+    console.print(table)
+    first = one.options[0]
+    console.print(f'Written as: --passes "{one.name}{{{first.name}={first.default or "..."}}}"')
+
+
+def _metrics_table(before: Metrics, after: Metrics, names: tuple[str, str]) -> Table:
+    table = _table("", *names, "change")
+    table.add_row("bytes", f"{before.size_bytes:,}", f"{after.size_bytes:,}", _ratio(before.size_bytes, after.size_bytes))
+    table.add_row("parameters", f"{before.params:,}", f"{after.params:,}", _ratio(before.params, after.params))
+    table.add_row("MACs", f"{before.macs:,}", f"{after.macs:,}", _ratio(before.macs, after.macs))
+    table.add_row("bits per weight", _number(before.bits_per_weight), _number(after.bits_per_weight), "")
+    if before.accuracy is not None and after.accuracy is not None:
+        change = f"{after.accuracy - before.accuracy:+.2f} points"
+        table.add_row("accuracy", _percent(before.accuracy), _percent(after.accuracy), change)
+    if after.agreement is not None:
+        table.add_row("same top-1 class", "", _percent(after.agreement), "")
+    if after.sqnr_db is not None:
+        table.add_row("SQNR", "", _sqnr(after.sqnr_db), "")
+    if before.latency_ms and after.latency_ms:
+        faster = before.latency_ms / after.latency_ms
+        change = f"{faster:.2f}x faster" if faster >= 1 else f"{1 / faster:.2f}x SLOWER"
+        table.add_row("latency", f"{before.latency_ms:.3g} ms", f"{after.latency_ms:.3g} ms", change)
+    return table
+
+
+def _footnote(samples: int, samples_of: str | None) -> str:
+    latency = "latency: median at batch 1, CPU time, 1 thread"
+    if not samples:
+        return f"No data, so no accuracy and no fidelity: give --data. {latency[0].upper()}{latency[1:]}."
+    return f"Accuracy and fidelity on {samples} samples of {samples_of}; {latency}."
+
+
+def _passes_table(passes: Iterable[PassRecord]) -> Table:
+    table = _table("pass", "sites", "declined", "weight bytes", "seconds")
+    for one in passes:
+        table.add_row(
+            one.name,
+            f"{len(one.rewrites.sites):,}",
+            f"{len(one.rewrites.declined):,}",
+            f"{one.after.size_bytes:,}",
+            f"{one.seconds:.2f}",
+        )
+    return table
+
+
+def _show_sites(console: Console, worst: Sequence[tuple[str, Site]]) -> None:
+    if not worst:
+        return
+    table = _table("what hurts most", "operator", "local error", "pass", left=4)
+    for name, site in worst[:_TOP]:
+        error = ", ".join(_error(metric, value) for metric, value in site.error.items())
+        table.add_row(site.name, site.kind, error, name)
+    console.print(table)
+    _show_rest(console, len(worst) - _TOP)
+
+
+def _show_declined(console: Console, passes: Iterable[PassRecord]) -> None:
+    """Print what each pass left alone, by reason, the most common first."""
+    for record in passes:
+        by_reason: dict[str, list[Declined]] = {}
+        for declined in record.rewrites.declined:
+            by_reason.setdefault(declined.reason, []).append(declined)
+        if not by_reason:
+            continue
+        table = _table(f"left alone by {record.name}", "sites", "reason", left=3)
+        ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+        for reason, sites in ordered[:_TOP]:
+            table.add_row(_names(site.name for site in sites), f"{len(sites)}", reason)
+        console.print(table)
+        _show_rest(console, len(ordered) - _TOP)
+
+
+def _show_rest(console: Console, count: int) -> None:
+    if count > 0:
+        console.print(f"  ... and {count} more: see --json", style="dim")
+
+
+def _show_facts(console: Console, facts: dict[str, str]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts.items():
+        grid.add_row(name, value)
+    console.print(grid)
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    """Return an empty table. left: how many columns hold text; numbers stand to the right."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < left else "right", overflow="fold")
+    return table
+
+
+def _describe_data(source: object | None) -> str | None:
+    if source is None:
+        return None
+    count = getattr(source, "count", None)
+    labels = ", with labels" if getattr(source, "has_labels", False) else ""
+    return f"{getattr(source, 'name', source)} ({'?' if count is None else count} samples{labels})"
+
+
+def _names(names: Iterable[str], shown: int = 2) -> str:
+    every = list(names)
+    rest = f" and {len(every) - shown} more" if len(every) > shown else ""
+    return ", ".join(every[:shown]) + rest
+
+
+def _ratio(before: int, after: int) -> str:
+    if before == after:
+        return "same"
+    return f"{after / before:.3f}x" if before else _NONE
+
+
+def _number(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.2f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f} %"
+
+
+def _sqnr(value: float) -> str:
+    return "identical" if value >= SQNR_CEILING_DB else f"{value:.1f} dB"
+
+
+def _error(metric: str, value: float) -> str:
+    if metric == "sqnr_db":
+        return _sqnr(value)
+    return f"{value:.1f} dB ({metric.removesuffix('_db')})" if metric.endswith("_db") else f"{metric} {value:.3g}"

@@ -1,0 +1,139 @@
+"""What a run of `compress` did, in numbers, and the JSON that programs read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir
+
+from onnxpress.ir.errors import BudgetError
+from onnxpress.passes.base import Amount, Site
+from onnxpress.passes.manager import PassRecord
+from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels
+from onnxpress.tools.measure import SQNR_CEILING_DB, Metrics
+from onnxpress.tools.recipe import Recipe
+
+__all__ = ["DropError", "Report", "Result"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a run did, in numbers.
+
+    headlines: what a user must not miss, worst first; empty when all is well. seconds: of the whole run.
+    before, after: of the original and of the result. samples: how many `accuracy`, `agreement` and `sqnr_db` were
+    measured on, from `samples_of`. calibration_samples: how many were given to calibrate on. unfused: operators
+    that are quantized on paper but that the runtime computes in float.
+    """
+
+    model: str
+    target: str
+    pipeline: str
+    seed: int
+    seconds: float
+    peak_rss_bytes: int
+    before: Metrics
+    after: Metrics
+    passes: tuple[PassRecord, ...]
+    headlines: tuple[str, ...] = ()
+    samples: int = 0
+    samples_of: str | None = None
+    calibration_samples: int | None = None
+    fused: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unfused: tuple[str, ...] = ()
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster the result is; above 1 is faster."""
+        if not self.before.latency_ms or not self.after.latency_ms:
+            return None
+        return self.before.latency_ms / self.after.latency_ms
+
+    def worst_sites(self, limit: int | None = None) -> list[tuple[str, Site]]:
+        """Return (pass, site) with the largest local error first, as far as errors were measured."""
+        found = [
+            (record.name, site) for record in self.passes for site in record.rewrites.sites if site.error
+        ]
+        return sorted(found, key=lambda item: _quality(item[1]))[:limit]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values, under the keys that programs read."""
+        return {
+            "model": self.model,
+            "target": self.target,
+            "pipeline": self.pipeline,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "passes": [_record_json(record) for record in self.passes],
+            "headlines": list(self.headlines),
+            "speedup": self.speedup,
+            "samples": self.samples,
+            "samples_of": self.samples_of,
+            "calibration_samples": self.calibration_samples,
+            "runtime_operators": dict(self.fused),
+            "unfused": list(self.unfused),
+            "recipe": self.recipe.model_dump(exclude_none=True),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A compressed model with its proof and the recipe that repeats it."""
+
+    model: onnx_ir.Model
+    report: Report
+    recipe: Recipe
+
+
+class DropError(BudgetError):
+    """The result falls short of `max_drop`. Carries the report, so that a user sees by what."""
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+def _quality(site: Site) -> float:
+    """Return a number that is lower the more a site hurts: its SQNR, or minus its largest other error."""
+    if "sqnr_db" in site.error:
+        return site.error["sqnr_db"]
+    # Sites without an SQNR come after those with one, the largest error first.
+    return SQNR_CEILING_DB + 1 / (1 + max(map(abs, site.error.values())))
+
+
+def _record_json(record: PassRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "options": record.options,
+        "seconds": record.seconds,
+        "sites": [
+            {
+                "name": site.name,
+                "kind": site.kind,
+                "before": _amount_json(site.before),
+                "after": _amount_json(site.after),
+                "error": dict(site.error),
+                "detail": site.detail,
+            }
+            for site in record.rewrites.sites
+        ],
+        "declined": [dataclasses.asdict(declined) for declined in record.rewrites.declined],
+        "before": _weighed(record.before).to_json(),
+        "after": _weighed(record.after).to_json(),
+    }
+
+
+def _amount_json(amount: Amount) -> dict[str, int]:
+    return {"params": amount.params, "macs": amount.macs, "bytes": amount.size_bytes}
+
+
+def _weighed(amount: Amount) -> Metrics:
+    """Return what is known of the model between two passes. Its bytes are those of the weights."""
+    bits = 8 * amount.size_bytes / amount.params if amount.params else None
+    return Metrics(amount.params, amount.macs, amount.size_bytes, bits)
