@@ -1,21 +1,21 @@
 """Samples for calibration and evaluation, from files, folders, functions and Python objects.
 
-    x.npz                       arrays named by the model's inputs (for one input: the only array, whatever its name);
-                                labels under labels, label or y; the leading axis is the samples
+    x.npz                       arrays named by the model's inputs (for one input: the only array, of any
+                                name); labels under labels, label or y; the leading axis is the samples
     x.npy                       the samples of a model with one input
-    folder of .npz or .npy      sorted by name, each file one batch, or one sample where its arrays have one axis
-                                less than the model's inputs. With labels.npy, or a .npy for every input of the
-                                model, the files are the columns of one table, like a .npz
+    folder of .npz or .npy      sorted by name, each file one batch, or one sample where its arrays have one
+                                axis less than the model's inputs. With labels.npy, or a .npy for every input
+                                of the model, the files are the columns of one table, like a .npz
     folder of images            with a preprocessing.toml: see `ir/images.py`
     module:function             what the function returns, called anew for every pass; also file.py:function
     CalibrationDataReader       onnxruntime's: get_next(), and rewind() where it has one
-    iterable                    of dicts of arrays by input name, of arrays (for one input), or of pairs of either
-                                with labels
+    iterable                    of dicts of arrays by input name, of arrays (for one input), or of pairs of
+                                either with labels
     dict of arrays, array       in memory; the leading axis is the samples
 
-Arrays that the model does not ask for are ignored. Types are never converted. What a source yields is checked
-against the model batch by batch, values included, so that a mistake is an error and never a number. An iterator
-that cannot start over is kept in memory, up to 1 GiB.
+Arrays that the model does not ask for are ignored. Types are never converted. What a source yields is
+checked against the model batch by batch, values included, so that a mistake is an error and never a number.
+An iterator that cannot start over is kept in memory, up to 1 GiB.
 """
 
 from __future__ import annotations
@@ -77,16 +77,17 @@ class DataSource:
     name: what messages and reports call it.
     """
 
-    def __init__(self, reader: Reader, binding: _Binding) -> None:
-        """Made by `open_data` and `bind`."""
+    def __init__(self, reader: Reader, columns: dict[str, Column], binding: _Binding) -> None:
+        """Made by `open_data` and `bind`. columns: of `reader`, which may have to read something to tell."""
         self._reader = reader
+        self._columns = columns
         self._binding = binding
         self._count: int | None = None
         self.name = reader.name
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Names of the feeds in every batch: the model's, or the data's own where it is not bound to a model."""
+        """Names of the feeds in every batch: the model's, or the data's own where no model was given."""
         return tuple(entry.name for entry in self._binding.inputs)
 
     @property
@@ -142,8 +143,7 @@ class DataSource:
         return total.hexdigest()
 
     def _read_size(self) -> int:
-        columns = self._reader.columns()
-        fed = [columns[entry.column] for entry in self._binding.inputs if entry.column in columns]
+        fed = [self._columns[entry.column] for entry in self._binding.inputs]
         row_bytes = sum(math.prod(column.shape[1:]) * column.dtype.itemsize for column in fed)
         return max(1, _PIECE_BYTES // max(1, row_bytes))
 
@@ -193,7 +193,7 @@ def open_data(
         reader = _open_path_or_function(os.fspath(spec), model, preprocessing)
     else:
         reader = _open_object(spec)
-    return DataSource(reader, _bind_reader(reader, model))
+    return _bind_reader(reader, reader.columns(), model)
 
 
 def bind(source: DataSource, model: onnx_ir.Model) -> DataSource:
@@ -202,7 +202,7 @@ def bind(source: DataSource, model: onnx_ir.Model) -> DataSource:
     Raises:
         InputError: names, types or shapes do not fit.
     """
-    return DataSource(source._reader, _bind_reader(source._reader, model))
+    return _bind_reader(source._reader, source._columns, model)
 
 
 def check_data(source: DataSource, model: onnx_ir.Model, *, full: bool = True) -> None:
@@ -306,8 +306,8 @@ def _open_images(
     table = folder / images.TABLE_NAME if preprocessing is None else preprocessing
     if isinstance(table, Path) and not table.exists():
         raise InputError(
-            f"data {name!r}: the folder holds {len(found)} images and no {images.TABLE_NAME} that says how the "
-            "model takes them. Write one, with size, crop, channel_order, layout, scale, mean and std"
+            f"data {name!r}: the folder holds {len(found)} images and no {images.TABLE_NAME} that says how "
+            "the model takes them. Write one, with size, crop, channel_order, layout, scale, mean and std"
         )
     images.require_pillow()
     source = Path(table) if isinstance(table, str | os.PathLike) else table
@@ -350,7 +350,7 @@ def _import(spec: str, where: str) -> Any:
 
 
 def _open_callable(function: Callable[[], Any], name: str) -> Reader:
-    """Call once to see what comes. An iterator is made anew for every pass; anything else can start over itself."""
+    """Call once to see what comes. An iterator is made anew for every pass; anything else can start over."""
     made = _call(function, name)
     if isinstance(made, str | bytes | os.PathLike) or made is None:
         raise InputError(f"data {name!r}: returned {type(made).__name__}, expected an iterable of feeds")
@@ -437,7 +437,7 @@ class _Input(NamedTuple):
 class _Binding:
     """Fits chunks of columns to inputs: renames, puts the samples first, and checks.
 
-    shared_batch: whether the leading axes of the model's inputs are one batch, so that samples can go together.
+    shared_batch: whether the leading axes of the model's inputs are one batch.
     """
 
     inputs: tuple[_Input, ...]
@@ -481,7 +481,7 @@ class _Binding:
         return Batch(feeds, labels)
 
     def _is_one_sample(self, feeds: Mapping[str, Array]) -> bool:
-        """Whether arrays, given as one would feed them, are one sample: an axis short, or without a common batch."""
+        """Whether arrays as one would feed them are one sample: an axis short, or without a common batch."""
         short = {entry.rank - feeds[entry.name].ndim for entry in self.inputs if entry.rank is not None}
         if short == {1}:
             return True
@@ -489,8 +489,7 @@ class _Binding:
         return short <= {0} and not (together and all(array.ndim for array in feeds.values()))
 
 
-def _bind_reader(reader: Reader, model: onnx_ir.Model | None) -> _Binding:
-    columns = reader.columns()
+def _bind_reader(reader: Reader, columns: dict[str, Column], model: onnx_ir.Model | None) -> DataSource:
     if not columns:
         raise _no_samples(reader.name)
     inputs = [] if model is None else list(model.graph.inputs)
@@ -508,7 +507,7 @@ def _bind_reader(reader: Reader, model: onnx_ir.Model | None) -> _Binding:
     }
     if binding.fit(Chunk(outlines), reader).size == 0 and reader.rows:
         raise _no_samples(reader.name)
-    return binding
+    return DataSource(reader, columns, binding)
 
 
 def _find_labels(columns: Mapping[str, Column], inputs: set[str | None]) -> str | None:
@@ -561,12 +560,13 @@ def _check_dtype(where: str, entry: _Input, dtype: np.dtype[Any]) -> None:
     raw = dtype.kind in "ui" and expected.startswith(("float", "bfloat"))
     advice = "Preprocess as for training, then" if raw else "Convert it with"
     raise InputError(
-        f"{where}: input {entry.name!r}: expected {expected}, got {dtype.name}. {advice} .astype('{expected}')"
+        f"{where}: input {entry.name!r}: expected {expected}, got {dtype.name}. "
+        f"{advice} .astype('{expected}')"
     )
 
 
 def _check_shape(where: str, entry: _Input, shape: tuple[int, ...], *, alone: bool) -> None:
-    """Check one array, samples first. alone: the inputs share no batch, so that each sample is a whole feed."""
+    """Check one array, samples first. alone: the inputs share no batch, so each sample is a whole feed."""
     if entry.dims is None:
         if shape:
             return
@@ -578,8 +578,8 @@ def _check_shape(where: str, entry: _Input, shape: tuple[int, ...], *, alone: bo
         return
     batch = leading if isinstance(leading, str) and not whole else "samples"
     raise InputError(
-        f"{where}: input {entry.name!r}: expected {describe_shape((batch, *tails[0]))}, got {describe_shape(shape)}"
-        f"{_shape_advice(tails[0], shape)}"
+        f"{where}: input {entry.name!r}: expected {describe_shape((batch, *tails[0]))}, "
+        f"got {describe_shape(shape)}{_shape_advice(tails[0], shape)}"
     )
 
 
@@ -686,7 +686,7 @@ class _ColumnHash:
                 word = element if isinstance(element, bytes) else str(element).encode()
                 self._hash.update(b"%d:%s" % (len(word), word))
         else:
-            self._hash.update(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            self._hash.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()

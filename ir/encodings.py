@@ -47,6 +47,7 @@ Parameter: TypeAlias = "Array | int | None"
 
 _KINDS: dict[str, type[Encoded]] = {}
 
+
 class Encoded(abc.ABC):
     """A weight as codes and parameters; dense float32 to everyone who does not ask.
 
@@ -146,7 +147,7 @@ class Encoded(abc.ABC):
     @property
     def nbytes(self) -> int:
         """Size of the dense value; `packed_bytes` is what the encoding needs."""
-        return self.size * self.dtype.itemsize  # type: ignore[return-value]  # 4: float32 is whole bytes
+        return 4 * self.size
 
     def numpy(self) -> Floats:
         """Return the dense weights."""
@@ -243,6 +244,13 @@ class Affine(Encoded):
         [] one for the tensor; [n] one for each index of `axis`; with `block_size`, the shape of the codes
         but for `axis`, which has one entry for each block of `block_size` indices (the last may be short).
     zero_point: codes' type, scale's shape; None means zero.
+
+    >>> weight = Affine.quantize([[-1.4, 0.3, 3.5], [0.0, 0.7, -0.22]], bits=4)
+    >>> weight.scale, weight.codes.tolist()                          # 3.5 / 7, 0.7 / 7
+    (array([0.5, 0.1], dtype=float32), [[-3, 1, 7], [0, 7, -2]])
+    >>> weight.dense()
+    array([[-1.5,  0.5,  3.5],
+           [ 0. ,  0.7, -0.2]], dtype=float32)
     """
 
     kind = "affine"
@@ -344,9 +352,9 @@ class Affine(Encoded):
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether zero stands in the middle of the codes."""
+        """Whether zero stands in the middle of the type."""
         middle = 0 if self.signed else 1 << (self._bits - 1)
-        return self.zero_point is None if self.signed else bool(np.all(self.zero_point == middle))
+        return bool(np.all((0 if self.zero_point is None else self.zero_point) == middle))
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:

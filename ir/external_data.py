@@ -1,8 +1,8 @@
 """Weights that a model keeps in files of their own: found, checked and mapped, never copied.
 
-A model may come from anywhere, so where it points is checked: a data file must lie inside the model's folder,
-with every link followed. Where the model file itself is a link (as in the cache of the Hugging Face hub, where
-model and data are links into one folder), the folder of its target counts too.
+A model may come from anywhere, so where it points is checked: a data file must lie inside the model's
+folder, with every link followed. Where the model file itself is a link (as in the cache of the Hugging Face
+hub, where model and data are links into one folder), the folder of its target counts too.
 """
 
 from __future__ import annotations

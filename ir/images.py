@@ -10,10 +10,11 @@ The table is `preprocessing.toml` in the folder (or given beside it):
     scale = 0.00392156862745098       # x = (pixel * scale - mean) / std, pixels from 0 to 255
     mean = [0.485, 0.456, 0.406]      # a number, or one per channel in channel_order
     std = [0.229, 0.224, 0.225]
-    labels = "labels.csv"             # lines of file,label; or "folders": the index of the image's folder by name
+    labels = "labels.csv"             # lines of file,label; or "folders": the index of the image's folder
 
 `scale`, `mean` and `std` have no defaults, because a wrong guess costs accuracy without a sound. A model that
-takes raw pixels says `dtype = "uint8"` in their place. Sizes and crops follow torchvision's Resize and CenterCrop.
+takes raw pixels says `dtype = "uint8"` in their place. Sizes and crops follow torchvision's Resize and
+CenterCrop; classes by folder number the folders' sorted names.
 """
 
 from __future__ import annotations
@@ -107,14 +108,14 @@ class Preprocessing(pydantic.BaseModel):
     def _resized(self, image: Image.Image) -> Image.Image:
         if self.size is None:
             return image
-        from PIL import Image as pillow
+        from PIL import Image as Pillow
 
         if isinstance(self.size, tuple):
             height, width = self.size
         else:
             short = min(image.size)
             width, height = (int(self.size * side / short) for side in image.size)
-        return image.resize((width, height), pillow.Resampling[self.filter.upper()])
+        return image.resize((width, height), Pillow.Resampling[self.filter.upper()])
 
     def _cropped(self, image: Image.Image) -> Image.Image:
         if self.crop is None:
@@ -173,12 +174,12 @@ class ImageReader(Reader):
         return [(len(self._images),)]
 
     def _read(self, path: Path) -> Array:
-        from PIL import Image as pillow
+        from PIL import Image as Pillow
 
         try:
-            with pillow.open(path) as image:
+            with Pillow.open(path) as image:
                 return self.table.apply(image)
-        except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
             cause = " ".join(str(error).split()).replace(str(path), path.name)
             raise InputError(
                 f"data {self.name!r}, file {path.name!r}: cannot be used as an image ({cause})"
@@ -270,8 +271,8 @@ def _read_label_table(path: Path, name: str) -> dict[str, int]:
             if index == 0 and len(row) == 2:
                 continue  # a header
             raise InputError(
-                f"data {name!r}: labels file {path.name!r}, line {index + 1}: expected file,label with a whole number, "
-                f"got {','.join(row)!r}"
+                f"data {name!r}: labels file {path.name!r}, line {index + 1}: expected file,label with a "
+                f"whole number, got {','.join(row)!r}"
             )
         table[row[0].strip()] = int(row[1])
     return table

@@ -1,8 +1,8 @@
 """Types and shapes of inner values, found by onnx's own inference and tolerant of its gaps.
 
-onnx infers a model as a whole and refuses it as a whole. Here a refusal (mostly stale shapes that an exporter or
-a hand edit left behind) costs only what cannot be known: the model is inferred again without its inner
-annotations, and where inference then stays silent the annotations are kept.
+onnx infers a model as a whole and refuses it as a whole. Here a refusal (mostly stale shapes that an
+exporter or a hand edit left behind) costs only what cannot be known: the model is inferred again without
+its inner annotations, and where inference then stays silent the annotations are kept.
 
 What is declared at the interface (graph inputs and outputs) is never changed.
 """

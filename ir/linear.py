@@ -29,6 +29,8 @@ __all__ = ["LINEAR_OPS", "Linear", "as_linear", "constant_tensor", "linear_ops"]
 
 LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
+_ONNX = ("", "ai.onnx")  # the two spellings of the standard's domain
+
 Array: TypeAlias = npt.NDArray[Any]
 
 
@@ -116,7 +118,7 @@ def linear_ops(
 
 def as_linear(node: onnx_ir.Node) -> Linear | str | None:
     """Return the view of `node`; the reason why it has none; or None where it is no linear operator."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in LINEAR_OPS:
+    if node.domain not in _ONNX or node.op_type not in LINEAR_OPS:
         return None
     if node.op_type == "MatMul":
         return _matmul(node)
@@ -130,11 +132,16 @@ def constant_tensor(value: onnx_ir.Value | None) -> onnx_ir.TensorProtocol | Non
     if value.is_initializer():
         return value.const_value
     producer = value.producer()
-    if producer is None or producer.op_type != "Constant":
+    if producer is None or producer.op_type != "Constant" or producer.domain not in _ONNX:
         return None
     if value.const_value is not None:
         return value.const_value
-    return onnx_ir.convenience.get_const_tensor(value)
+    held = producer.attributes.get("value")
+    if held is not None:
+        return None if held.is_ref() else held.as_tensor()
+    if "sparse_value" in producer.attributes:
+        return None
+    return onnx_ir.convenience.get_const_tensor(value)  # which would rename the tensor of a `value`
 
 
 def _convolution(node: onnx_ir.Node) -> Linear | str:

@@ -1,19 +1,20 @@
 """Models in and out: from a file, a ModelProto or an onnx-ir model, and back to a file.
 
-Loading keeps what callers rely on: interface names and order, symbolic dimensions, opsets, producer, metadata
-and doc strings. It changes, knowingly:
+Loading keeps what callers rely on: interface names and order, symbolic dimensions, opsets, producer,
+metadata and doc strings. It changes, knowingly:
 
 - Functions are inlined; those that nothing calls are dropped.
-- Nodes without a name get one (`Conv_17`: type and position); of equal names all but the first are numbered.
-- Initializers that are listed as graph inputs too, as exporters before 2020 wrote them, are initializers only.
-  That is always so before IR version 4, where the format asked for it (such a model is raised to version 4, the
-  first that does not), and from version 4 on when *every* initializer is listed. When only some are, they are
-  meant to be overridden by the caller, and stay inputs.
+- Nodes without a name get one (`Conv_17`: type and position); of equal names all but the first are
+  numbered.
+- Initializers that are listed as graph inputs too, as exporters before 2020 wrote them, are initializers
+  only. That is always so before IR version 4, where the format asked for it (such a model is raised to
+  version 4, the first that does not), and from version 4 on when *every* initializer is listed. When only
+  some are, they are meant to be overridden by the caller, and stay inputs.
 - Sparse initializers become dense ones.
 
-Weights stay where they are: views of the file (small files are read whole, large ones mapped), of external data
-files, or of the caller's ModelProto. Do not rewrite such a file in place while the model is in use; `save` never
-does, it replaces files whole.
+Weights stay where they are: views of the file (small files are read whole, large ones mapped), of external
+data files, or of the caller's ModelProto. Do not rewrite such a file in place while the model is in use;
+`save` never does, it replaces files whole.
 
 Saving leaves out what inference will find again (types and shapes of inner values), unless the file had it.
 """
@@ -38,7 +39,7 @@ from onnxpress.ir import external_data, inference, onnx_file
 from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.ir.verify import checker_complaint
 
-__all__ = ["ModelSource", "digest", "load", "name_nodes", "save", "size_bytes", "to_proto_bytes"]
+__all__ = ["ModelSource", "adopt", "digest", "load", "name_nodes", "save", "size_bytes", "to_proto_bytes"]
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model"
 
@@ -55,15 +56,11 @@ def load(source: ModelSource) -> onnx_ir.Model:
         InputError: the model cannot be used. One line: which model, what is wrong, what to do.
     """
     if isinstance(source, onnx_ir.Model):
-        model = _copy(source)
-    elif isinstance(source, onnx.ModelProto):
-        skeleton = onnx_file.of_proto(source, _IN_MEMORY)
-        model = _import(skeleton, None, _IN_MEMORY)
-    else:
-        path = Path(source)
-        skeleton = onnx_file.read(path)
-        model = _import(skeleton, external_data.DataFiles(str(path), path.parent, path), str(path))
-    return model
+        return _copy(source)
+    if isinstance(source, onnx.ModelProto):
+        return adopt(onnx_file.of_proto(source, _IN_MEMORY), _IN_MEMORY)
+    path = Path(source)
+    return adopt(onnx_file.read(path), str(path), external_data.DataFiles(str(path), path.parent, path))
 
 
 def save(
@@ -76,8 +73,8 @@ def save(
     """Write `model` to `path`, whole or not at all, and return the bytes written. Equal models, equal bytes.
 
     A model of `external_from_bytes` or more keeps its weights in one file beside it, `<name>.data`. Encoded
-    weights are written dense. Files that exist are replaced, never written into, so the model's own source is a
-    safe place to save to.
+    weights are written dense. Files that exist are replaced, never written into, so the model's own source
+    is a safe place to save to.
 
     Raises:
         UsageError: the path is taken and `overwrite` is not set, or it cannot be written.
@@ -120,9 +117,9 @@ def size_bytes(model: onnx_ir.Model) -> int:
 def digest(model: ModelSource) -> str:
     """Return the sha256 of what a model is, in hex.
 
-    It covers all that `save` writes but the types and shapes of inner values, which depend on the onnx version.
-    So it is the same for a model, the file it was saved to (with or without a data file), and what is loaded
-    from there. Of a path or ModelProto it is the digest of what `load` makes of it.
+    It covers all that `save` writes but the types and shapes of inner values, which depend on the onnx
+    version. So it is the same for a model, the file it was saved to (with or without a data file), and what
+    is loaded from there. Of a path or ModelProto it is the digest of what `load` makes of it.
     """
     if not isinstance(model, onnx_ir.Model):
         model = load(model)
@@ -146,6 +143,8 @@ def _copy(source: onnx_ir.Model) -> onnx_ir.Model:
             f"{_IN_MEMORY}: cannot be copied: {_first_cause(error)}. "
             "Check that its nodes are sorted: model.graph.sort()."
         ) from error
+    if "ai.onnx" in model.graph.opset_imports:  # the default domain's other name
+        model.graph.opset_imports.setdefault("", model.graph.opset_imports.pop("ai.onnx"))
     external_data.take_in_model(model, _IN_MEMORY)
     skeleton = onnx_file.of_model(model)
     _require_known_versions(skeleton.proto, _IN_MEMORY)
@@ -153,8 +152,16 @@ def _copy(source: onnx_ir.Model) -> onnx_ir.Model:
     return _finish(model, _IN_MEMORY)
 
 
-def _import(skeleton: onnx_file.Skeleton, files: external_data.DataFiles | None, where: str) -> onnx_ir.Model:
-    """Turn a skeleton, which it may change, into a model."""
+def adopt(
+    skeleton: onnx_file.Skeleton, where: str, files: external_data.DataFiles | None = None
+) -> onnx_ir.Model:
+    """Return the model that `load` makes of a skeleton, which belongs to the model from then on.
+
+    where: the model's name for messages. files: where its external data is found, if it may have any.
+
+    Raises:
+        InputError: see `load`.
+    """
     _require_known_versions(skeleton.proto, where)
     if skeleton.proto.training_info:
         raise InputError(
@@ -202,8 +209,8 @@ def _require_known_versions(proto: onnx.ModelProto, where: str) -> None:
             opset.domain = ""
         if opset.domain == "" and opset.version > newest:
             raise InputError(
-                f"{where}: uses opset {opset.version}, and the installed onnx {onnx.__version__} knows opsets "
-                f"up to {newest}. Install a newer onnx, or export with opset {newest} or lower."
+                f"{where}: uses opset {opset.version}, and the installed onnx {onnx.__version__} knows "
+                f"opsets up to {newest}. Install a newer onnx, or export with opset {newest} or lower."
             )
 
 

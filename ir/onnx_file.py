@@ -1,13 +1,13 @@
 """The bytes of an ONNX file, read and written without copying the weights.
 
 A model travels as a `Skeleton`: a ModelProto whose large initializers are declared (name, type, shape) but
-hold no data, and beside it the tensors that own the data. The skeleton is small, so it can be parsed, checked,
-copied and handed to onnx's C++ functions at will; the weights stay where they are (the file, a data file, an
-array, an encoding) until somebody asks for their numbers.
+hold no data, and beside it the tensors that own the data. The skeleton is small, so it can be parsed,
+checked, copied and handed to onnx's C++ functions at will; the weights stay where they are (the file, a
+data file, an array, an encoding) until somebody asks for their numbers.
 
 This rests on two properties of the protobuf wire format (https://protobuf.dev/programming-guides/encoding):
-a message is a sequence of (tag, length, payload) that can be walked without being parsed, and merging parts of
-a message one after the other gives the whole.
+a message is a sequence of (tag, length, payload) that can be walked without being parsed, and merging parts
+of a message one after the other gives the whole.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ def read(path: Path) -> Skeleton:
 def map_file(path: Path, what: str) -> Buffer:
     """Return the bytes of a file: read where it is small, mapped where it is large.
 
-    The mapping keeps the file's content alive when the file is replaced by another (renamed over) or removed.
-    Windows cannot replace a mapped file, so files are read whole there.
+    The mapping keeps the file's content alive when the file is replaced by another (renamed over) or
+    removed. Windows cannot replace a mapped file, so files are read whole there.
 
     Raises:
         InputError: there is no such file, it is a folder, it is empty, or it cannot be read.
@@ -388,11 +388,14 @@ def _copy_fields(source: Any, target: Any, *, without: str) -> None:
             getattr(target, field.name).MergeFrom(value)
 
 
-def of_model(model: onnx_ir.Model, *, inline_bytes: int = INLINE_BYTES) -> Skeleton:
+def of_model(
+    model: onnx_ir.Model, *, inline_bytes: int = INLINE_BYTES, with_inferred: bool = False
+) -> Skeleton:
     """Return the skeleton of a model, which stays as it is; its large tensors are shared, not copied.
 
-    Metadata that onnx-ir writes twice is written once. Types and shapes of inner values that inference can
-    find again are left out (see `mark_inferred`), and so are those of initializers, which the tensors repeat.
+    Metadata that onnx-ir writes twice is written once. Types and shapes of initializers, which the tensors
+    repeat, are left out, and so are those of inner values that inference can find again (see
+    `mark_inferred`), unless `with_inferred`.
 
     Raises:
         InternalError: an initializer has no tensor.
@@ -421,7 +424,7 @@ def of_model(model: onnx_ir.Model, *, inline_bytes: int = INLINE_BYTES) -> Skele
             initializer.raw_data = b""
     for tensor_proto in tensors_of(proto):
         _tidy(tensor_proto)
-    _drop_value_info(model, proto)
+    _drop_value_info(model, proto, with_inferred)
     return Skeleton(proto, weights)
 
 
@@ -468,11 +471,11 @@ def is_inferred(value: onnx_ir.Value) -> bool:
     return bool(value.meta.get(_INFERRED))
 
 
-def _drop_value_info(model: onnx_ir.Model, proto: onnx.ModelProto) -> None:
+def _drop_value_info(model: onnx_ir.Model, proto: onnx.ModelProto, with_inferred: bool) -> None:
     derived: set[str | None] = set()
     for graph in model.graphs():
         derived.update(name for name, value in graph.initializers.items() if not _is_described(value))
-        for node in graph:
+        for node in () if with_inferred else graph:
             derived.update(v.name for v in node.outputs if is_inferred(v) and not _is_described(v))
     for graph_proto in graphs_of(proto.graph):
         kept = [info for info in graph_proto.value_info if info.name not in derived]

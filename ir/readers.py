@@ -267,8 +267,8 @@ class Replay:
         if self._kept_bytes > self._limit_bytes:
             raise UsageError(
                 f"data {self._name!r}: can be read only once, and holds more than the "
-                f"{self._limit_bytes >> 20} MiB that are kept to read it again. Give something that can start "
-                "over: a function that returns a new iterator, or a reader with rewind()"
+                f"{self._limit_bytes >> 20} MiB that are kept to read it again. Give something that can "
+                "start over: a function that returns a new iterator, or a reader with rewind()"
             )
         self._kept.append(columns)
 
@@ -365,8 +365,8 @@ class _NpyStream:
         if self._transposed is None:
             if self.header.shape[0] * self.header.row_bytes > _IN_MEMORY_LIMIT_BYTES:
                 raise InputError(
-                    f"data {self._store.name!r}: array {self.name!r} is stored column by column (Fortran order) "
-                    "and is too large to turn around in memory. Save it with numpy.ascontiguousarray"
+                    f"data {self._store.name!r}: array {self.name!r} is stored column by column (Fortran "
+                    "order) and is too large to turn around in memory. Save it with numpy.ascontiguousarray"
                 )
             self._transposed = self.read_all()
         return self._transposed
@@ -375,7 +375,7 @@ class _NpyStream:
         array = np.empty(shape, self.header.dtype)
         if array.nbytes == 0:
             return array
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = array.reshape(-1).view(np.uint8).data
         filled = 0
         while filled < len(view):
             count = self._stream.readinto(view[filled : filled + _READ_BYTES])  # type: ignore[attr-defined]

@@ -1,13 +1,13 @@
 """Is a model whole? The checks that run after every pass, and the ones that a model must meet to come in.
 
-The structural check walks the graph once. It reads objects and names both, because a pass can break either: a
-node that still refers to a value of a removed node, or two values that will be one after serialization.
+The structural check walks the graph once. It reads objects and names both, because a pass can break either:
+a node that still refers to a value of a removed node, or two values that will be one after serialization.
 
-    names      node names are there and unique in the model; value names are unique in their scope
-    order      every input is a graph input, an initializer, an outer value, or made by an earlier node
-    constants  every initializer has numbers
-    types      graph inputs and outputs have one, and so does what standard operators make of typed inputs
-    checker    with full=True: onnx's checker, with its strict inference where the model passed that coming in
+    names      node names are there and unique in the model; value names are unique in their scope order
+    every input is a graph input, an initializer, an outer value, or made by an earlier node constants
+    every initializer has numbers types      graph inputs and outputs have one, and so does what standard
+    operators make of typed inputs checker    with full=True: onnx's checker, with its strict inference
+    where the model passed that coming in
 """
 
 from __future__ import annotations

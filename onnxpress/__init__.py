@@ -11,7 +11,7 @@ Everything is imported when it is first used, so that importing this package cos
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,11 +57,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        import importlib.metadata
-
-        value: Any = importlib.metadata.version("onnxpress")
+        value: Any = metadata.version("onnxpress")
     elif name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        value = getattr(import_module(_HOMES[name]), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -16,7 +16,7 @@ import os
 import sys
 import types
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import onnx_ir
 
@@ -26,6 +26,9 @@ from onnxpress.passes.instrument import ModelPrinter, Printer, Progress, Timing,
 from onnxpress.passes.pipeline import format_pipeline, to_spec
 from onnxpress.passes.reproducer import write_reproducer
 from onnxpress.passes.verify_each import Check, OutputVerifier
+
+if TYPE_CHECKING:
+    from onnxpress.ir.verify import InterfaceValue
 
 __all__ = ["PassManager", "PassRecord"]
 
@@ -87,8 +90,9 @@ class PassManager:
         Raises:
             OnnxpressError: what a pass raised on purpose, with the pass's name before the message.
             InternalError: a pass failed or left a broken model; names the reproducer, if one was asked for.
-            InputError: `model` was broken before the first pass.
+            InputError: `model` is broken before the first pass.
         """
+        _check_input(model)
         printer = ModelPrinter(self._printer, every=self._print_every, changes=self._print_changes)
         printer.start(model)
         verifier = OutputVerifier(context.data, seed=context.seed) if self._verify_each else None
@@ -133,7 +137,7 @@ class PassManager:
                 rewrites = one.run(candidate, context)
             if not isinstance(rewrites, Rewrites):
                 raise InternalError(f"run returned {type(rewrites).__name__}, not Rewrites")
-            _check_model(candidate, before)
+            _check_result(candidate, before)
             check = verifier.check(one, rewrites, before, candidate) if verifier else None
         except Exception as error:
             if isinstance(error, OnnxpressError) and error.exit_code != InternalError.exit_code:
@@ -241,52 +245,42 @@ def _weigh(model: onnx_ir.Model) -> Amount:
     return Amount(params=total.params, macs=total.macs, size_bytes=total.weight_bytes)
 
 
-def _check_model(after: onnx_ir.Model, before: onnx_ir.Model) -> None:
-    """Raise unless `after` is valid and has the interface of `before`.
-
-    Raises:
-        InternalError: it is broken. InputError: `before` is broken already.
-    """
+def _check_input(model: onnx_ir.Model) -> None:
     from onnxpress.ir.verify import VerifyError, verify
+
+    try:
+        verify(model, full=False)
+    except VerifyError as error:
+        raise InputError(
+            f"pipeline: before the first pass, {_one_line(error)}. "
+            "Load it with onnxpress.load, which names, types and checks"
+        ) from None
+
+
+def _check_result(after: onnx_ir.Model, before: onnx_ir.Model) -> None:
+    """Raise an InternalError unless `after` is whole and has the interface of `before`."""
+    from onnxpress.ir.verify import VerifyError, interface, verify
 
     try:
         verify(after, full=False)
     except VerifyError as error:
-        _blame_input(before)
-        raise InternalError(f"left a broken model: {error}") from error
-    _check_values("input", before.graph.inputs, after.graph.inputs)
-    _check_values("output", before.graph.outputs, after.graph.outputs)
+        raise InternalError(f"left a broken model: {_one_line(error)}") from error
+    old, new = interface(before), interface(after)
+    if not (_keeps(old.inputs, new.inputs) and _keeps(old.outputs, new.outputs)):
+        raise InternalError(f"changed the model's interface from {old} to {new}")
 
 
-def _blame_input(before: onnx_ir.Model) -> None:
-    from onnxpress.ir.verify import VerifyError, verify
-
-    try:
-        verify(before, full=False)
-    except VerifyError as error:
-        raise InputError(f"the model was broken before this pass: {error}") from None
+def _keeps(old: Sequence[InterfaceValue], new: Sequence[InterfaceValue]) -> bool:
+    """Whether names, order, types and dimensions are kept; a dimension that was unknown may become known."""
+    if [(value.name, value.type) for value in old] != [(value.name, value.type) for value in new]:
+        return False
+    return all(_refines(a.dims, b.dims) for a, b in zip(old, new, strict=True))
 
 
-def _check_values(kind: str, before: Sequence[onnx_ir.Value], after: Sequence[onnx_ir.Value]) -> None:
-    names_before, names_after = [value.name for value in before], [value.name for value in after]
-    if names_before != names_after:
-        raise InternalError(f"changed the model's {kind}s from {names_before} to {names_after}")
-    for old, new in zip(before, after, strict=True):
-        if old.type != new.type:
-            raise InternalError(f"changed the type of {kind} {old.name!r} from {old.type} to {new.type}")
-        if not _is_refined(old.shape, new.shape):
-            raise InternalError(f"changed the shape of {kind} {old.name!r} from {old.shape} to {new.shape}")
-
-
-def _is_refined(old: onnx_ir.Shape | None, new: onnx_ir.Shape | None) -> bool:
-    """Whether `new` keeps every number and symbol of `old`; what was unknown may have become known."""
+def _refines(old: tuple[int | str | None, ...] | None, new: tuple[int | str | None, ...] | None) -> bool:
     if old is None or new is None:
         return old is None
-    return len(old) == len(new) and all(a == b or _is_unknown(a) for a, b in zip(old, new, strict=True))
-
-
-def _is_unknown(dim: int | onnx_ir.SymbolicDim) -> bool:
-    return isinstance(dim, onnx_ir.SymbolicDim) and dim.value is None
+    return len(old) == len(new) and all(a in (None, b) for a, b in zip(old, new, strict=True))
 
 
 def _name_pass(name: str, error: OnnxpressError) -> None:
@@ -298,7 +292,7 @@ def _name_pass(name: str, error: OnnxpressError) -> None:
 def _describe_failure(error: Exception) -> str:
     """Say in one line what went wrong: the first cause, and the node in hand where one can be told."""
     if isinstance(error, OnnxpressError):
-        return str(error)
+        return _one_line(error)
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -318,7 +312,7 @@ def _node_in_hand(traceback: types.TracebackType | None) -> onnx_ir.Node | None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     return (
         text if isinstance(error, OnnxpressError) else f"{type(error).__name__}{f': {text}' if text else ''}"
     )

@@ -206,7 +206,7 @@ def _type_text(annotation: Any) -> str:
     if origin in (tuple, list, set, frozenset):
         kinds = dict.fromkeys(_type_text(argument) for argument in arguments if argument is not Ellipsis)
         return f"list of {' | '.join(kinds)}"
-    return _PLAIN_TYPES.get(annotation) or getattr(annotation, "__name__", str(annotation))
+    return _PLAIN_TYPES.get(annotation) or str(getattr(annotation, "__name__", annotation))
 
 
 _PLAIN_TYPES: dict[Any, str] = {bool: "true | false", str: "text"}

@@ -28,7 +28,7 @@ from onnxpress.passes.pipeline import format_pipeline, to_spec
 
 __all__ = ["write_reproducer"]
 
-_NOTE_PREFIX = "onnxpress."
+_FOUND_AGAIN = {"onnxpress.inconsistent", "onnxpress.inferred"}  # what loading a file notes by itself
 _DATA_LIMIT_BYTES = 256 << 20  # a reproducer is something to send; data in a file of its own is not copied
 _DATA_BATCH = 32
 _PACKAGES = ("onnxpress", "onnx", "onnx-ir", "onnxscript", "onnx-graphsurgeon", "numpy", "onnxruntime")
@@ -84,9 +84,10 @@ def _survives_saving(model: onnx_ir.Model) -> bool:
         values = [*graph.inputs, *graph.initializers.values(), *outputs]
         if any(is_encoded(value) for value in graph.initializers.values()):
             return False
-        if any(key.startswith(_NOTE_PREFIX) for item in [graph, *nodes, *values] for key in item.meta):
+        notes = [graph.meta, *(node.meta for node in nodes), *(value.meta for value in values)]
+        if any(note.keys() - _FOUND_AGAIN for note in notes):
             return False
-    return not any(key.startswith(_NOTE_PREFIX) for key in model.meta)
+    return not model.meta
 
 
 def _target_flags(context: Context, flags: Sequence[str]) -> list[str]:

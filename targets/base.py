@@ -1,15 +1,18 @@
 """Targets: a device profile together with what can be done with it.
 
-A target is found by name among the built-in profiles and the plugins (entry-point group `onnxpress.targets`), or as
-the path of a TOML file. A file may begin with `extends = "host-cpu"`, or the path of another file, and then holds only
-what differs: tables are merged key by key, rules by their id, everything else is replaced.
+A target is found by name among the built-in profiles and the plugins (entry-point group `onnxpress.targets`),
+or as the path of a TOML file. A file may begin with `extends = "host-cpu"`, or the path of another file, and
+then holds only what differs: tables are merged key by key, rules by their id, everything else is replaced;
+rules that do not hold there are named in `without_rules`.
 
-A plugin's entry point is a `Target`, or a function without arguments that returns one. A plugin that fails to load is a
-warning that names its distribution, and the run goes on without it.
+A plugin's entry point is a `Target`, or a function without arguments that returns one, under the target's
+name. Plugins are imported when a name is not built in, and for listings. One that fails is a warning, never a
+crash.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
@@ -98,16 +101,16 @@ class Target:
 
 
 def target_names() -> list[str]:
-    """Return the names of all targets, built-in ones first."""
-    return [*_BUILT_IN, *sorted(set(_plugins()) - set(_BUILT_IN))]
+    """Return the names of all targets that can be loaded, built-in ones first."""
+    return [*_BUILT_IN, *sorted(_plugins().targets)]
 
 
 def load_target(name: str | os.PathLike[str]) -> Target:
     """Return the target of that name, or of that TOML file.
 
     Raises:
-        UsageError: no such target (with near names), or a profile that cannot be used: the message names the file,
-        the key and what was expected there.
+        UsageError: no such target (with near names), or a profile that cannot be used: the message names the
+        file, the key and what was expected there.
     """
     text = os.fspath(name)
     if text in _BUILT_IN:
@@ -116,8 +119,10 @@ def load_target(name: str | os.PathLike[str]) -> Target:
     if path.suffix == ".toml":
         return Target(_profile(_read(path), str(path)))
     plugins = _plugins()
-    if text in plugins:
-        return _load_plugin(plugins[text])
+    if text in plugins.targets:
+        return plugins.targets[text]
+    if text in plugins.broken:
+        raise UsageError(f"target {text!r}: {plugins.broken[text]}")
     known = target_names()
     raise UsageError(
         f"unknown target {text!r}.{near_names(text, known)} "
@@ -130,7 +135,9 @@ def load_target(name: str | os.PathLike[str]) -> Target:
 
 def _built_in(name: str) -> dict[str, Any]:
     source = importlib.resources.files("onnxpress.targets.profiles") / f"{name}.toml"
-    return tomllib.loads(source.read_text(encoding="utf-8"))
+    raw = tomllib.loads(source.read_text(encoding="utf-8"))
+    base = raw.pop("extends", None)
+    return raw if base is None else _extend(_built_in(base), raw, f"target {name!r}")
 
 
 def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str, Any]:
@@ -148,7 +155,7 @@ def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str,
         return raw
     if not isinstance(base, str):
         raise UsageError(f"target profile {path}: extends = {base!r}: must be a target's name or a path")
-    return _merge(_read_base(base, path, (*above, path.resolve())), raw)
+    return _extend(_read_base(base, path, (*above, path.resolve())), raw, f"target profile {path}")
 
 
 def _read_base(base: str, path: pathlib.Path, above: tuple[pathlib.Path, ...]) -> dict[str, Any]:
@@ -165,8 +172,21 @@ def _read_base(base: str, path: pathlib.Path, above: tuple[pathlib.Path, ...]) -
     return _read(other, above)
 
 
+def _extend(base: Mapping[str, Any], raw: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Return the profile `base` changed by `raw`, which may leave out rules of `base` by id."""
+    without = raw.pop("without_rules", [])
+    inherited = [rule["id"] for rule in base.get("rules", [])]
+    for name in without:
+        if name not in inherited:
+            raise UsageError(
+                f"{origin}: without_rules: there is no rule {name!r}.{near_names(name, inherited)}"
+            )
+    kept = [rule for rule in base.get("rules", []) if rule["id"] not in without]
+    return _merge({**base, "rules": kept}, raw)
+
+
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `changes` laid over it: tables key by key, lists of rules by id, the rest replaced."""
+    """Return `base` with `changes` laid over it: tables key by key, rules by id, the rest replaced."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
@@ -196,7 +216,9 @@ def _profile(raw: Mapping[str, Any], origin: str) -> Profile:
             raise UsageError(f"{origin}: rule {rule.id!r}: there is no check {rule.check!r}.{near}")
     for step in profile.lowering:
         if step not in _LOWERINGS:
-            raise UsageError(f"{origin}: lowering: there is no step {step!r}. There are: {', '.join(_LOWERINGS)}")
+            raise UsageError(
+                f"{origin}: lowering: there is no step {step!r}. There are: {', '.join(_LOWERINGS)}"
+            )
     return profile
 
 
@@ -225,7 +247,7 @@ def _known_keys(location: list[str]) -> list[str]:
 
 
 def _table_of(annotation: Any) -> Any:
-    """Return the class of a table inside an annotation such as `tuple[Rule, ...]`, `dict[str, Rates]` or `X | None`."""
+    """Return the table's class inside an annotation such as `tuple[Rule, ...]` or `dict[str, Rates]`."""
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         return annotation
     inner = (_table_of(argument) for argument in getattr(annotation, "__args__", ()))
@@ -235,22 +257,44 @@ def _table_of(annotation: Any) -> Any:
 # Plugins.
 
 
-def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
-    return {entry.name: entry for entry in importlib.metadata.entry_points(group=_GROUP)}
+@dataclasses.dataclass(frozen=True)
+class _Plugins:
+    """Targets of plugins by name, and why the others cannot be used."""
+
+    targets: dict[str, Target] = dataclasses.field(default_factory=dict)
+    broken: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _load_plugin(entry: importlib.metadata.EntryPoint) -> Target:
-    distribution = entry.dist.name if entry.dist is not None else "unknown"
-    try:
-        loaded = entry.load()
-        target = loaded if isinstance(loaded, Target) else loaded()
-        if not isinstance(target, Target):
-            raise TypeError(f"gives a {type(target).__name__}, not a Target")
-    except Exception as error:  # whatever a plugin does wrong must not look like a fault of ours
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(
-            f"target {entry.name!r} of the distribution {distribution!r} does not load: {cause}"
-        ) from error
+@functools.cache
+def _plugins() -> _Plugins:
+    """Import every plugin, once. What fails is warned about and kept as the reason."""
+    found = _Plugins()
+    for entry in importlib.metadata.entry_points(group=_GROUP):
+        if entry.name in _BUILT_IN:
+            continue  # the name is taken, and its meaning must not depend on what is installed
+        try:
+            found.targets[entry.name] = _plugin_target(entry)
+        except (Exception, SystemExit) as error:  # whatever foreign code does, other targets stay usable
+            cause = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+            distribution = entry.dist.name if entry.dist is not None else "unknown"
+            reason = (
+                f"plugin {distribution!r} (entry point {entry.name!r} = {entry.value!r}) "
+                f"cannot be used: {' '.join(cause.split())}"
+            )
+            found.broken[entry.name] = reason
+            warnings.warn(
+                f"{reason}. Its target is missing; update or uninstall it", RuntimeWarning, stacklevel=4
+            )
+    return found
+
+
+def _plugin_target(entry: importlib.metadata.EntryPoint) -> Target:
+    loaded = entry.load()
+    target = loaded if isinstance(loaded, Target) else loaded()
+    if not isinstance(target, Target):
+        raise TypeError(f"it gives a {type(target).__name__}, not a Target")
+    if target.name != entry.name:
+        raise ValueError(f"its target is named {target.name!r}")
     return target
 
 

@@ -3,26 +3,34 @@
 For Conv, ConvTranspose, Gemm and MatMul, with the numbers of the profile's table `roofline`:
 
     time    = max(compute, memory) + overhead
-    compute = 2 * rows * K * C' * M' / peak * (1 + half_peak_channels / M')
+    compute = 2 * macs' / peak + outputs * output_ns + taps * unaligned_tap_ns
     memory  = (bytes in + bytes of weights + bytes out) / bandwidth
+    macs'   = groups * rows * K * C' * (M' + half_peak_channels)
 
-    rows    output positions at batch 1            K       kernel positions (1 for Gemm and MatMul)
-    C'      input channels of a group, rounded up to `input_step`, or times `unaligned_factor` where the channels
-            of a Conv are no multiple of `aligned_channels`
+    rows    output positions at batch 1
+    K       kernel positions, 1 for Gemm and MatMul
+    C'      input channels of a group, rounded up to `input_step`; where the channels of a Conv are no
+            multiple of `aligned_channels`, times `unaligned_factor` instead
     M'      output channels of a group, rounded up to `output_step`
+    taps    rows * K where the channels are unaligned and K is above 1, else none
+
+An integer Conv whose input channels are padded by the lowering (`input_channel_multiple`) pays for a copy of
+its data and for the padded width.
 
 Everything else costs `elements` nanoseconds per element of its larger side. Operators that vanish (into their
 producer, or into its output range) cost nothing.
 
-The formula depends on shapes and the profile alone. It reproduces what was seen on real runtimes: 31 channels cost
-more than 32, narrow layers do not reach the integer peak, depthwise Conv gains nothing from integers, and layers
-with few rows are bound by reading their weights. Bodies of If and Loop are not added to their node.
+The formula depends on shapes and the profile alone. It reproduces what was seen on real runtimes: 31 channels
+cost no less than 32, narrow layers do not reach the integer peak, depthwise Conv gains nothing from integers,
+and layers with few rows are bound by reading their weights. Bodies of If and Loop are not added to their
+nodes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import onnx_ir
@@ -59,7 +67,7 @@ class CostBreakdown:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """A linear operator in numbers, at batch 1: `groups` products of [rows, kernel * inputs] and [.., outputs]."""
+    """A linear operator at batch 1: `groups` products of [rows, kernel * inputs] and [.., outputs]."""
 
     kind: _Class
     groups: int
@@ -67,7 +75,8 @@ class _Work:
     kernel: int
     inputs: int
     outputs: int
-    elements: int  # activation elements read and written
+    read: int  # elements of the data, of the output and of the weight
+    written: int
     weights: int
 
     @property
@@ -81,10 +90,11 @@ class RooflineCost:
     def __init__(self, roofline: Roofline, quantization: Quantization) -> None:
         self._roofline = roofline
         self._integer = quantization.compute | quantization.carry
+        self._padded_to = quantization.input_channel_multiple
         self._into_range = quantization.fused_activations
 
     def node_seconds(self, node: onnx_ir.Node, precision: Precision = "float32") -> float:
-        """Return the predicted time of `node` at batch 1; `math.inf` where there is no kernel of that precision.
+        """Return the predicted time of `node` at batch 1; `math.inf` where that precision has no kernel.
 
         Where a shape is unknown, the overhead alone is returned: a lower bound.
         """
@@ -144,10 +154,9 @@ class RooflineCost:
         if peaks.kernel(precision) is None:
             return CostBreakdown("no kernel", math.inf)
         peak = peaks.of(precision) * 1e9
-        channels = self._input_channels(work, precision) * self._output_channels(work, precision)
-        compute = 2 * work.groups * work.rows * work.kernel * channels / peak
-        size = _BYTES[precision]
-        memory = (work.elements + work.weights) * size / (roofline.bandwidth_gb_per_s * 1e9)
+        compute = self._compute(work, precision, peak)
+        moved = (work.read + work.written + work.weights) * _BYTES[precision]
+        memory = moved / (roofline.bandwidth_gb_per_s * 1e9)
         return CostBreakdown(
             work.kind,
             max(compute, memory) + overhead,
@@ -158,13 +167,31 @@ class RooflineCost:
             waste=1 - 2 * work.macs / peak / compute if compute else 0.0,
         )
 
+    def _compute(self, work: _Work, precision: Precision, peak: float) -> float:
+        """Seconds of computing: multiplications, then what is paid by element."""
+        roofline = self._roofline
+        by_element = work.written * roofline.output_ns.of(precision)
+        if precision == "int8" and work.kind == "conv" and work.inputs % self._padded_to:
+            padded = _round_up(work.inputs, self._padded_to)
+            by_element += work.read // work.inputs * padded * roofline.layout_ns.of(precision)
+            work = dataclasses.replace(work, inputs=padded)
+        if work.kernel > 1 and self._is_unaligned(work):
+            by_element += work.rows * work.kernel * roofline.unaligned_tap_ns.of(precision)
+        channels = self._input_channels(work, precision) * self._output_channels(work, precision)
+        return 2 * work.groups * work.rows * work.kernel * channels / peak + by_element * 1e-9
+
+    def _is_unaligned(self, work: _Work) -> bool:
+        return work.kind not in ("gemm", "depthwise") and work.inputs % self._roofline.aligned_channels != 0
+
     def _input_channels(self, work: _Work, precision: Precision) -> float:
+        """Channels paid for. Below one step, kernels for narrow inputs (images) take them as they are."""
         roofline = self._roofline
         step = roofline.input_step.of(precision)
-        if work.kind == "gemm" or work.inputs < step:
+        if work.kind in ("gemm", "depthwise") or work.inputs < step:
             return work.inputs
-        if work.inputs % roofline.aligned_channels:
-            return work.inputs * roofline.unaligned_factor.of(precision)
+        if self._is_unaligned(work):
+            aligned = _round_up(work.inputs, roofline.aligned_channels)
+            return aligned * roofline.unaligned_factor.of(precision)
         return _round_up(work.inputs, step)
 
     def _output_channels(self, work: _Work, precision: Precision) -> float:
@@ -183,11 +210,9 @@ def _round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def _total(values: tuple[onnx_ir.Value | None, ...] | list[onnx_ir.Value | None]) -> int | None:
-    """Return the elements of all computed values, or None where a shape is unknown. Constants cost nothing."""
-    counts = [
-        element_count(value) for value in values if value is not None and not value.is_initializer()
-    ]
+def _total(values: Sequence[onnx_ir.Value | None]) -> int | None:
+    """Return the elements of all computed values, None where a shape is unknown. Constants cost nothing."""
+    counts = [element_count(value) for value in values if value is not None and not value.is_initializer()]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
 
@@ -229,7 +254,8 @@ def _conv_work(
         kernel=kernel,
         inputs=inputs,
         outputs=outputs,
-        elements=math.prod(data) + math.prod(out),
+        read=math.prod(data),
+        written=math.prod(out),
         weights=math.prod(weight),
     )
 
@@ -239,7 +265,8 @@ def _product_work(
 ) -> _Work | None:
     if not left or not right or not out:
         return None
-    depth = left[0] if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) else left[-1]
+    is_transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0
+    depth = left[0] if is_transposed else left[-1]
     outputs = out[-1] if len(right) > 1 else 1
     constant_left = node.inputs[0] is not None and node.inputs[0].is_initializer()
     stored, moving = (left, right) if constant_left else (right, left)
@@ -250,6 +277,7 @@ def _product_work(
         kernel=1,
         inputs=depth,
         outputs=outputs,
-        elements=math.prod(moving) + math.prod(out),
+        read=math.prod(moving),
+        written=math.prod(out),
         weights=math.prod(stored),
     )

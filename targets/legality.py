@@ -1,11 +1,10 @@
 """Check a model against a target's rules: what its runtime refuses, runs badly, or silently changes.
 
-The rules are data, in the profile's tables `rules`; each names one of the checks below and carries its source and
-advice. A check looks at one node and answers with the reason why the node breaks the rule, or None. Main graph and
-the bodies of If, Loop and Scan are visited.
+The rules are data, in the profile's tables `rules`; each names one of the checks below and carries its source
+and advice. A check looks at one node and answers with the reason why the node breaks the rule, or None. The
+main graph and the bodies of If, Loop and Scan are visited.
 
-Nothing is executed here, so a model for a device far away is checked in a moment. The version limits and the operator
-domains are rules too.
+Nothing is executed here, so a model for a device far away is checked in a moment.
 """
 
 from __future__ import annotations
@@ -24,7 +23,17 @@ __all__ = ["CHECKS", "Illegal", "check_model"]
 
 # Operators that weights are decoded with; others are taken for computation.
 _DECODING = frozenset(
-    {"BitShift", "BitwiseAnd", "Cast", "DequantizeLinear", "Gather", "Mul", "QuantizeLinear", "Reshape", "Sub"}
+    {
+        "BitShift",
+        "BitwiseAnd",
+        "Cast",
+        "DequantizeLinear",
+        "Gather",
+        "Mul",
+        "QuantizeLinear",
+        "Reshape",
+        "Sub",
+    }
     | {"Transpose", "Unsqueeze"}
 )
 
@@ -151,16 +160,14 @@ def _check_weight_axis(site: _Site) -> str | None:
     """A per-channel scale of the weight counts output channels."""
     node = site.node
     weight = _quantized_weight(node)
-    if weight is None or weight.inputs[1] is None or weight.inputs[1].shape is None:
+    if weight is None or weight.inputs[0] is None or weight.inputs[1] is None:
         return None
-    if len(weight.inputs[1].shape) != 1 or weight.inputs[1].shape.dims == (1,):
+    shape, scale = weight.inputs[0].shape, weight.inputs[1].shape
+    if shape is None or scale is None or len(scale) != 1 or scale.dims == (1,):
         return None
-    rank = len(weight.outputs[0].shape) if weight.outputs[0].shape is not None else 2
-    axis = weight.attributes.get_int("axis", 1)
-    expected = 0
-    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
-        expected = rank - 1
-    axis += rank if axis < 0 else 0
+    axis = weight.attributes.get_int("axis", 1) % len(shape)
+    is_outputs_last = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _is_transposed(node))
+    expected = len(shape) - 1 if is_outputs_last else 0
     return None if axis == expected else f"its weight has scales along axis {axis}, must be {expected}"
 
 
@@ -186,11 +193,15 @@ def _check_weight_type(site: _Site) -> str | None:
 
 
 def _check_open_output(site: _Site) -> str | None:
-    """The output of a quantized operator is quantized again, and read by nobody else."""
+    """The output of a quantized operator is read by QuantizeLinear alone, in one way."""
     if _quantized_weight(site.node) is None or _dequantize(site.node.inputs[0]) is None:
         return None
     output = _behind_activation(site.node).outputs[0]
-    return None if _quantizers(output) else f"its output {output.name!r} is also read in float"
+    quantizers = _quantizers(output)
+    if not quantizers:
+        return f"its output {output.name!r} is also read in float"
+    ways = {tuple(quantize.inputs[1:]) for quantize in quantizers}
+    return None if len(ways) == 1 else f"its output {output.name!r} is quantized in {len(ways)} ways"
 
 
 def _check_activation_zero_point(site: _Site) -> str | None:
@@ -203,23 +214,22 @@ def _check_activation_zero_point(site: _Site) -> str | None:
 
 
 def _check_clip_range(site: _Site) -> str | None:
-    """The range of the integers lies inside the range of the Clip."""
+    """The integers behind a Clip reach no further than its limits, by less than half a step."""
     low, high = _clip_limits(site.node)
     for quantize in _quantizers(site.node.outputs[0]):
         zero_point, lowest, highest = _integers(quantize)
         scale = _constant(quantize.inputs[1])
         if zero_point is None or scale is None or scale.size != 1 or low is None or high is None:
             continue
-        step = np.float32(scale.reshape(()))
-        first, last = (lowest - zero_point) * step, (highest - zero_point) * step
-        # The runtime compares in float32, with its epsilon as the slack.
-        if first < low - np.finfo(np.float32).eps or last > high + np.finfo(np.float32).eps:
+        step = float(scale.reshape(()))
+        if low / step + zero_point > lowest + 0.5 or high / step + zero_point < highest - 0.5:
+            first, last = (lowest - zero_point) * step, (highest - zero_point) * step
             return f"its output has the range [{first:g}, {last:g}], must lie inside [{low:g}, {high:g}]"
     return None
 
 
 def _check_bias_scale(site: _Site) -> str | None:
-    """Reads `tolerance`: how far, relatively, the scale of an integer bias may be from data scale x weight scale."""
+    """Reads `tolerance`: how far, relatively, a bias's scale may be from data scale x weight scale."""
     node = site.node
     bias = _dequantize(node.inputs[2]) if len(node.inputs) > 2 else None
     data, weight = _dequantize(node.inputs[0]), _quantized_weight(node)
@@ -281,7 +291,9 @@ def _check_float_weight(site: _Site) -> str | None:
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if weight is None or constant_tensor(weight) is None or _dequantize(node.inputs[0]) is None:
         return None
-    return "its weight is float32 between integers" if _quantizers(_behind_activation(node).outputs[0]) else None
+    return (
+        "its weight is float32 between integers" if _quantizers(_behind_activation(node).outputs[0]) else None
+    )
 
 
 def _check_float_data(site: _Site) -> str | None:
@@ -289,7 +301,7 @@ def _check_float_data(site: _Site) -> str | None:
     node = site.node
     if _quantized_weight(node) is None or _dequantize(node.inputs[0]) is not None:
         return None
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+    if node.op_type == "Gemm" and _is_transposed(node):
         return None
     return "its weight is quantized and its data are not"
 
@@ -331,7 +343,7 @@ def _constant(value: onnx_ir.Value | None) -> Array | None:
 
 
 def _is_stored(value: onnx_ir.Value | None) -> bool:
-    """Whether `value` is a constant, or computed from constants alone by operators that decode packed weights."""
+    """Whether `value` is a constant, or decoded from constants alone."""
     if value is None or constant_tensor(value) is not None:
         return True
     node = value.producer()
@@ -346,6 +358,10 @@ def _dequantize(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
     """Return the DequantizeLinear that makes `value`, if one does."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _is_transposed(gemm: onnx_ir.Node) -> bool:
+    return gemm.attributes.get_int("transB", 0) != 0
 
 
 def _quantized_weight(node: onnx_ir.Node) -> onnx_ir.Node | None:
@@ -375,14 +391,14 @@ def _integers(quantize: onnx_ir.Node) -> tuple[int | None, int, int]:
     if zero_point is None:
         return 0, 0, 255  # ONNX: uint8 with zero point 0
     stored = _constant(zero_point)
-    if stored is None or stored.size != 1 or stored.dtype not in (np.uint8, np.int8, np.uint16, np.int16):
+    if stored is None or stored.size != 1 or stored.dtype.kind not in "iu":
         return None, 0, 0
-    limits = np.iinfo(stored.dtype)
+    limits = np.iinfo(stored.dtype.name)
     return int(stored.reshape(())), int(limits.min), int(limits.max)
 
 
 def _clip_limits(node: onnx_ir.Node) -> tuple[float | None, float | None]:
-    """Return the limits of a Clip; None for one that is not constant. Attributes carried them before opset 11."""
+    """Return the limits of a Clip, None for one that is not constant. Before opset 11 they are attributes."""
     limits: list[float | None] = []
     for index, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
         value = node.inputs[index] if index < len(node.inputs) else None

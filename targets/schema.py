@@ -27,10 +27,12 @@ __all__ = [
     "Steps",
 ]
 
-# illegal: the runtime refuses the model. slow: it runs, but misses the fast kernels. inexact: it runs, but the
-# runtime's own rewrites change the numbers.
+# illegal: the runtime refuses the model. slow: it runs, but misses the fast kernels. inexact: it runs, but
+# the runtime's own rewrites change the numbers.
 Severity = Literal["illegal", "slow", "inexact"]
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+# Sorted when dumped: the order of a set changes from run to run.
+Names = Annotated[frozenset[str], pydantic.PlainSerializer(sorted, return_type=list[str])]
 NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
 
@@ -70,19 +72,20 @@ class Quantization(_Table):
     weight: Integer
     weight_per_channel: bool = True
     bias: Literal["float32", "int32"] = pydantic.Field(
-        default="float32", description="how a bias is stored: plain, or DequantizeLinear of int32 at scale x*w"
+        default="float32",
+        description="how a bias is stored: plain, or DequantizeLinear of int32 at scale x*w",
     )
     input_channel_multiple: int = pydantic.Field(
         default=1, ge=1, description="integer Conv kernels want a multiple of this many input channels"
     )
-    compute: frozenset[str] = pydantic.Field(description="operators with an integer kernel worth entering for")
-    carry: frozenset[str] = pydantic.Field(
+    compute: Names = pydantic.Field(description="operators with an integer kernel worth entering for")
+    carry: Names = pydantic.Field(
         default=frozenset(), description="operators that stay integer between integer neighbours"
     )
-    same_scale: frozenset[str] = pydantic.Field(
+    same_scale: Names = pydantic.Field(
         default=frozenset(), description="the part of `carry` whose output shares its input's range"
     )
-    fused_activations: frozenset[str] = pydantic.Field(
+    fused_activations: Names = pydantic.Field(
         default=frozenset(), description="operators that vanish into the range of their producer's output"
     )
 
@@ -108,7 +111,7 @@ class Quantization(_Table):
 
 
 class Encoding(_Table):
-    """A weight encoding that the target can store, and the forms it is lowered to: the first legal one wins."""
+    """A weight encoding that the target can store, and the forms it becomes: the first legal one wins."""
 
     name: str
     forms: tuple[str, ...] = pydantic.Field(min_length=1)
@@ -117,16 +120,17 @@ class Encoding(_Table):
 class Rule(_Table):
     """One demand of the runtime on a model.
 
-    check: the check in `legality.py` that decides; it reads `domains`, `inputs` or `tolerance` where it says so.
+    check: the check in `legality.py` that decides; each says whether it reads `domains`, `inputs` or
+    `tolerance`.
     ops: operators that are looked at; empty for all.
     """
 
     id: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     check: str
     severity: Severity = "illegal"
-    ops: frozenset[str] = frozenset()
-    domains: frozenset[str] = frozenset()
-    inputs: dict[int, frozenset[str]] = pydantic.Field(
+    ops: Names = frozenset()
+    domains: Names = frozenset()
+    inputs: dict[int, Names] = pydantic.Field(
         default_factory=dict, description="allowed element types by input position, such as float32"
     )
     tolerance: Positive | None = None
@@ -135,7 +139,7 @@ class Rule(_Table):
 
 
 class Rates(_Table):
-    """A number for each precision. Without `int8`: as for float32, or no integer kernel where kernels are listed."""
+    """A number for each precision. Without `int8`: as for float32, or no kernel where kernels are listed."""
 
     float32: NotNegative
     int8: NotNegative | None = None
@@ -183,13 +187,19 @@ class Roofline(_Table):
     overhead_us: Rates = pydantic.Field(description="cost of calling any kernel, microseconds")
     input_step: Steps = pydantic.Field(description="input channels are computed in steps of this many")
     output_step: Steps = pydantic.Field(description="output channels are computed in steps of this many")
-    half_peak_channels: Rates = pydantic.Field(description="output channels at which half the peak is reached")
+    half_peak_channels: Rates = pydantic.Field(
+        description="output channels at which half the peak is reached"
+    )
     aligned_channels: int = pydantic.Field(ge=1, description="input channels should be a multiple of this")
-    unaligned_factor: Rates = pydantic.Field(description="cost factor of Conv where they are not")
+    unaligned_factor: Rates = pydantic.Field(description="cost factor of a Conv where they are not")
+    unaligned_tap_ns: Rates = pydantic.Field(
+        description="and nanoseconds for each output position and kernel position, in kernels above 1x1"
+    )
+    output_ns: Rates = pydantic.Field(description="nanoseconds for each output element of a linear operator")
     elements: dict[str, Rates] = pydantic.Field(
         description="other operators: nanoseconds per element of their larger side; `default` for the rest"
     )
-    absorbed: frozenset[str] = pydantic.Field(
+    absorbed: Names = pydantic.Field(
         default=frozenset(), description="operators that cost nothing right behind a linear operator"
     )
     convert_ns: Rates = pydantic.Field(description="changing a value's precision, nanoseconds per element")

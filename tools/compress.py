@@ -1,49 +1,47 @@
 """Compress a model for a target, and prove the result.
 
-    prepare   load and check everything that is given, before any work: the model, the target, the pipeline, the data
-    run       passes -> lowering -> legality -> one run on the runtime -> measure before beside after
-    compress  both
+    prepare (tools/plan.py)   load and check everything that is given, before any work
+    run                       passes -> lowering -> legality -> one run on the runtime -> before beside after
+    compress                  both
 
-Nothing is written here: the result is a model in memory, its report, and the recipe that repeats it. The original
-is never changed. Measuring is bounded: without evaluation data the two models are compared on a few of the
-calibration samples, and the report says on how many.
+Nothing is written here: the result is a model in memory, its report, and the recipe that repeats it. The
+original is never changed. Measuring is bounded: without evaluation data the two models are compared on a few
+of the calibration samples, and the report says on how many.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import onnx_ir
 
 from onnxpress.ir import model_io
-from onnxpress.ir.data import DataSource, check_data, open_data
 from onnxpress.ir.errors import BudgetError, InternalError, OnnxpressError, UsageError
-from onnxpress.ir.verify import check_finite, verify
-from onnxpress.passes.base import Amount, Context, Pass, Site, SiteOptions
+from onnxpress.ir.verify import verify
+from onnxpress.passes.base import Context, Pass, Site, SiteOptions
 from onnxpress.passes.instrument import ModelPrinter, Printer, Progress
 from onnxpress.passes.manager import PassManager, PassRecord
-from onnxpress.passes.pipeline import PassSpec, build, format_pipeline, read_pipeline, to_spec
+from onnxpress.passes.pipeline import PassSpec, format_pipeline, to_spec
 from onnxpress.passes.reproducer import write_reproducer
-from onnxpress.targets.base import Target, load_target
-from onnxpress.targets.lowering import LoweringReport
+from onnxpress.targets.base import Target
+from onnxpress.targets.legality import Illegal
+from onnxpress.targets.lowering.report import LoweringReport
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, ModelLike, inspect_kernels, smoke_run
 from onnxpress.tools.measure import (
-    SQNR_CEILING_DB,
-    Metrics,
+    Effort,
     Pair,
     Subject,
-    comparison_samples,
     measure_pair,
     peak_rss_bytes,
     source_bytes,
 )
-from onnxpress.tools.recipe import MANIFEST_KEY, Recipe, installed_versions, portable
+from onnxpress.tools.plan import Plan, prepare
+from onnxpress.tools.recipe import MANIFEST_KEY
+from onnxpress.tools.result import DropError, Report, Result
 
 if TYPE_CHECKING:
     import onnx
@@ -58,9 +56,9 @@ _SERIALIZED_LIMIT_BYTES = 2**31 - 2**20  # protobuf's limit, with room for the g
 class Watch:
     """How a run is watched; nothing here changes its result.
 
-    verify_each: run the model before and after each pass. print_after_all, print_after_change: hand the model's text,
-    or how it changed, to `printer` after each pass. crash_dir: where a failing pass leaves a reproducer.
-    latency_rounds: at most so many; time bounds them too.
+    verify_each: run the model before and after each pass. print_after_all, print_after_change: hand the
+    model's text, or how it changed, to `printer` after each pass. crash_dir: where a failing pass leaves a
+    reproducer. latency_rounds: at most so many; time bounds them too.
     """
 
     verify_each: bool = False
@@ -86,16 +84,15 @@ def compress(
     print_after_change: bool = False,
     crash_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-    printer: Callable[[str], None] = print,
+    printer: Printer | None = None,
     latency_rounds: int = 30,
 ) -> Result:
     """Compress `model` for `target` and measure the result beside the original, which is never changed.
 
-    target: a name, a TOML profile or a Target. passes: pipeline text, a pipeline file or built passes; None takes
-    the target's own pipeline. data: calibration samples, anything that `ir.data.open_data` takes. eval_data: samples
-    to measure on, all of them. max_drop: points of accuracy (without labels: of top-1 agreement) that may be lost.
-    verify_each: run the model before and after each pass. print_after_all, print_after_change: hand the model's text
-    to `printer` after each pass. crash_dir: where the reproducer of a failing pass goes. latency_rounds: at most.
+    target: a name, a TOML profile or a Target. passes: pipeline text, a pipeline file or built passes; None
+    takes the target's own pipeline. data: calibration samples, anything that `ir.data.open_data` takes.
+    eval_data: samples to measure on, all of them. max_drop: points of accuracy (without labels: of top-1
+    agreement) that may be lost. The rest only watches the run: see `Watch`.
 
     Raises:
         UsageError: a target, pass, option or selector that does not exist; data that a pass needs is missing.
@@ -105,51 +102,52 @@ def compress(
     plan = prepare(
         model, target=target, passes=passes, data=data, eval_data=eval_data, max_drop=max_drop, seed=seed
     )
-    return run(
-        plan,
+    watch = Watch(
         verify_each=verify_each,
         print_after_all=print_after_all,
         print_after_change=print_after_change,
-        crash_dir=crash_dir,
-        progress=progress,
         printer=printer,
+        crash_dir=crash_dir,
+        progress=progress or Progress(),
         latency_rounds=latency_rounds,
     )
+    return run(plan, watch)
 
 
-def run(
-    plan: Plan,
-    *,
-    verify_each: bool = False,
-    print_after_all: bool = False,
-    print_after_change: bool = False,
-    crash_dir: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    printer: Callable[[str], None] = print,
-    latency_rounds: int = 30,
-) -> Result:
-    """Carry out a plan. Arguments and errors: see `compress`."""
+def run(plan: Plan, watch: Watch | None = None) -> Result:
+    """Carry out a plan. Errors: see `compress`."""
+    watch = watch or Watch()
     started = time.perf_counter()
     manager = PassManager(
         plan.passes,
-        verify_each=verify_each,
-        print_after_all=print_after_all,
-        print_after_change=print_after_change,
-        crash_dir=crash_dir,
-        printer=printer,
+        verify_each=watch.verify_each,
+        print_after_all=watch.print_after_all,
+        print_after_change=watch.print_after_change,
+        crash_dir=watch.crash_dir,
+        printer=watch.printer,
+        repeat_flags=plan.repeat_flags,
     )
     context = Context(
-        constraints=plan.target.constraints, data=plan.data, seed=plan.seed, progress=progress or Progress()
+        constraints=plan.target.constraints, data=plan.data, seed=plan.seed, progress=watch.progress
     )
     model, records = manager.run(plan.model, context)
-    lowering = plan.target.lower(model, context)
+    lowering = _lower(plan, model, context, watch)
     del context  # its cache holds statistics that nothing needs any more
-    _require_legal(plan.target, model)
+    findings = _require_legal(plan.target, model)
     model.metadata_props[MANIFEST_KEY] = plan.recipe.manifest()
-    return _measured(plan, model, records, progress, latency_rounds, started)
+    report = _measure(plan, model, records, watch)
+    report = dataclasses.replace(
+        report,
+        lowering=lowering.forms,
+        notes=(*lowering.notes, *_summarize(findings), *report.notes),
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+    _require_drop(plan, report)
+    return Result(model, report, plan.recipe)
 
 
-def _lower(plan: Plan, model: onnx_ir.Model, context: Context, watch: _Watch) -> LoweringReport:
+def _lower(plan: Plan, model: onnx_ir.Model, context: Context, watch: Watch) -> LoweringReport:
     """Lower `model` in place for the plan's target.
 
     Raises:
@@ -170,20 +168,22 @@ def _lower(plan: Plan, model: onnx_ir.Model, context: Context, watch: _Watch) ->
     return report
 
 
-def _require_legal(target: Target, model: onnx_ir.Model) -> None:
-    illegal = [found for found in target.check(model) if found.severity == "illegal"]
+def _require_legal(target: Target, model: onnx_ir.Model) -> list[Illegal]:
+    """Return what the target has against the result short of refusing it.
+
+    Raises:
+        BudgetError: the target refuses the result.
+    """
+    findings = target.check(model)
+    illegal = [found for found in findings if found.severity == "illegal"]
     if not illegal:
-        return
-    first = illegal[0]
-    more = f" (and {len(illegal) - 1} more: onnxpress check)" if len(illegal) > 1 else ""
-    raise BudgetError(
-        f"the result is illegal on {target.name}: node {first.node!r} ({first.op_type}): {first.rule}{more}. "
-        f"{first.advice}"
-    )
+        return findings
+    more = f" And {len(illegal) - 1} more places." if len(illegal) > 1 else ""
+    raise BudgetError(f"the result is illegal on {target.name}: {illegal[0]}{more} Nothing is written.")
 
 
 def _fail_lowering(
-    plan: Plan, model: onnx_ir.Model, context: Context, watch: _Watch, error: Exception
+    plan: Plan, model: onnx_ir.Model, context: Context, watch: Watch, error: Exception
 ) -> NoReturn:
     what = f"lowering for {plan.target.name} failed: {type(error).__name__}: {error}"
     if watch.crash_dir is None:
@@ -202,67 +202,82 @@ def _fail_lowering(
     raise InternalError(f"{what}. What repeats it is in {folder}, see repeat.txt") from error
 
 
-def _measured(
+def _measure(
     plan: Plan,
     model: onnx_ir.Model,
     records: Sequence[PassRecord],
-    lowering: LoweringReport,
-    rounds: int,
-    progress: Progress,
-    started: float,
-) -> Result:
-    """Load and run the result once, measure it beside the original, and hold it to the plan."""
-    size_bytes = model_io.size_bytes(model)
-    runnable: ModelLike = model_io.to_proto_bytes(model) if size_bytes < _SERIALIZED_LIMIT_BYTES else model
-    smoke_run(runnable)
-    kernels = inspect_kernels(runnable)
-    is_path = isinstance(plan.source, str | os.PathLike)
-    original = Subject(plan.model, plan.source if is_path else plan.model, source_bytes(plan.source, plan.model))
+    watch: Watch,
+) -> Report:
+    """Load and run the result once, and measure it beside the original.
+
+    Raises:
+        RuntimeRefusalError: the runtime does not load or run the result.
+    """
+    result = _serialized(model)
+    smoke_run(result.runnable)
+    kernels = inspect_kernels(result.runnable)
+    original = _original(plan)
     source = plan.eval_data or plan.data
     is_evaluation = plan.eval_data is not None or plan.max_drop is not None
-    pair = measure_pair(
-        original,
-        Subject(model, runnable, size_bytes),
-        source,
-        samples=None if is_evaluation else comparison_samples(records[0].before.macs if records else 0),
-        rounds=rounds,
-        progress=progress,
-    )
-    report = Report(
+    bounded = Effort.check(original.count().macs, watch.latency_rounds)
+    effort = dataclasses.replace(bounded, run=None) if is_evaluation else bounded
+    pair = measure_pair(original, result, source, effort, watch.progress)
+    return Report(
         model=plan.name,
         target=plan.target.name,
         pipeline=plan.pipeline,
         seed=plan.seed,
-        seconds=time.perf_counter() - started,
-        peak_rss_bytes=peak_rss_bytes(),
         before=pair.before,
         after=pair.after,
         passes=tuple(records),
         headlines=tuple(_headlines(pair, records, kernels)),
-        notes=(*lowering.notes, *pair.notes),
+        notes=pair.notes,
         samples=pair.samples,
+        sqnr_samples=pair.sqnr_samples,
         samples_of=None if source is None else source.name,
         calibration_samples=None if plan.data is None else plan.data.count,
         kernels=kernels,
         recipe=plan.recipe,
     )
-    _require_drop(plan, report)
-    return Result(model, report, plan.recipe)
+
+
+def _serialized(model: onnx_ir.Model) -> Subject:
+    """Return the result as bytes, serialized once for all sessions; as a model where it is too large."""
+    size_bytes = model_io.size_bytes(model)
+    runnable: ModelLike = model_io.to_proto_bytes(model) if size_bytes < _SERIALIZED_LIMIT_BYTES else model
+    return Subject(model, runnable, size_bytes)
+
+
+def _original(plan: Plan) -> Subject:
+    runnable = plan.source if isinstance(plan.source, str | os.PathLike) else plan.model
+    return Subject(plan.model, runnable, source_bytes(plan.source, plan.model))
+
+
+def _summarize(findings: Iterable[Illegal]) -> Iterator[str]:
+    """Yield one line for each rule that the result breaks without being refused, with the first place."""
+    by_rule: dict[str, list[Illegal]] = {}
+    for found in findings:
+        by_rule.setdefault(found.rule, []).append(found)
+    for same in by_rule.values():
+        more = f" (and {len(same) - 1} more)" if len(same) > 1 else ""
+        yield f"{same[0].severity}: {same[0]}{more}"
 
 
 def _headlines(pair: Pair, records: Iterable[PassRecord], kernels: Kernels) -> Iterator[str]:
     """Yield what a user must not miss, the worst first."""
     before, after = pair.before, pair.after
     if before.latency_ms and after.latency_ms and after.latency_ms >= before.latency_ms:
-        change = before.latency_ms / after.latency_ms
-        yield f"NOT FASTER: latency {before.latency_ms:.3g} ms before, {after.latency_ms:.3g} ms after ({change:.2f}x)"
+        change = f"{before.latency_ms:.3g} ms before, {after.latency_ms:.3g} ms after"
+        yield f"NOT FASTER: latency {change} ({before.latency_ms / after.latency_ms:.2f}x)"
     if after.size_bytes >= before.size_bytes:
         yield f"NOT SMALLER: {before.size_bytes:,} bytes before, {after.size_bytes:,} bytes after"
     if not any(record.rewrites.modified for record in records):
-        yield "NOTHING WAS REWRITTEN: every pass found nothing, or declined what it found for the reasons below"
+        yield "NOTHING WAS REWRITTEN: every pass found nothing, or declined what it found (reasons below)"
     if kernels.unfused:
         names = ", ".join(map(repr, kernels.unfused[:_WORST_SITES]))
-        more = f" and {len(kernels.unfused) - _WORST_SITES} more" if len(kernels.unfused) > _WORST_SITES else ""
+        more = (
+            f" and {len(kernels.unfused) - _WORST_SITES} more" if len(kernels.unfused) > _WORST_SITES else ""
+        )
         yield f"QUANTIZED BUT COMPUTED IN FLOAT by the runtime: {names}{more}"
 
 
@@ -284,14 +299,14 @@ def _require_drop(plan: Plan, report: Report) -> None:
         lost = f"the top-1 class changes for {drop:.2f} % of the samples"
     else:
         raise UsageError(
-            "max_drop: the model's outputs are no class scores, so neither accuracy nor agreement can be told. "
-            "Leave it out, and hold the result to an SQNR: onnxpress compare A B --data D --min-sqnr DB"
+            "max_drop: the model's outputs are no class scores, so neither accuracy nor agreement can be "
+            "told. Leave it out, and hold the result to an SQNR: onnxpress compare A B --data D --min-sqnr DB"
         )
     if drop <= plan.max_drop:
         return
     raise DropError(
-        f"{lost} on {report.samples} samples of {report.samples_of}; at most {plan.max_drop:g} was asked for. "
-        f"Nothing is written.{_suggest(plan.passes, report)}",
+        f"{lost} on {report.samples} samples of {report.samples_of}; at most {plan.max_drop:g} was asked "
+        f"for. Nothing is written.{_suggest(plan.passes, report)}",
         report,
     )
 

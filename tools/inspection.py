@@ -13,7 +13,8 @@ from onnxpress.ir import model_io
 from onnxpress.ir.analysis.cost import ModelCost, cost
 from onnxpress.ir.opset import default_opset
 from onnxpress.ir.shapes import describe_shape
-from onnxpress.tools.measure import Metrics, counted, source_bytes
+from onnxpress.tools.measure import source_bytes
+from onnxpress.tools.metrics import Metrics
 from onnxpress.tools.recipe import MANIFEST_KEY
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Interface:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What a model is made of. cost: counted at batch 1, node by node. operators: counts, the most common first."""
+    """What a model is made of. cost: at batch 1, node by node. operators: counts, the most common first."""
 
     model: str
     opset: int
@@ -56,7 +57,10 @@ class Inspection:
             "opset": self.opset,
             "ir_version": self.ir_version,
             "producer": self.producer,
-            **self.metrics.to_json(),
+            "params": self.metrics.params,
+            "macs": self.metrics.macs,
+            "bytes": self.metrics.size_bytes,
+            "bits_per_weight": self.metrics.bits_per_weight,
             "weight_bytes": self.cost.weight_bytes,
             "bytes_by_type": self.cost.bytes_by_type,
             "peak_activation_bytes": self.cost.peak_activation_bytes,
@@ -89,7 +93,7 @@ def inspect(model: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model) -> 
         opset=default_opset(loaded),
         ir_version=loaded.ir_version,
         producer=" ".join(filter(None, (loaded.producer_name, loaded.producer_version))),
-        metrics=counted(found, source_bytes(model, loaded)),
+        metrics=Metrics.counted(found, source_bytes(model, loaded)),
         cost=found,
         operators=dict(operators.most_common()),
         inputs=tuple(_interface(value) for value in loaded.graph.inputs if not value.is_initializer()),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir
 
 from onnxpress.ir import model_io
+from onnxpress.ir.errors import BudgetError
 from onnxpress.targets.base import Target, load_target
 from onnxpress.targets.legality import Illegal
 
@@ -20,7 +21,7 @@ __all__ = ["Check", "check"]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What a target has against a model: in the order of the graph, illegal before slow."""
+    """What a target has against a model: what it refuses first, then what runs slowly or inexactly there."""
 
     model: str
     target: str
@@ -28,13 +29,25 @@ class Check:
 
     @property
     def illegal(self) -> tuple[Illegal, ...]:
-        """The findings that keep the model from running; the others make it slow."""
+        """The findings that keep the model from running."""
         return tuple(found for found in self.findings if found.severity == "illegal")
 
     @property
     def legal(self) -> bool:
         """Whether the target runs the model."""
         return not self.illegal
+
+    def require(self) -> None:
+        """Do nothing when the target runs the model.
+
+        Raises:
+            BudgetError: it does not.
+        """
+        if self.legal:
+            return
+        count = len(self.illegal)
+        more = f" And {count - 1} more {'places' if count > 2 else 'place'}." if count > 1 else ""
+        raise BudgetError(f"{self.model} is illegal on {self.target}: {self.illegal[0]}{more}")
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""

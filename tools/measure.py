@@ -1,7 +1,7 @@
-"""What a model costs and how well it does: the numbers of every before/after table.
+"""Measure two models side by side.
 
-Work and size are counted, never guessed. Fidelity and accuracy are measured on real samples only. Latency takes
-turns between the two models and is CPU time of one thread, which a busy machine does not stretch.
+Work and size are counted, never guessed. Fidelity and accuracy are measured on real samples only. For latency
+the two models take turns; it is CPU time of one thread, which a busy machine does not stretch.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir
 
-from onnxpress.ir.analysis.compare import Difference, accuracy, compare
-from onnxpress.ir.analysis.cost import ModelCost, cost
+from onnxpress.ir.analysis.compare import Comparison, Difference, compare
+from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.shapes import batch_dimension
 from onnxpress.passes.instrument import Progress
@@ -27,65 +27,48 @@ from onnxpress.targets.runtimes.onnxruntime_cpu import (
     example_feeds,
     interleaved_latency,
 )
+from onnxpress.tools.metrics import SQNR_CEILING_DB, Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    "SQNR_CEILING_DB",
-    "Metrics",
+    "Effort",
     "Pair",
     "Subject",
-    "comparison_samples",
-    "counted",
     "measure_pair",
     "peak_rss_bytes",
     "source_bytes",
 ]
 
-# Models that compute the same bits have no error to take a ratio of. Unequal float32 results stay near 150 dB.
-SQNR_CEILING_DB = 200.0
-
-# A comparison on calibration data alone is a check, not an evaluation: this much work, within these bounds.
-_COMPARISON_MACS = 3_000_000_000
-_FEWEST_SAMPLES, _MOST_SAMPLES = 8, 64
-
+# What a batch's values may take: larger ones gain no speed, and the runtime keeps what the largest needed.
+_BATCH_BYTES = 1 << 20
 _WARMUP_ROUNDS = 3
 _LATENCY_SECONDS = 0.5  # of both models together
 
+_RUNTIME_LOSS_DB = 3.0  # half of the noise, or more, comes from the runtime and not from the model
+
 
 @dataclasses.dataclass(frozen=True)
-class Metrics:
-    """One model's numbers. None: not measured, because there was nothing to measure it on.
+class Effort:
+    """How much is run. None: all samples that there are.
 
-    params: numbers stored in weights. macs: multiply-accumulates at batch 1. size_bytes: of the file with its
-    external data. bits_per_weight: of the stored weights. accuracy: top-1 in percent, as the runtime runs it.
-    agreement: percent of samples with the original's top-1 class. sqnr_db: of the worst output against the
-    original's. latency_ms: median at batch 1, CPU time of one thread.
+    written: samples for SQNR, of the models as they are written, which is slow. run: samples for accuracy and
+    agreement, of the models as the runtime runs them. rounds: of latency, at most; time bounds them too.
     """
 
-    params: int
-    macs: int
-    size_bytes: int
-    bits_per_weight: float | None = None
-    accuracy: float | None = None
-    agreement: float | None = None
-    sqnr_db: float | None = None
-    latency_ms: float | None = None
+    written: int | None = None
+    run: int | None = None
+    rounds: int = 30
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers under the keys that programs read. SQNR of equal outputs reads `SQNR_CEILING_DB`."""
-        sqnr = None if self.sqnr_db is None else min(self.sqnr_db, SQNR_CEILING_DB)
-        return {
-            "params": self.params,
-            "macs": self.macs,
-            "bytes": self.size_bytes,
-            "bits_per_weight": self.bits_per_weight,
-            "accuracy": self.accuracy,
-            "agreement": self.agreement,
-            "sqnr_db": sqnr,
-            "latency_ms": self.latency_ms,
-        }
+    @classmethod
+    def check(cls, macs: int, rounds: int = 30) -> Effort:
+        """Return what is enough to notice a mistake, where nobody asked for an evaluation: bounded work."""
+        return cls(_within(1_300_000_000, macs, 8, 32), _within(4_000_000_000, macs, 16, 128), rounds)
+
+
+def _within(budget_macs: int, macs: int, least: int, most: int) -> int:
+    return max(least, min(most, budget_macs // max(macs, 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,62 +81,76 @@ class Subject:
 
     def count(self) -> Metrics:
         """Return the numbers that need no run."""
-        return counted(cost(self.model), self.size_bytes)
+        return Metrics.counted(cost(self.model), self.size_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """Two models measured side by side.
 
-    samples: how many fidelity and accuracy were measured on; 0 is none. outputs: difference by output.
-    notes: what a reader should know about the numbers, a line each.
+    samples: how many accuracy and agreement were measured on; 0 is none. sqnr_samples: the same for SQNR.
+    outputs: difference by output. notes: what a reader should know about the numbers, a line each.
     """
 
     before: Metrics
     after: Metrics
     samples: int = 0
+    sqnr_samples: int = 0
     outputs: Mapping[str, Difference] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-def counted(cost: ModelCost, size_bytes: int) -> Metrics:
-    """Return the numbers that need no run: `cost` as counted, `size_bytes` as stored."""
-    bits = 8 * cost.weight_bytes / cost.params if cost.params else None
-    return Metrics(cost.params, cost.macs, size_bytes, bits)
-
-
-def comparison_samples(macs: int) -> int:
-    """Return how many samples a comparison takes when nobody asked for an evaluation."""
-    return max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, _COMPARISON_MACS // max(macs, 1)))
 
 
 def measure_pair(
     before: Subject,
     after: Subject,
     data: DataSource | None,
-    *,
-    samples: int | None = None,
-    rounds: int = 30,
+    effort: Effort,
     progress: Progress | None = None,
 ) -> Pair:
-    """Measure two models with the same inputs and outputs.
-
-    data: real samples; None leaves out fidelity and accuracy. samples: at most so many; None takes all.
-    rounds: of latency, at most; time bounds them too.
-    """
-    first, second = before.count(), after.count()
-    notes: list[str] = []
-    used, outputs = 0, dict[str, Difference]()
+    """Measure two models with the same inputs and outputs. data: None leaves out fidelity and accuracy."""
+    pair = Pair(before.count(), after.count())
     if data is not None:
-        found = compare(before.model, after.model, data, samples=samples, progress=progress)
-        used, outputs = found.samples, found.outputs
-        first = dataclasses.replace(first, accuracy=found.accuracy_before)
-        second = dataclasses.replace(
-            second,
-            accuracy=found.accuracy_after,
-            agreement=found.agreement,
-            sqnr_db=min((difference.sqnr_db for difference in outputs.values()), default=None),
+        pair = _compared(pair, before.model, after.model, data, effort, progress)
+    return _timed(pair, before, after, data, effort.rounds)
+
+
+def _compared(
+    pair: Pair,
+    before: onnx_ir.Model,
+    after: onnx_ir.Model,
+    data: DataSource,
+    effort: Effort,
+    progress: Progress | None,
+) -> Pair:
+    """Add fidelity of the models as they are written, and accuracy of the models as they are run."""
+    written = compare(before, after, data, samples=effort.written, limit_bytes=_BATCH_BYTES, progress=progress)
+    as_run = compare(before, after, data, samples=effort.run, optimize=True, limit_bytes=_BATCH_BYTES, progress=progress)
+    sqnr, sqnr_run = _worst_db(written), _worst_db(as_run)
+    notes = pair.notes
+    if sqnr is not None and sqnr_run is not None and sqnr_run < min(sqnr, SQNR_CEILING_DB) - _RUNTIME_LOSS_DB:
+        notes += (
+            "onnxruntime's own optimizations cost fidelity: "
+            f"SQNR {sqnr:.1f} dB as written, {sqnr_run:.1f} dB as run",
         )
+    return dataclasses.replace(
+        pair,
+        before=dataclasses.replace(pair.before, accuracy=as_run.accuracy_before),
+        after=dataclasses.replace(
+            pair.after, accuracy=as_run.accuracy_after, agreement=as_run.agreement, sqnr_db=sqnr
+        ),
+        samples=as_run.samples,
+        sqnr_samples=written.samples,
+        outputs=written.outputs,
+        notes=notes,
+    )
+
+
+def _worst_db(found: Comparison) -> float | None:
+    return min((difference.sqnr_db for difference in found.outputs.values()), default=None)
+
+
+def _timed(pair: Pair, before: Subject, after: Subject, data: DataSource | None, rounds: int) -> Pair:
+    """Add latency: the two models take turns."""
     try:
         latency = interleaved_latency(
             {"before": before.runnable, "after": after.runnable},
@@ -163,11 +160,12 @@ def measure_pair(
             max_seconds=_LATENCY_SECONDS,
         )
     except RuntimeRefusalError as error:
-        notes.append(f"latency not measured: {error}")
-    else:
-        first = dataclasses.replace(first, latency_ms=latency["before"].median_ms)
-        second = dataclasses.replace(second, latency_ms=latency["after"].median_ms)
-    return Pair(first, second, used, outputs, tuple(notes))
+        return dataclasses.replace(pair, notes=(*pair.notes, f"latency not measured: {error}"))
+    return dataclasses.replace(
+        pair,
+        before=dataclasses.replace(pair.before, latency_ms=latency["before"].median_ms),
+        after=dataclasses.replace(pair.after, latency_ms=latency["after"].median_ms),
+    )
 
 
 def source_bytes(source: object, model: onnx_ir.Model) -> int:

@@ -27,8 +27,8 @@ def check_outputs(
     --json is stdout. With `force` OUT may replace MODEL; no other output may be an input.
 
     Raises:
-        UsageError: two outputs are one file; an output is an input, exists (without `force`), is a folder, or its
-            folder is missing or cannot be written.
+        UsageError: two outputs are one file; an output is an input, exists (without `force`), is a folder, or
+            its folder is missing or cannot be written.
     """
     taken = {_resolved(path): flag for flag, path in inputs.items() if path is not None}
     for flag, path in outputs.items():

@@ -30,7 +30,7 @@ __all__ = ["Plan", "prepare"]
 class Plan:
     """A run that is fully checked and has not begun.
 
-    source: what was given. model: as loaded. name: what messages and reports call it. pipeline: canonical text.
+    source: what was given. model: as loaded. name: what reports call it. pipeline: canonical text.
     """
 
     source: Any
@@ -44,6 +44,12 @@ class Plan:
     max_drop: float | None
     seed: int
     recipe: Recipe
+
+    @property
+    def repeat_flags(self) -> tuple[str, ...]:
+        """Flags that a reproducer's command needs beside model, passes, data and seed."""
+        profile = self.recipe.target or self.target.name
+        return ("--target", os.fspath(Path(profile).resolve()) if Path(profile).is_file() else profile)
 
 
 def prepare(
@@ -66,7 +72,7 @@ def prepare(
     loaded = model_io.load(model)
     check_finite(loaded)
     calibration, evaluation = _open(data, loaded), _open(eval_data, loaded)
-    # The digest reads every sample, and so checks it. Evaluation samples have no digest: their values are checked here.
+    # The digest reads every sample, and so checks it. Evaluation samples have no digest: check them here.
     data_digest = None if calibration is None else calibration.digest()
     if evaluation is not None and not _is_folder(eval_data):
         check_data(evaluation, loaded)
@@ -74,7 +80,7 @@ def prepare(
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else loaded.graph.name or "model"
     recipe = Recipe(
         model=Path(name).name,
-        model_digest=model_io.digest(model if isinstance(model, str | os.PathLike) else loaded),
+        model_digest=model_io.digest(loaded),
         target=_spell(target) or chosen.name,
         pipeline=pipeline,
         seed=seed,
@@ -107,7 +113,9 @@ def _check_numbers(max_drop: float | None, seed: int, *, has_data: bool) -> None
     if not (math.isfinite(max_drop) and max_drop >= 0):
         raise UsageError(f"max_drop {max_drop}: must be a number of points, 0 or more, such as 0.5.")
     if not has_data:
-        raise UsageError("max_drop: needs samples to measure the drop on. Give --eval-data, or at least --data.")
+        raise UsageError(
+            "max_drop: needs samples to measure the drop on. Give --eval-data, or at least --data."
+        )
 
 
 def _build(passes: str | os.PathLike[str] | Sequence[Pass] | None, target: Target) -> list[Pass]:
@@ -132,5 +140,5 @@ def _is_folder(spec: Any) -> bool:
 
 
 def _spell(spec: Any) -> str | None:
-    """Return what a recipe says of a target or of data: a name or a path that may travel; None for an object."""
+    """Return what a recipe says of a target or of data: a name or a portable path; None for an object."""
     return portable(os.fspath(spec)) if isinstance(spec, str | os.PathLike) else None

@@ -1,7 +1,7 @@
 """Recipes: all that is needed to repeat a run, as TOML for people and as the manifest inside the model.
 
-The manifest (JSON under `MANIFEST_KEY` in the model's metadata) holds what decides the bytes of the result and
-nothing else: no times, no paths. The recipe adds where the data was and what the result was held to.
+The manifest (JSON under `MANIFEST_KEY` in the model's metadata) holds what decides the bytes of the result
+and nothing else: no times, no paths. The recipe adds where the data was and what the result was held to.
 """
 
 from __future__ import annotations
@@ -88,7 +88,11 @@ class Recipe(pydantic.BaseModel):
         versions = given.pop("versions")
         lines = [f"{key} = {_toml_value(value)}" for key, value in given.items()]
         if versions:
-            lines += ["", "[versions]", *(f"{key} = {_toml_value(versions[key])}" for key in sorted(versions))]
+            lines += [
+                "",
+                "[versions]",
+                *(f"{key} = {_toml_value(versions[key])}" for key in sorted(versions)),
+            ]
         return _HEADER + "\n".join(lines) + "\n"
 
     def write(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -140,7 +144,9 @@ class Recipe(pydantic.BaseModel):
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of everything that shapes a result, by distribution name."""
-    versions = {name: importlib.metadata.version(name) for name in ("onnxpress", "onnx", "onnx-ir", "onnxscript")}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("onnxpress", "onnx", "onnx-ir", "onnxscript")
+    }
     for name in _RUNTIMES:
         try:
             versions[name] = importlib.metadata.version(name)

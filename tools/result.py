@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir
@@ -12,7 +12,7 @@ from onnxpress.ir.errors import BudgetError
 from onnxpress.passes.base import Amount, Site
 from onnxpress.passes.manager import PassRecord
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels
-from onnxpress.tools.measure import SQNR_CEILING_DB, Metrics
+from onnxpress.tools.metrics import SQNR_CEILING_DB, Metrics
 from onnxpress.tools.recipe import Recipe
 
 __all__ = ["DropError", "Report", "Result"]
@@ -22,28 +22,31 @@ __all__ = ["DropError", "Report", "Result"]
 class Report:
     """What a run did, in numbers.
 
-    headlines: what a user must not miss, worst first; empty when all is well. seconds: of the whole run.
-    before, after: of the original and of the result. samples: how many `accuracy`, `agreement` and `sqnr_db` were
-    measured on, from `samples_of`. calibration_samples: how many were given to calibrate on. unfused: operators
-    that are quantized on paper but that the runtime computes in float.
+    before, after: the original and the result. headlines: what a user must not miss, worst first; empty when
+    all is well. notes: what else is worth a line. samples: how many of `samples_of` accuracy and agreement
+    were measured on, as the runtime runs the models; sqnr_samples: how many SQNR, of the models as written.
+    calibration_samples: how many there were. lowering: how often each form was emitted. kernels: what the
+    runtime makes of the result. seconds: of the run, measuring included. peak_rss_bytes: of the process.
     """
 
     model: str
     target: str
     pipeline: str
     seed: int
-    seconds: float
-    peak_rss_bytes: int
     before: Metrics
     after: Metrics
-    passes: tuple[PassRecord, ...]
+    kernels: Kernels
+    recipe: Recipe
+    passes: tuple[PassRecord, ...] = ()
+    lowering: Mapping[str, int] = dataclasses.field(default_factory=dict)
     headlines: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     samples: int = 0
+    sqnr_samples: int = 0
     samples_of: str | None = None
     calibration_samples: int | None = None
-    fused: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    unfused: tuple[str, ...] = ()
-    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
 
     @property
     def speedup(self) -> float | None:
@@ -72,12 +75,19 @@ class Report:
             "after": self.after.to_json(),
             "passes": [_record_json(record) for record in self.passes],
             "headlines": list(self.headlines),
+            "notes": list(self.notes),
             "speedup": self.speedup,
             "samples": self.samples,
+            "sqnr_samples": self.sqnr_samples,
             "samples_of": self.samples_of,
             "calibration_samples": self.calibration_samples,
-            "runtime_operators": dict(self.fused),
-            "unfused": list(self.unfused),
+            "lowering": dict(self.lowering),
+            "kernels": {
+                "operators": dict(self.kernels.operators),
+                "integer": list(self.kernels.integer),
+                "unfused": list(self.kernels.unfused),
+                "left_float": list(self.kernels.left_float),
+            },
             "recipe": self.recipe.model_dump(exclude_none=True),
         }
 

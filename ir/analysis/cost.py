@@ -35,7 +35,8 @@ class NodeCost:
     params, weight_bytes: of the constants it reads, also through nodes that the runtime folds at load
         (a DequantizeLinear of a constant). A constant with many users counts at the first.
     macs: 0 for operators that do not multiply and for those in `ModelCost.unknown`.
-    activation_bytes: its outputs.
+    activation_bytes: what its outputs take of their own: 0 for a view or a folded constant, integers' size
+        where a quantized kernel writes integers.
     """
 
     name: str
@@ -82,7 +83,7 @@ def cost(model: onnx_ir.Model) -> ModelCost:
             macs = 0
         read = [owed.pop(value) for value in node.inputs if value in owed]
         weight = _Weight(sum(one.params for one in read), sum(one.size_bytes for one in read))
-        if memory.fold(node) and node.op_type != "Constant":
+        if memory.fold(node):
             owed[node.outputs[0]] = weight  # for the first node that is not folded away
             weight = _Weight()
         activation_bytes = sum(memory.own_bytes(output) for output in node.outputs)
@@ -268,11 +269,9 @@ class _Memory:
         self._bytes: dict[onnx_ir.Value, int] = {}
 
     def fold(self, node: onnx_ir.Node) -> bool:
-        """Return whether `node` is computed from constants alone, and remember it. Call in graph order."""
+        """Return whether `node` computes with constants alone, and remember it. Call in graph order."""
         given = [value for value in node.inputs if value is not None]
-        if not given or _bodies(node):
-            return node.op_type == "Constant"
-        if any(value not in self._constants for value in given):
+        if not given or any(value not in self._constants for value in given) or _bodies(node):
             return False
         if any(output.is_graph_output() for output in node.outputs):
             return False
@@ -319,7 +318,9 @@ class _Memory:
             if node is None or source is None:
                 return value
             if node.op_type == "DequantizeLinear":
-                through = all(_is_integer_kernel(use.node) for use in value.uses())
+                through = not value.is_graph_output() and all(
+                    _is_integer_kernel(use.node) for use in value.uses()
+                )
             elif node.op_type == "QuantizeLinear":
                 producer = source.producer()
                 through = producer is not None and _is_integer_kernel(producer)

@@ -21,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from onnxpress.ir.analysis.execute import Session
+from onnxpress.ir.analysis.execute import Session, batch_size_within
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.encodings import Encoded
 from onnxpress.ir.linear import Linear
 from onnxpress.ir.opset import default_opset
 from onnxpress.ir.quantization import Quantization, integer_parameters
+from onnxpress.ir.shapes import batch_dimension
 
 __all__ = ["LayerError", "RoundedLayer", "measure_layer_errors"]
 
@@ -63,21 +64,27 @@ class LayerError:
 
 
 def measure_layer_errors(
-    model: onnx_ir.Model, layers: Sequence[RoundedLayer], data: DataSource, *, samples: int, batch_size: int = 8
+    model: onnx_ir.Model, layers: Sequence[RoundedLayer], data: DataSource, *, samples: int, limit_bytes: int = 16 << 20
 ) -> list[LayerError]:
     """Return the error of each layer of `model`, in order. The model is not changed.
 
     samples: how many calibration samples to run; the cost is about twice the float model's on them.
+    limit_bytes: roughly what inner values may take at once; one sample (or the model's fixed batch) runs whatever
+        its size. A fixed batch that the samples do not fill is left out.
     """
     if not layers:
         return []
+    fixed = batch_dimension(model)
+    batch_size = fixed or batch_size_within(model, [layer.linear.output.name or "" for layer in layers], limit_bytes)
     probe = model.clone()
     nodes = {node.name: node for node in probe.graph}
-    names = [_add_twin(probe.graph, nodes[layer.linear.node.name], layer, index) for index, layer in enumerate(layers)]
+    names = [_add_twin(probe, nodes[layer.linear.node.name], layer, index) for index, layer in enumerate(layers)]
     _keep_only(probe.graph, [name for triple in names for name in triple])
     session = Session(probe, optimize=True, fold_quantization=False)
     sums = [_Sums() for _ in layers]
-    for batch in data.batches(batch_size, limit=samples):
+    for batch in data.batches(batch_size, limit=max(samples, batch_size)):
+        if fixed is not None and batch.size != fixed:
+            continue
         outputs = session.run(batch.feeds)
         for total, triple in zip(sums, names, strict=True):
             total.add(*(outputs[name] for name in triple))
@@ -108,12 +115,12 @@ def _decibels(signal: float, noise: float) -> float:
     return 10.0 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def _add_twin(graph: onnx_ir.Graph, node: onnx_ir.Node, layer: RoundedLayer, index: int) -> tuple[str, str, str]:
+def _add_twin(model: onnx_ir.Model, node: onnx_ir.Node, layer: RoundedLayer, index: int) -> tuple[str, str, str]:
     """Append the twin of `node` and three reductions; return the names of noise, signal and mean per channel."""
-    view = layer.linear
+    graph, view = model.graph, layer.linear
     prefix = f"onnxpress.layer_error.{index}"
     scale, zero_point = integer_parameters(layer.data, signed=False, symmetric=False)
-    tape = onnx_ir.tape.Tape(graph)
+    tape = onnx_ir.tape.Tape()
     data = node.inputs[view.node.inputs.index(view.data)]
     parameters = [
         _constant(graph, f"{prefix}.scale", np.asarray(scale, np.float32)),
@@ -128,22 +135,23 @@ def _add_twin(graph: onnx_ir.Graph, node: onnx_ir.Node, layer: RoundedLayer, ind
     error = tape.op("Sub", [node.outputs[0], twin])
     noise = tape.op("ReduceSumSquare", [error], attributes={"keepdims": 0})
     signal = tape.op("ReduceSumSquare", [node.outputs[0]], attributes={"keepdims": 0})
-    means = _channel_means(tape, graph, error, view, prefix)
+    means = _channel_means(tape, model, error, view, prefix)
     for value, suffix in ((noise, "noise"), (signal, "signal"), (means, "means")):
         value.name = f"{prefix}.{suffix}"
         value.dtype = onnx_ir.DataType.FLOAT
+    graph.insert_after(node, tape.nodes)  # next to its original, so that no output has to wait for the last layer
     return noise.name or "", signal.name or "", means.name or ""
 
 
-def _channel_means(tape: Any, graph: onnx_ir.Graph, error: onnx_ir.Value, view: Linear, prefix: str) -> onnx_ir.Value:
+def _channel_means(tape: Any, model: onnx_ir.Model, error: onnx_ir.Value, view: Linear, prefix: str) -> onnx_ir.Value:
     """Mean of `error` over everything but sample and channel: [N, out_channels]."""
     rank = view.output.shape.rank() if view.output.shape is not None else len(view.kernel) + 2
     channel = view.output_axis % rank
     axes = [axis for axis in range(1, rank) if axis != channel]
     if not axes:
         return tape.op("Identity", [error])  # type: ignore[no-any-return]
-    if default_opset(graph) >= 18:
-        positions = _constant(graph, f"{prefix}.axes", np.asarray(axes, np.int64))
+    if default_opset(model) >= 18:
+        positions = _constant(model.graph, f"{prefix}.axes", np.asarray(axes, np.int64))
         return tape.op("ReduceMean", [error, positions], attributes={"keepdims": 0})  # type: ignore[no-any-return]
     return tape.op("ReduceMean", [error], attributes={"axes": axes, "keepdims": 0})  # type: ignore[no-any-return]
 

@@ -3,8 +3,8 @@
     Y1 = Op(X, ...), Y2 = Op(X, ...)   =>   Y1 = Op(X, ...), and Y1 for Y2
 
 Nodes merge when: operator, attributes, inputs and outputs asked for are equal (small constants are equal when
-their numbers are); the operator is ONNX's own, has no body and draws no random numbers; both lie in one graph;
-no output of the later node is a graph output; quantization notes are equal. QuantizeLinear and
+their numbers are); the operator is ONNX's own, has no body and draws no random numbers; both lie in one
+graph; no output of the later node is a graph output; quantization notes are equal. QuantizeLinear and
 DequantizeLinear never merge: runtimes fuse one pair per consumer.
 
 Initializers merge when type, shape and bytes are equal and they take 4 KiB or more each. Smaller ones save
@@ -29,7 +29,14 @@ from onnxpress.ir.linear import constant_tensor
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.cleanup.graph_edits import detach, is_default_domain
 
-__all__ = ["QUANTIZERS", "RANDOM", "duplicate_initializers", "duplicate_nodes", "share_initializer", "share_node"]
+__all__ = [
+    "QUANTIZERS",
+    "RANDOM",
+    "duplicate_initializers",
+    "duplicate_nodes",
+    "share_initializer",
+    "share_node",
+]
 
 QUANTIZERS = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 RANDOM = frozenset(
@@ -44,6 +51,7 @@ RANDOM = frozenset(
     }
 )
 
+_BODIES = (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS)
 _COMPARED_BYTES = 1024  # constants up to here are compared by content, larger ones by identity
 _SHARED_BYTES = 4096
 _SAMPLE = 16  # numbers that tell most tensors of one shape apart without reading the rest
@@ -90,7 +98,7 @@ def _node_key(node: onnx_ir.Node) -> Hashable:
         return None
     attributes = []
     for name, attribute in sorted(node.attributes.items()):
-        if attribute.is_ref() or attribute.type in (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS):
+        if attribute.is_ref() or attribute.type in _BODIES:
             return None
         attributes.append((name, attribute.type, _attribute_key(attribute)))
     inputs = tuple(_input_key(value) for value in node.inputs)
@@ -145,4 +153,4 @@ def _content_key(value: onnx_ir.Value) -> Hashable:
     tensor = constant_tensor(value)
     assert tensor is not None
     raw = np.ascontiguousarray(tensor.numpy()).view(np.uint8)
-    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(raw).digest()
+    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(raw.data).digest()

@@ -13,23 +13,27 @@ from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Amount
 
 __all__ = [
-    "IR_VERSION_WITH_CONSTANTS",
     "add_initializer",
+    "allow_initializers",
     "amount",
     "constant_ints",
     "detach",
     "fresh_name",
+    "inherit",
     "is_default_domain",
     "is_removable",
-    "release_bodies",
     "quote_names",
+    "release_bodies",
+    "replace_constant",
     "replacement_problem",
     "subgraphs_of",
     "take_over_output",
     "value_names",
 ]
 
-IR_VERSION_WITH_CONSTANTS = 4  # before, every initializer had to be a graph input that a caller may override
+Array = npt.NDArray[np.generic]
+
+_IR_VERSION_WITH_INITIALIZERS = 4  # before, every initializer had to be a graph input too
 
 
 def is_default_domain(node: onnx_ir.Node) -> bool:
@@ -72,14 +76,14 @@ def fresh_name(stem: str, taken: set[str | None]) -> str:
     return name
 
 
-def add_initializer(
-    model: onnx_ir.Model, graph: onnx_ir.Graph, name: str, array: npt.NDArray[np.generic]
-) -> onnx_ir.Value:
-    """Add a new constant to `graph` and return it. `name` must be free: see `fresh_name`.
+def allow_initializers(model: onnx_ir.Model) -> None:
+    """Raise the IR version to the first that has initializers apart from inputs, as most models do."""
+    model.ir_version = max(model.ir_version, _IR_VERSION_WITH_INITIALIZERS)
 
-    A model older than IR version 4 is raised to it: before, every initializer was an input too.
-    """
-    model.ir_version = max(model.ir_version, IR_VERSION_WITH_CONSTANTS)
+
+def add_initializer(model: onnx_ir.Model, graph: onnx_ir.Graph, name: str, array: Array) -> onnx_ir.Value:
+    """Add a new constant to `graph` and return it. `name` must be free: see `fresh_name`."""
+    allow_initializers(model)
     tensor = onnx_ir.tensor(array, name=name)
     value = onnx_ir.Value(
         name=name, type=onnx_ir.TensorType(tensor.dtype), shape=onnx_ir.Shape(array.shape), const_value=tensor
@@ -133,13 +137,42 @@ def replacement_problem(old: onnx_ir.Value, new: onnx_ir.Value) -> str | None:
 
 
 def take_over_output(old: onnx_ir.Value, new: onnx_ir.Value) -> None:
-    """Let `new` stand for `old` everywhere; as a graph output with the name, type and shape of `old`."""
+    """Let `new`, which equals `old`, stand for it everywhere; as a graph output with the face of `old`."""
     if old.is_graph_output():
-        new.name, new.type, new.shape, new.doc_string = old.name, old.type, old.shape, old.doc_string
-        new.metadata_props.update(old.metadata_props)
+        inherit(new, old)
     new.type = new.type or old.type
     new.shape = new.shape if new.shape is not None else old.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def inherit(new: onnx_ir.Value, old: onnx_ir.Value) -> None:
+    """Give `new` what is known of `old`: name, type, shape, doc string, metadata, notes. `old` is to go."""
+    new.name, new.type, new.shape, new.doc_string = old.name, old.type, old.shape, old.doc_string
+    new.metadata_props.update(old.metadata_props)
+    new.meta.update(old.meta)
+
+
+def replace_constant(
+    node: onnx_ir.Node,
+    index: int,
+    array: npt.NDArray[np.generic],
+    model: onnx_ir.Model,
+    names: set[str | None],
+) -> onnx_ir.Value:
+    """Make the constant at input `index` of `node` hold `array`, and return it.
+
+    The initializer is changed where only this input reads it; others keep what they read, and the node gets a
+    constant of its own. names: see `fresh_name`.
+    """
+    old = node.inputs[index]
+    assert old is not None and node.graph is not None
+    if old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
+        old.const_value = onnx_ir.tensor(array, name=old.name)
+        old.shape = onnx_ir.Shape(array.shape)
+        return old
+    new = add_initializer(model, node.graph, fresh_name(f"{old.name}_{node.name}", names), array)
+    node.replace_input_with(index, new)
+    return new
 
 
 def amount(constants: Iterable[onnx_ir.Value]) -> Amount:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir
 
+from onnxpress.ir.linear import constant_tensor
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Declined
 from onnxpress.passes.cleanup.graph_edits import (
@@ -55,20 +56,21 @@ class Merge:
 
 def read_slice(node: onnx_ir.Node, opset: int) -> Cut | None:
     """Return what a Slice cuts, or None where a part of it is not constant or does not fit together."""
+    parts: list[Sequence[int] | None]
     if opset < _FIRST_OPSET_WITH_INPUTS:
-        parts = [node.attributes.get_ints(name) for name in ("starts", "ends", "axes")]
-        starts, ends, axes, steps = *parts, None
+        parts = [node.attributes.get_ints(name) for name in ("starts", "ends", "axes", "steps")]
+    elif any(value is not None and constant_tensor(value) is None for value in node.inputs[1:]):
+        return None
     else:
-        starts, ends, axes, steps = (constant_ints(node, index) for index in range(1, 5))
-        if any(value is not None for value in _omitted(node, axes, steps)):
-            return None
+        parts = [constant_ints(node, index) for index in range(1, 5)]
+    starts, ends, axes, steps = parts
     if starts is None or ends is None:
         return None
-    axes = tuple(range(len(starts))) if axes is None else tuple(axes)
+    axes = range(len(starts)) if axes is None else axes
     steps = (1,) * len(starts) if steps is None else steps
     if not len(starts) == len(ends) == len(axes) == len(steps):
         return None
-    return Cut(tuple(starts), tuple(ends), axes, steps)
+    return Cut(tuple(starts), tuple(ends), tuple(axes), tuple(steps))
 
 
 def match(outer: onnx_ir.Node, opset: int) -> Merge | Declined | None:
@@ -99,28 +101,35 @@ def match(outer: onnx_ir.Node, opset: int) -> Merge | Declined | None:
     return Merge(inner, outer, _join(cuts[0], cuts[1], axes))
 
 
-def merge(found: Merge, model: onnx_ir.Model, names: set[str | None]) -> None:
-    """Let the outer Slice do the work of both, and remove the inner one. Name and output stay the outer's."""
+def merge(found: Merge, model: onnx_ir.Model, names: set[str | None]) -> list[onnx_ir.Value]:
+    """Let the outer Slice do the work of both, and remove the inner one. Name and output stay the outer's.
+
+    names: see `fresh_name`. Returns: the new index constants; the old ones may be left without use.
+    """
     outer, cut = found.outer, found.cut
     outer.replace_input_with(0, found.inner.inputs[0])
+    detach(found.inner)
     if len(outer.inputs) == 1:
         for key in ("starts", "ends", "axes"):
             outer.attributes[key] = onnx_ir.AttrInt64s(key, getattr(cut, key))
-    else:
-        _write_inputs(outer, cut, model, names)
-    detach(found.inner)
+        return []
+    return _write_inputs(outer, cut, model, names)
 
 
-def _write_inputs(outer: onnx_ir.Node, cut: Cut, model: onnx_ir.Model, names: set[str | None]) -> None:
+def _write_inputs(
+    outer: onnx_ir.Node, cut: Cut, model: onnx_ir.Model, names: set[str | None]
+) -> list[onnx_ir.Value]:
     assert outer.graph is not None
     parts = {"starts": cut.starts, "ends": cut.ends, "axes": cut.axes}
     if any(step != 1 for step in cut.steps):
         parts["steps"] = cut.steps
     outer.resize_inputs(1 + len(parts))
+    added = []
     for index, (part, numbers) in enumerate(parts.items(), start=1):
         name = fresh_name(f"{outer.outputs[0].name}_{part}", names)
-        value = add_initializer(model, outer.graph, name, np.array(numbers, np.int64))
-        outer.replace_input_with(index, value)
+        added.append(add_initializer(model, outer.graph, name, np.array(numbers, np.int64)))
+        outer.replace_input_with(index, added[-1])
+    return added
 
 
 def _producing_slice(outer: onnx_ir.Node) -> onnx_ir.Node | None:
@@ -132,14 +141,6 @@ def _producing_slice(outer: onnx_ir.Node) -> onnx_ir.Node | None:
 
 def _is_slice(node: onnx_ir.Node) -> bool:
     return node.op_type == "Slice" and is_default_domain(node)
-
-
-def _omitted(
-    node: onnx_ir.Node, axes: Sequence[int] | None, steps: Sequence[int] | None
-) -> list[onnx_ir.Value | None]:
-    """Return the values behind optional inputs that were not read: all None when they are truly omitted."""
-    inputs = (*node.inputs, None, None)
-    return [inputs[index] for index, read in ((3, axes), (4, steps)) if read is None]
 
 
 def _count_from_front(axes: Sequence[int], source: onnx_ir.Value | None) -> tuple[int, ...] | None:

@@ -32,7 +32,7 @@ from onnxpress.ir.analysis.cost import node_macs
 from onnxpress.ir.analysis.layer_error import LayerError, RoundedLayer, measure_layer_errors
 from onnxpress.ir.analysis.ranges import RangeMethod
 from onnxpress.ir.encodings import Affine, grid_scale
-from onnxpress.ir.linear import Linear
+from onnxpress.ir.linear import Linear, constant_tensor
 from onnxpress.ir.opset import require_opset
 from onnxpress.ir.quantization import Quantization, integer_parameters, note
 from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
@@ -66,7 +66,7 @@ class QuantizeInt8Options(SiteOptions):
         default="cost", description="quantize where the target's cost estimate gains, or all that can be"
     )
     error_samples: int = pydantic.Field(
-        default=32, ge=2, description="samples that measure each layer's error and bias shift"
+        default=16, ge=2, description="samples that measure each layer's error and bias shift"
     )
 
 
@@ -232,7 +232,7 @@ def _amount(unit: Unit) -> Amount:
     macs = node_macs(unit.node) or 0
     if unit.linear is None:
         return Amount(macs=macs)
-    tensors = [value.const_value for value in (unit.linear.weight_value, unit.linear.bias_value) if value is not None]
+    tensors = [constant_tensor(value) for value in (unit.linear.weight_value, unit.linear.bias_value)]
     sizes = [(tensor.size, tensor.nbytes) for tensor in tensors if tensor is not None]
     return Amount(sum(size for size, _ in sizes), macs, sum(int(nbytes) for _, nbytes in sizes))
 

@@ -39,8 +39,8 @@ class Unit:
 
     @property
     def must_quantize_output(self) -> bool:
-        """Gemm and MatMul kernels can write float; every other integer kernel writes integers."""
-        return self.node.op_type not in ("Gemm", "MatMul")
+        """Gemm and MatMul kernels can write float; every other integer kernel, and every activation, needs integers."""
+        return self.node.op_type not in ("Gemm", "MatMul") or self.activation is not None
 
 
 def find_units(graph: onnx_ir.Graph, scheme: QuantizationScheme) -> tuple[list[Unit], list[Declined]]:

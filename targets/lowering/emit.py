@@ -49,7 +49,9 @@ class Emitter:
         if key is not None and key in self._shared:
             return self._shared[key]
         name = self.fresh(name)
-        value = onnx_ir.val(name, const_value=onnx_ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name))
+        value = onnx_ir.val(
+            name, const_value=onnx_ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+        )
         self.graph.register_initializer(value)
         if key is not None:
             self._shared[key] = value

@@ -12,7 +12,7 @@ The result computes the noted model's function up to the float rounding of the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir
@@ -30,7 +30,9 @@ __all__ = ["lower_qdq"]
 _QDQ_OPSET = 13  # DequantizeLinear takes an axis; Pad, Slice, MaxPool and friends take 8-bit integers
 
 # Operators that move or compare values without computing new ones: they do the same to integers.
-_MOVES = frozenset({"Concat", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+_MOVES = frozenset(
+    {"Concat", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
 
 
 def lower_qdq(model: onnx_ir.Model, scheme: QuantizationScheme) -> LoweringReport:
@@ -42,12 +44,21 @@ def lower_qdq(model: onnx_ir.Model, scheme: QuantizationScheme) -> LoweringRepor
     emit = Emitter(model.graph)
     integers = _Values(emit, scheme.activation, report).lower()
     lower_weights(emit, scheme, integers, report)
+    _drop_unread(model.graph, integers)
     return report
 
 
 def _has_work(graph: onnx_ir.Graph) -> bool:
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     return any(map(quantization_of, values)) or any(map(is_encoded, graph.initializers.values()))
+
+
+def _drop_unread(graph: onnx_ir.Graph, integers: Mapping[onnx_ir.Value, Integers]) -> None:
+    """Remove the DequantizeLinear nodes whose readers all took the integers instead."""
+    for real in integers:
+        node = real.producer()
+        if node is not None and not real.uses() and not real.is_graph_output():
+            graph.remove(node, safe=True)
 
 
 class _Values:
@@ -94,7 +105,8 @@ class _Values:
             return False
         scale, zero_point = self._numbers(noted)
         return all(
-            self.integers[value].scale == scale and self.integers[value].zero_point == zero_point for value in operands
+            self.integers[value].scale == scale and self.integers[value].zero_point == zero_point
+            for value in operands
         )
 
     def _move_integers(self, node: onnx_ir.Node) -> None:
@@ -110,7 +122,7 @@ class _Values:
             node.resize_inputs(max(3, len(node.inputs)))
             node.replace_input_with(2, dequantize.inputs[2])  # real zero is the zero point
         self.graph.insert_after(node, dequantize)
-        value.name, value.dtype = self.emit.fresh(f"{name}_q"), self.dtype
+        value.name, value.type = self.emit.fresh(f"{name}_q"), onnx_ir.TensorType(self.dtype)
         self.report.forms[f"{node.op_type} -> {node.op_type} on integers"] += 1
 
     def _dequantize(self, value: onnx_ir.Value, integers: onnx_ir.Value, noted: Quantization) -> onnx_ir.Node:
@@ -140,7 +152,9 @@ class _Values:
                 self.graph.outputs[index] = real
 
     def _numbers(self, noted: Quantization) -> tuple[float, int]:
-        scale, zero_point = integer_parameters(noted, signed=self.scheme.signed, symmetric=self.scheme.symmetric)
+        scale, zero_point = integer_parameters(
+            noted, signed=self.scheme.signed, symmetric=self.scheme.symmetric
+        )
         return float(scale), int(zero_point)
 
 

@@ -5,6 +5,9 @@
     B                                     =>   as it is, or int32 -> DequantizeLinear at scale x*w, as the scheme asks
     everything else                       =>   dense, and said so
 
+onnxruntime fuses a Gemm only where its weight has an explicit zero point, and one that writes float only where its bias
+is int32 as well; a Conv it fuses without either. Both were seen on the optimized graph of version 1.31.
+
 The weight-only form is Cast and Mul because onnxruntime folds those once at load; a DequantizeLinear before a Conv
 it would run each time, and lose its blocked layout besides.
 
@@ -46,7 +49,10 @@ class Integers:
 
 
 def lower_weights(
-    emit: Emitter, scheme: QuantizationScheme, integers: Mapping[onnx_ir.Value, Integers], report: LoweringReport
+    emit: Emitter,
+    scheme: QuantizationScheme,
+    integers: Mapping[onnx_ir.Value, Integers],
+    report: LoweringReport,
 ) -> None:
     """Replace the encoded weights of the main graph. integers: what the node inputs that come from integers are."""
     weights = _Weights(emit, scheme, integers, report)
@@ -59,7 +65,9 @@ def lower_weights(
         if encoded is not None:
             value.const_value = onnx_ir.tensor(encoded.dense(), name=value.name)
             report.forms[f"{encoded.label} -> dense"] += 1
-            report.notes.append(f"{value.name!r} ({encoded.label}) is stored dense: no smaller form is legal here")
+            report.notes.append(
+                f"{value.name!r} ({encoded.label}) is stored dense: no smaller form is legal here"
+            )
 
 
 class _Weights:
@@ -74,7 +82,9 @@ class _Weights:
         self.scheme = scheme
         self.integers = integers
         self.report = report
-        self.done: dict[tuple[onnx_ir.Value, bool], onnx_ir.Value] = {}  # shared weights are lowered once a form
+        self.done: dict[
+            tuple[onnx_ir.Value, bool], onnx_ir.Value
+        ] = {}  # shared weights are lowered once a form
 
     def lower(self, view: Linear) -> None:
         encoded = encoding_of(view.weight_value)
@@ -93,10 +103,19 @@ class _Weights:
 
     def _dequantize(self, name: str, encoded: Affine, before: onnx_ir.Node) -> onnx_ir.Value:
         self.report.forms[f"{encoded.label} -> DequantizeLinear"] += 1
-        return self._dequantized(name, encoded.codes, encoded.scale, encoded.zero_point, encoded.axis, before)
+        zero_point = encoded.zero_point
+        if zero_point is None and before.op_type == "Gemm":
+            zero_point = np.zeros(encoded.scale.shape, encoded.codes.dtype)
+        return self._dequantized(name, encoded.codes, encoded.scale, zero_point, encoded.axis, before)
 
     def _dequantized(
-        self, name: str, codes: _Array, scale: _Array, zero_point: _Array | None, axis: int | None, before: onnx_ir.Node
+        self,
+        name: str,
+        codes: _Array,
+        scale: _Array,
+        zero_point: _Array | None,
+        axis: int | None,
+        before: onnx_ir.Node,
     ) -> onnx_ir.Value:
         inputs = [self.emit.constant(f"{name}_q", codes), self.emit.constant(f"{name}_scale", scale)]
         if zero_point is not None:
@@ -139,7 +158,9 @@ class _Weights:
         if shape is not None:
             shape[1] = view.in_channels + missing
         producer = view.data.producer()
-        assert producer is not None and producer.op_type == "DequantizeLinear", "integers are read through a DQ"
+        assert producer is not None and producer.op_type == "DequantizeLinear", (
+            "integers are read through a DQ"
+        )
         padded = self.emit.value(name, data.value.dtype or onnx_ir.DataType.UINT8, shape)
         real = self.emit.value(f"{name}_dq", onnx_ir.DataType.FLOAT, shape)
         widths = self.emit.constant(f"{name}_widths", pads)
@@ -149,8 +170,6 @@ class _Weights:
         ]
         graph.insert_before(node, nodes)
         node.replace_input_with(node.inputs.index(view.data), real)
-        if not view.data.uses() and not view.data.is_graph_output():
-            graph.remove(producer, safe=True)
         self.report.notes.append(
             f"{node.name!r}: {view.in_channels} input channels padded to {view.in_channels + missing} with zeros, "
             "which the integer kernel runs faster"
@@ -160,16 +179,28 @@ class _Weights:
 
     def _lower_bias(self, view: Linear, encoded: Affine, data: Integers) -> None:
         bias = view.bias()
-        if bias is None or self.scheme.bias != "int32":
+        writes_float = view.node.op_type == "Gemm" and not _is_quantized(view.output)
+        if bias is None or not (self.scheme.bias == "int32" or writes_float):
             return
         # Kernels add the bias to the sum of products, so it must have exactly their scale.
         per_channel = np.resize(encoded.scale, bias.shape)  # [1] or [M/groups] repeats over the groups
         scale = np.float32(data.scale) * per_channel
         codes = np.rint(bias.astype(np.float64) / scale)
         if np.abs(codes).max(initial=0.0) > _INT32_MAX:
-            self.report.notes.append(f"{view.node.name!r}: its bias overflows int32 at scale x*w and is stored in float")
+            self.report.notes.append(
+                f"{view.node.name!r}: its bias overflows int32 at scale x*w and is stored in float"
+            )
             return
         name = str(view.bias_value.name) if view.bias_value is not None else f"{view.node.name}_bias"
-        real = self._dequantized(name, codes.astype(np.int32), scale, None, 0, view.node)
+        zero_point = np.zeros(scale.shape, np.int32) if view.node.op_type == "Gemm" else None
+        real = self._dequantized(name, codes.astype(np.int32), scale, zero_point, 0, view.node)
         self.emit.swap(view.node, 2, real)
         self.report.forms["bias -> int32 DequantizeLinear"] += 1
+
+
+def _is_quantized(value: onnx_ir.Value) -> bool:
+    """Whether `value`, or the activation that alone reads it, goes into a QuantizeLinear."""
+    readers = list(value.consumers())
+    if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
+        readers = list(readers[0].outputs[0].consumers())
+    return any(reader.op_type == "QuantizeLinear" for reader in readers)

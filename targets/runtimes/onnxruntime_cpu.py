@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
+
 from onnxpress.ir.errors import BudgetError, InputError
 
 __all__ = [
@@ -210,6 +211,8 @@ def inspect_kernels(model: ModelLike) -> Kernels:
         for node in _nodes(given)
         if node.op_type in _FLOAT_LINEAR and not _is_quantized_on_paper(node)
     ]
+    # The runtime quantizes a float weight by itself where data and output are quantized.
+    left_float = [name for name in left_float if name not in integer]
     return Kernels(operators, tuple(integer), tuple(unfused), tuple(left_float))
 
 
@@ -275,10 +278,7 @@ def _open(
     """Return an InferenceSession on the CPU provider."""
     from onnxpress.ir.analysis.execute import require_runtime
 
-    try:
-        runtime = require_runtime()
-    except NotImplementedError:  # TEMPORARY
-        import onnxruntime as runtime
+    runtime = require_runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -425,7 +425,7 @@ def _dequantize_behind(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
 
 
 def _is_constant(value: onnx_ir.Value | None) -> bool:
-    """Whether `value` is stored: as an initializer, or as one behind operators that decode a packed weight."""
+    """Whether `value` is an initializer, or decoded from initializers alone."""
     if value is None or value.is_initializer():
         return True
     node = value.producer()

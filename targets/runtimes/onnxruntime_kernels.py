@@ -1,11 +1,11 @@
 """Ask the installed onnxruntime which operators its CPU provider has a kernel for, and for which types.
 
-The runtime refuses a model with "Could not find an implementation" when a node has none; that is known here before
-anything is written, and with the node's name. The registry is the runtime's own, so it is right for the installed
-version and for no other.
+The runtime refuses a model with "Could not find an implementation" when a node has none; that is known here
+before anything is written, and with the node's name. The registry is the runtime's own, so it is right for
+the installed version and for no other.
 
-Not every node needs a kernel of its own type: float16 is computed in float32 through inserted Casts, and operators
-that ONNX defines as functions are expanded into others.
+Not every node needs a kernel of its own type: float16 is computed in float32 through inserted Casts, and
+operators that ONNX defines as functions are expanded into others.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class _Kernel:
     types: dict[str, frozenset[str]]
 
     def serves(self, since_version: int) -> bool:
-        # As the runtime decides: an open end stands for the version the kernel was written for, not for later ones.
-        return self.first == since_version or (self.last != _LAST and self.first <= since_version <= self.last)
+        # As the runtime decides: an open end stands for the version the kernel was written for, none later.
+        return self.first == since_version or (
+            self.last != _LAST and self.first <= since_version <= self.last
+        )
 
 
 class KernelTable:
@@ -59,7 +61,7 @@ class KernelTable:
             schema = onnx.defs.get_schema(node.op_type, opset, domain)
         except onnx.defs.SchemaError:
             return None  # not an ONNX operator: the rule on domains speaks about it
-        if node.op_type in _NEVER_RUN or schema.has_function or schema.has_context_dependent_function:
+        if node.op_type in _NEVER_RUN or _is_function(schema):
             return None
         kernels = [
             kernel
@@ -73,6 +75,13 @@ class KernelTable:
             return None
         shown = ", ".join(sorted({kind.removeprefix("tensor(").removesuffix(")") for kind in types.values()}))
         return f"no kernel for {node.op_type} of opset {schema.since_version} on {shown}"
+
+
+def _is_function(schema: onnx.defs.OpSchema) -> bool:
+    # The type stubs of onnx do not know these two.
+    return bool(
+        getattr(schema, "has_function", False) or getattr(schema, "has_context_dependent_function", False)
+    )
 
 
 def _accepts(kernel: _Kernel, kind: str, name: str) -> bool:

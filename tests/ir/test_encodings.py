@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import io
 import re
-import types
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxpress.ir import bitpack, grid
-from onnxpress.ir.bitpack import code_type, pack_bits, unpack_bits
+from onnxpress.ir import encodings
 from onnxpress.ir.encodings import (
     Affine,
     Dense,
@@ -29,10 +27,9 @@ from onnxpress.ir.encodings import (
     encoding_kinds,
     encoding_of,
     encoding_type,
-    grid_scale,
     is_encoded,
 )
-from onnxpress.ir.quantization import BITS, integer_range
+from onnxpress.ir.quantization import BITS
 from tests.support import run, text_model
 
 Array = npt.NDArray[Any]
@@ -57,57 +54,12 @@ def _quantized(draw: st.DrawFn) -> tuple[Array, Affine]:
     )
 
 
-@pytest.mark.parametrize("module", [bitpack, grid])
-def test_examples_in_docstrings(module: types.ModuleType) -> None:
-    result = doctest.testmod(module)
+def test_examples_in_docstrings() -> None:
+    result = doctest.testmod(encodings)
     assert result.attempted and not result.failed
 
 
 # Packing.
-
-
-@settings(max_examples=100)
-@given(st.data(), _SHAPES, st.sampled_from(BITS), st.booleans())
-def test_codes_survive_packing_bit_for_bit(
-    data: st.DataObject, shape: tuple[int, ...], bits: int, signed: bool
-) -> None:
-    qmin, qmax = integer_range(bits, signed)
-    codes = data.draw(hnp.arrays(code_type(bits, signed), shape, elements=st.integers(qmin, qmax)))
-    packed = pack_bits(codes, bits)
-    assert len(packed) == -(-codes.size * bits // 8)
-    back = unpack_bits(packed, shape, bits, signed)
-    assert back.dtype == codes.dtype
-    np.testing.assert_array_equal(back, codes)
-
-
-@pytest.mark.parametrize(
-    ("codes", "bits", "packed"),
-    [
-        (np.array([1, 2, 3, 0, 3], np.uint8), 2, "3903"),  # 0b00_11_10_01, 0b11
-        (np.array([-1, -2, 1], np.int8), 2, "1b"),
-        (np.array([1, 15, 7], np.uint8), 4, "f107"),
-        (np.array([[-8], [7]], np.int8), 4, "78"),
-        (np.array([-1, 1], np.int8), 8, "ff01"),
-        (np.array([-2, 258], np.int16), 16, "feff0201"),
-    ],
-)
-def test_packed_form(codes: Array, bits: int, packed: str) -> None:
-    assert pack_bits(codes, bits).hex() == packed
-
-
-@pytest.mark.parametrize("signed", [False, True])
-def test_four_bits_are_packed_as_onnx_packs_them(signed: bool) -> None:
-    codes = np.arange(-8, 7, dtype=np.int8) if signed else np.arange(15, dtype=np.uint8)
-    kind = onnx.TensorProto.INT4 if signed else onnx.TensorProto.UINT4
-    packed = onnx.helper.make_tensor("t", kind, [15], pack_bits(codes, 4), raw=True)
-    np.testing.assert_array_equal(onnx.numpy_helper.to_array(packed).astype(codes.dtype), codes)
-
-
-@pytest.mark.parametrize(("bits", "length", "needs"), [(2, 1, 2), (4, 4, 3), (16, 9, 10)])
-def test_wrong_number_of_packed_bytes_is_refused(bits: int, length: int, needs: int) -> None:
-    message = f"shape [5] needs {needs} packed bytes, got {length}"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        unpack_bits(bytes(length), (5,), bits, signed=False)
 
 
 @given(_quantized())
@@ -393,80 +345,3 @@ def test_kinds_are_registered_by_name() -> None:
     assert encoding_type("affine") is Affine
     with pytest.raises(ValueError, match=r"^no encoding is called 'afine'; there are: affine, dense"):
         encoding_type("afine")
-
-
-# Grids.
-
-
-@st.composite
-def _grids(draw: st.DrawFn) -> tuple[Array, Array, int]:
-    """Codes [channels, n] of 2, 4 or 8 bits, narrow, and a scale for each channel."""
-    bits = draw(st.sampled_from([2, 4, 8]))
-    qmax = integer_range(bits, True)[1]
-    shape = draw(st.tuples(st.integers(1, 20), st.integers(1, 40)))
-    codes = draw(hnp.arrays(np.int8, shape, elements=st.integers(-qmax, qmax)))
-    scale = draw(hnp.arrays(np.float32, shape[:1], elements=st.floats(2.0**-20, 2.0**10, width=32)))
-    return codes, scale, bits
-
-
-@settings(max_examples=100)
-@given(_grids(), st.integers(0, 1))
-def test_weights_on_a_grid_lose_nothing(drawn: tuple[Array, Array, int], axis: int) -> None:
-    codes, scale, bits = drawn
-    w = codes * scale[:, None] if axis == 0 else (codes * scale[:, None]).T
-    found = grid_scale(w, axis, bits)
-    assert found is not None and found.shape == scale.shape and found.dtype == np.float32
-    dense = Affine.quantize(w, bits=bits, axis=axis, scale=found).dense()
-    peak = np.abs(w).max(axis=1 - axis, keepdims=True)
-    assert np.all(np.abs(dense - w) <= 1e-6 * peak)
-
-
-def test_grid_is_found_where_the_largest_code_is_small() -> None:
-    codes = np.array([[3, -7, 50], [127, 1, 0], [0, 0, 0], [4, -4, 0]], np.int8)
-    scale = np.array([0.013, 0.7, 1.0, 0.25], np.float32)
-    found = grid_scale(codes * scale[:, None], 0)
-    assert found is not None
-    np.testing.assert_allclose(found, [0.013, 0.7, 1.0, 1.0], rtol=1e-6)  # 4 * 0.25 is one step of 1.0
-    everywhere = grid_scale(codes[0] * scale[0], None)
-    assert everywhere is not None and everywhere.shape == ()
-
-
-def test_near_grids_are_not_taken() -> None:
-    w = (np.arange(-127, 128, dtype=np.int8) * np.float32(0.02)).reshape(1, -1).repeat(3, 0)
-    assert grid_scale(w, 0) is not None
-    w[1, 40] += 0.02 * 0.001  # a thousandth of a step
-    assert grid_scale(w, 0) is None
-    assert grid_scale(np.random.default_rng(0).standard_normal((64, 9)), 0) is None
-    assert grid_scale(np.full((2, 2), np.nan), 0) is None
-    assert grid_scale(np.zeros((2, 0)), 0) is None
-    assert grid_scale(np.full((1, 2), 1e-42), 0) is None  # 1 / scale would be infinite
-    with pytest.raises(ValueError, match=r"^grids are told for up to 8 bits, not 16$"):
-        grid_scale(w, 0, 16)
-
-
-def test_lowest_integer_belongs_to_wide_grids_only() -> None:
-    wide = np.array([[-128, 127, 3, 1]], np.int8) * np.float32(0.01)
-    assert grid_scale(wide, 0) is None
-    found = grid_scale(wide, 0, narrow=False)
-    assert found is not None
-    np.testing.assert_array_equal(Affine.quantize(wide, scale=found, narrow=False).codes, [[-128, 127, 3, 1]])
-    assert grid_scale(-wide, 0, narrow=False) is None  # 128 does not exist
-
-
-@pytest.mark.assets("models/mobilenetv2_imagenet.onnx", "models/resnet20_cifar10.onnx")
-@pytest.mark.parametrize(("name", "on_grid"), [("mobilenetv2_imagenet", True), ("resnet20_cifar10", False)])
-def test_decoded_model_is_recognised_quickly(assets: Any, name: str, on_grid: bool) -> None:
-    import time
-
-    from onnxpress.ir.linear import linear_ops
-
-    model = onnx_ir.load(assets / "models" / f"{name}.onnx")
-    weights = [(linear.to_stored(linear.weight()), linear.out_axis) for linear in linear_ops(model)]
-    start = time.process_time()
-    scales = [grid_scale(w, axis) for w, axis in weights]
-    assert time.process_time() - start < 0.3
-    assert all((scale is not None) == on_grid for scale in scales)
-    for (w, axis), scale in zip(weights, scales, strict=True):
-        if scale is not None:
-            dense = Affine.quantize(w, axis=axis, scale=scale).dense()
-            assert np.abs(dense - w).max() <= 1e-6 * np.abs(w).max()

@@ -70,7 +70,7 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line on `arguments` (default: the process's) and return the exit status. Never raises."""
+    """Run the command line on `arguments` (default: the process's) and return the exit status."""
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -96,7 +96,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except MemoryError:
         return _fail("out of memory. Give less data, or a machine with more memory.", _INTERNAL)
     except Exception as error:
-        # The parser's errors have no public base class that every supported typer shares, but they share this method.
+        # The parser's errors have no public base class in every supported typer, but all have this method.
         if hasattr(error, "format_message"):
             return _fail(_explain_usage(error), UsageError.exit_code)
         return _fail_unexpectedly(error)
@@ -117,8 +117,8 @@ def _fail_unexpectedly(error: Exception) -> int:
 
         traceback.print_exception(error)
     return _fail(
-        f"internal error: {type(error).__name__}: {error}. This is a bug in onnxpress. To report it, repeat the "
-        f"command with {_TRACEBACK_VARIABLE}=1 set (compress: also with --crash-dir DIR, which keeps a reproducer).",
+        f"internal error: {type(error).__name__}: {error}. This is a bug in onnxpress. To report it, repeat "
+        f"the command with {_TRACEBACK_VARIABLE}=1 set, and compress with --crash-dir DIR for a reproducer.",
         _INTERNAL,
     )
 

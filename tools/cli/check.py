@@ -12,16 +12,14 @@ def check(model: Model, target: Target = None, json: Json = None, force: Force =
 
     Exit status 1 when something is illegal there.
     """
-    from onnxpress.ir.errors import BudgetError
-    from onnxpress.tools.legality import check as find
+    from onnxpress.tools.legality import check as look
     from onnxpress.tools.outputs import check_outputs
     from onnxpress.tools.report.console import console
     from onnxpress.tools.report.json_output import write_json
     from onnxpress.tools.report.tables import show_check
 
     check_outputs({"--json": json}, {"MODEL": model}, force=force)
-    found = find(model, target=target or DEFAULT_TARGET)
+    found = look(model, target=target or DEFAULT_TARGET)
     show_check(console(), found)
     write_json(json, found.to_json(), overwrite=force)
-    if not found.legal:
-        raise BudgetError(found.verdict)
+    found.require()

@@ -13,9 +13,7 @@ __all__ = ["compare"]
 
 
 def compare(
-    a: Annotated[
-        Path, typer.Argument(metavar="A", help="The reference, an ONNX model.", show_default=False)
-    ],
+    a: Annotated[Path, typer.Argument(metavar="A", help="The reference, an ONNX model.", show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", help="The model beside it.", show_default=False)],
     data: Data = None,
     min_sqnr: Annotated[
@@ -55,9 +53,7 @@ def compare(
     check_outputs({"--json": json}, {"A": a, "B": b, "--data": data}, force=force)
     people = console()
     with progress_for(people) as progress:
-        result = measure(
-            a, b, data=data, min_sqnr=min_sqnr, min_agreement=min_agreement, progress=progress
-        )
+        result = measure(a, b, data=data, min_sqnr=min_sqnr, min_agreement=min_agreement, progress=progress)
     show_comparison(people, result)
     write_json(json, result.to_json(), overwrite=force)
     result.require()

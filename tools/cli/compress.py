@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onnxpress.ir.errors import UsageError
-from onnxpress.tools.cli.options import DEFAULT_TARGET, Data, EvalData, Force, Json, Model, Output, Seed, Target
+from onnxpress.tools.cli.options import (
+    DEFAULT_TARGET,
+    Data,
+    EvalData,
+    Force,
+    Json,
+    Model,
+    Output,
+    Seed,
+    Target,
+)
 
 if TYPE_CHECKING:
     from onnxpress.tools.recipe import Recipe
@@ -29,8 +39,8 @@ def compress(
         typer.Option(
             "--passes",
             metavar="PIPELINE|FILE",
-            help="Passes in order, such as 'cleanup, fold-batchnorm, quantize-int8', or a file that holds them. "
-            "Default: the target's own.",
+            help="Passes in order, such as 'cleanup, fold-batchnorm, quantize-int8', or a file that holds "
+            "them. Default: the target's own.",
             show_default=False,
         ),
     ] = None,
@@ -97,7 +107,7 @@ def compress(
     given = _read_recipe(recipe)
 
     from onnxpress.tools.cli.run import compress_and_tell
-    from onnxpress.tools.compress import prepare
+    from onnxpress.tools.plan import prepare
 
     plan = prepare(
         model,
@@ -128,7 +138,9 @@ def _destination(model: Path, out: Path | None, output: Path | None) -> Path:
     destination = out or output
     if destination is None:
         suggestion = model.with_name(f"{model.stem}-small.onnx")
-        raise UsageError(f"OUT is missing. Say where the result goes: onnxpress compress {model} {suggestion}")
+        raise UsageError(
+            f"OUT is missing. Say where the result goes: onnxpress compress {model} {suggestion}"
+        )
     return destination
 
 

@@ -16,9 +16,9 @@ def demo(
     never saw. With -o the result is kept.
     """
     from onnxpress.tools.cli.run import compress_and_tell
-    from onnxpress.tools.compress import prepare
     from onnxpress.tools.demo import assets
     from onnxpress.tools.outputs import check_outputs
+    from onnxpress.tools.plan import prepare
 
     check_outputs({"OUT": output, "--json": json}, {}, force=force)
     plan = prepare(

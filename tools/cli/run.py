@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnxpress.tools.compress import Plan, Report
+    from onnxpress.tools.plan import Plan
+    from onnxpress.tools.result import Report
 
 __all__ = ["compress_and_tell"]
 
@@ -32,25 +33,26 @@ def compress_and_tell(
         OnnxpressError: as `tools.compress.run`; then nothing is written.
     """
     from onnxpress.ir import model_io
-    from onnxpress.tools.compress import DropError, run
+    from onnxpress.tools.compress import Watch, run
     from onnxpress.tools.report.console import console, say
     from onnxpress.tools.report.json_output import write_json
     from onnxpress.tools.report.progress import progress_for
     from onnxpress.tools.report.tables import show_plan, show_report
+    from onnxpress.tools.result import DropError
 
     people = console()
     show_plan(people, plan)
     try:
         with progress_for(people) as progress:
-            result = run(
-                plan,
+            watch = Watch(
                 verify_each=verify_each,
                 print_after_all=print_after_all,
                 print_after_change=print_after_change,
+                printer=say,
                 crash_dir=crash_dir,
                 progress=progress,
-                printer=say,
             )
+            result = run(plan, watch)
     except DropError as error:
         show_report(people, error.report)
         raise

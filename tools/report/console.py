@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["console", "say"]
 
-# Without a terminal there is nothing to wrap for: a log keeps names whole. Beyond this, lines stop being readable.
+# Without a terminal there is nothing to wrap for, so a log keeps names whole, up to what is readable.
 _LOG_WIDTH = 160
 
 

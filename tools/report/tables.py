@@ -1,4 +1,4 @@
-"""Tables for people: what was planned, done, gained and lost. Everything goes to the console that is handed in."""
+"""Tables for people: what was planned, done, gained and lost, on the console that is handed in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from onnxpress.tools.measure import SQNR_CEILING_DB
+from onnxpress.tools.metrics import SQNR_CEILING_DB
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from onnxpress.passes.manager import PassRecord
     from onnxpress.passes.registry import PassInfo
     from onnxpress.targets.base import Target
+    from onnxpress.targets.schema import Integer
     from onnxpress.tools.comparison import ModelComparison
-    from onnxpress.tools.compress import Plan, Report
     from onnxpress.tools.inspection import Inspection
     from onnxpress.tools.legality import Check
-    from onnxpress.tools.measure import Metrics
+    from onnxpress.tools.metrics import Metrics
+    from onnxpress.tools.plan import Plan
+    from onnxpress.tools.result import Report
 
 __all__ = [
     "show_check",
@@ -59,7 +61,7 @@ def show_report(console: Console, report: Report) -> None:
     for line in report.headlines:
         console.print(line, style="bold yellow")
     console.print(_metrics_table(report.before, report.after, ("before", "after")))
-    console.print(_footnote(report.samples, report.samples_of), style="dim")
+    console.print(_footnote(report.samples, report.sqnr_samples, report.samples_of), style="dim")
     if report.passes:
         console.print(_passes_table(report.passes))
     _show_sites(console, report.worst_sites())
@@ -71,18 +73,22 @@ def show_report(console: Console, report: Report) -> None:
 def show_comparison(console: Console, result: ModelComparison) -> None:
     """Print two models side by side."""
     console.print(_metrics_table(result.a, result.b, (result.name_a, result.name_b)))
-    console.print(_footnote(result.samples, result.samples_of), style="dim")
+    console.print(_footnote(result.samples, result.samples, result.samples_of), style="dim")
     if len(result.outputs) > 1:
         table = _table("output", "SQNR", "largest error", "cosine")
         for name, difference in result.outputs.items():
-            table.add_row(name, _sqnr(difference.sqnr_db), f"{difference.max_abs:.3g}", f"{difference.cosine:.6f}")
+            table.add_row(
+                name, _sqnr(difference.sqnr_db), f"{difference.max_abs:.3g}", f"{difference.cosine:.6f}"
+            )
         console.print(table)
 
 
 def show_inspection(console: Console, found: Inspection) -> None:
     """Print what a model is made of."""
     cost = found.cost
-    peak = f"{cost.peak_activation_bytes:,} bytes" + (f" or more ({cost.unsized} sizes unknown)" if cost.unsized else "")
+    peak = f"{cost.peak_activation_bytes:,} bytes" + (
+        f" or more ({cost.unsized} sizes unknown)" if cost.unsized else ""
+    )
     facts = {
         "model": found.model,
         "inputs": ", ".join(map(str, found.inputs)),
@@ -101,7 +107,9 @@ def show_inspection(console: Console, found: Inspection) -> None:
     heaviest = sorted(cost.nodes, key=lambda node: (-node.macs, -node.weight_bytes))
     heaviest = [node for node in heaviest if node.macs or node.weight_bytes]
     if heaviest:
-        table = _table("heaviest nodes", "operator", "MACs", "share", "params", "weight bytes", "output bytes")
+        table = _table(
+            "heaviest nodes", "operator", "MACs", "share", "params", "weight bytes", "output bytes", left=2
+        )
         for node in heaviest[: 2 * _TOP]:
             share = f"{100 * node.macs / cost.macs:.1f} %" if cost.macs else _NONE
             table.add_row(
@@ -151,10 +159,69 @@ def show_pass(console: Console, one: PassInfo, cls: type[Pass]) -> None:
     console.print(f'Written as: --passes "{one.name}{{{first.name}={first.default or "..."}}}"')
 
 
+def show_targets(console: Console, targets: Sequence[Target]) -> None:
+    """Print one line for each target."""
+    table = _table("target", "runtime", "default pipeline", "what it is", left=4)
+    for target in targets:
+        table.add_row(target.name, target.profile.runtime, target.default_pipeline, target.summary)
+    console.print(table)
+    console.print("The whole profile: onnxpress targets NAME. Your own: --target PROFILE.toml")
+
+
+def show_target(console: Console, target: Target) -> None:
+    """Print what a target asks for and how it is served."""
+    profile = target.profile
+    scheme = profile.quantization
+    facts = {
+        "target": target.name,
+        "is": target.summary,
+        "runtime": profile.runtime,
+        "pipeline": target.default_pipeline,
+        "lowering": ", ".join(profile.lowering) or "none",
+        "opset": f"{profile.opset.min} to {profile.opset.max}, IR version up to {profile.max_ir_version}",
+        "channels": f"in multiples of {profile.channel_multiple}",
+        "encodings": "; ".join(f"{one.name} as {' or '.join(one.forms)}" for one in profile.encodings),
+        "activations": _describe_integer(scheme.activation),
+        "weights": _describe_integer(scheme.weight) + (", per channel" if scheme.weight_per_channel else ""),
+        "integer": ", ".join(sorted(scheme.compute)),
+        "carried": ", ".join(sorted(scheme.carry)) or "none",
+        "roofline": "none" if profile.roofline is None else profile.roofline.source,
+    }
+    _show_facts(console, facts)
+    table = _table("rule", "severity", "operators", "advice", left=4)
+    for rule in profile.rules:
+        table.add_row(rule.id, rule.severity, ", ".join(sorted(rule.ops)) or "all", rule.advice)
+    console.print(table)
+
+
+def show_check(console: Console, found: Check) -> None:
+    """Print what a target has against a model."""
+    if not found.findings:
+        console.print(f"{found.model}: nothing against it on {found.target}")
+        return
+    table = _table("node", "operator", "severity", "rule", "found", "advice", left=6)
+    for one in found.findings:
+        where = one.node or "the model"
+        table.add_row(where, one.op_type, one.severity, f"{one.rule} ({one.source})", one.reason, one.advice)
+    console.print(table)
+
+
+def _describe_integer(kind: Integer) -> str:
+    zero_point = "symmetric" if kind.symmetric else "with a zero point"
+    return f"{'int' if kind.signed else 'uint'}{kind.bits}, {zero_point}"
+
+
 def _metrics_table(before: Metrics, after: Metrics, names: tuple[str, str]) -> Table:
     table = _table("", *names, "change")
-    table.add_row("bytes", f"{before.size_bytes:,}", f"{after.size_bytes:,}", _ratio(before.size_bytes, after.size_bytes))
-    table.add_row("parameters", f"{before.params:,}", f"{after.params:,}", _ratio(before.params, after.params))
+    table.add_row(
+        "bytes",
+        f"{before.size_bytes:,}",
+        f"{after.size_bytes:,}",
+        _ratio(before.size_bytes, after.size_bytes),
+    )
+    table.add_row(
+        "parameters", f"{before.params:,}", f"{after.params:,}", _ratio(before.params, after.params)
+    )
     table.add_row("MACs", f"{before.macs:,}", f"{after.macs:,}", _ratio(before.macs, after.macs))
     table.add_row("bits per weight", _number(before.bits_per_weight), _number(after.bits_per_weight), "")
     if before.accuracy is not None and after.accuracy is not None:
@@ -171,11 +238,12 @@ def _metrics_table(before: Metrics, after: Metrics, names: tuple[str, str]) -> T
     return table
 
 
-def _footnote(samples: int, samples_of: str | None) -> str:
+def _footnote(samples: int, sqnr_samples: int, samples_of: str | None) -> str:
     latency = "latency: median at batch 1, CPU time, 1 thread"
     if not samples:
         return f"No data, so no accuracy and no fidelity: give --data. {latency[0].upper()}{latency[1:]}."
-    return f"Accuracy and fidelity on {samples} samples of {samples_of}; {latency}."
+    count = f"{samples}" if samples == sqnr_samples else f"{samples} (SQNR: {sqnr_samples})"
+    return f"Accuracy and fidelity on {count} samples of {samples_of}; {latency}."
 
 
 def _passes_table(passes: Iterable[PassRecord]) -> Table:
@@ -275,4 +343,8 @@ def _sqnr(value: float) -> str:
 def _error(metric: str, value: float) -> str:
     if metric == "sqnr_db":
         return _sqnr(value)
-    return f"{value:.1f} dB ({metric.removesuffix('_db')})" if metric.endswith("_db") else f"{metric} {value:.3g}"
+    return (
+        f"{value:.1f} dB ({metric.removesuffix('_db')})"
+        if metric.endswith("_db")
+        else f"{metric} {value:.3g}"
+    )

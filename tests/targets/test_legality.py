@@ -1,0 +1,426 @@
+"""Legality: each rule fires on the one thing it is about, and the runtime itself agrees that it matters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir
+import pytest
+
+from onnxpress.targets.base import load_target
+from onnxpress.targets.legality import CHECKS, Illegal, check_model
+from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError, inspect_kernels, smoke_run
+from tests.support import Array, random_feeds, run, text_model
+
+_RNG = np.random.default_rng(7)
+_CONSTANTS: dict[str, Array] = {
+    "s": np.float32(0.03),
+    "so": np.float32(0.11),
+    "s6": np.float32(6 / 255),
+    "s7": np.float32(7 / 255),
+    "s1": np.array([0.03], np.float32),
+    "z": np.uint8(128),
+    "z0": np.uint8(0),
+    "zs": np.int8(0),
+    "zero": np.float32(0),
+    "six": np.float32(6),
+    "w": _RNG.integers(-127, 128, (6, 6, 3, 3)).astype(np.int8),
+    "wu": _RNG.integers(0, 256, (6, 6, 3, 3)).astype(np.uint8),
+    "wf": _RNG.standard_normal((6, 6, 3, 3)).astype(np.float32),
+    "ws": _RNG.uniform(0.001, 0.003, 6).astype(np.float32),
+    "wzu": np.full(6, 128, np.uint8),
+    "b": np.arange(6, dtype=np.int32) * 1000,
+    "m": _RNG.integers(-127, 128, (6, 4)).astype(np.int8),
+    "ms": _RNG.uniform(0.001, 0.003, 4).astype(np.float32),
+    "mf": _RNG.standard_normal((6, 4)).astype(np.float32),
+    "mb": np.full(4, 0.5, np.float32),
+}
+_CONSTANTS["bs"] = (_CONSTANTS["s"] * _CONSTANTS["ws"]).astype(np.float32)
+_CONSTANTS["bs_off"] = (_CONSTANTS["bs"] * 1.1).astype(np.float32)
+
+_IMAGE, _ROWS = "float[1,6,9,9]", "float[3,6]"
+
+_CONV = """
+    xq = QuantizeLinear(x, s, z)
+    xd = DequantizeLinear(xq, s, z)
+    wd = DequantizeLinear<axis = 0>(w, ws)
+    c = Conv<pads = [1, 1, 1, 1]>(xd, wd)
+    cq = QuantizeLinear(c, so, z)
+    y = DequantizeLinear(cq, so, z)
+"""
+_CONV_RELU = _CONV.replace("cq = QuantizeLinear(c, so, z)", "r = Relu(c) cq = QuantizeLinear(r, so, z0)")
+_CONV_CLIP = _CONV.replace(
+    "cq = QuantizeLinear(c, so, z)", "r = Clip(c, zero, six) cq = QuantizeLinear(r, s6, z0)"
+)
+_CONV_BIAS = _CONV.replace(
+    "c = Conv<pads = [1, 1, 1, 1]>(xd, wd)",
+    "bd = DequantizeLinear<axis = 0>(b, bs) c = Conv<pads = [1, 1, 1, 1]>(xd, wd, bd)",
+)
+_RESIDUAL = (
+    _CONV.replace("y = DequantizeLinear(cq, so, z)", "")
+    + """
+    cd = DequantizeLinear(cq, so, z)
+    a = Add(cd, xd)
+    aq = QuantizeLinear(a, so, z)
+    y = DequantizeLinear(aq, so, z)
+"""
+)
+_SIGNED = _RESIDUAL.replace("z)", "zs)")
+_GEMM = """
+    xq = QuantizeLinear(x, s, z)
+    xd = DequantizeLinear(xq, s, z)
+    md = DequantizeLinear<axis = 1>(m, ms)
+    c = Gemm(xd, md, mb)
+    cq = QuantizeLinear(c, so, z)
+    y = DequantizeLinear(cq, so, z)
+"""
+_MATMUL = _GEMM.replace("Gemm(xd, md, mb)", "MatMul(xd, md)")
+_POOL = """
+    xq = QuantizeLinear(x, s, z)
+    xd = DequantizeLinear(xq, s, z)
+    c = AveragePool<kernel_shape = [2, 2]>(xd)
+    cq = QuantizeLinear(c, so, z)
+    y = DequantizeLinear(cq, so, z)
+"""
+
+
+def _model(body: str, data: str = _IMAGE, **constants: Array) -> onnx_ir.Model:
+    """Return the model of `body`, from x to y, with the constants that it reads."""
+    model = text_model(f"""
+        <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1, "acme" : 1]>
+        g ({data} x) => (float y) {{ {body} }}
+    """)
+    known = {**_CONSTANTS, **constants}
+    for value in {value for node in model.graph for value in node.inputs if value is not None}:
+        if value.name in known:
+            tensor = known[value.name]
+            ready = isinstance(tensor, onnx_ir.TensorProtocol)
+            value.const_value = tensor if ready else onnx_ir.tensor(tensor, name=value.name)
+            value.dtype, value.shape = value.const_value.dtype, value.const_value.shape
+            model.graph.register_initializer(value)
+    for index, node in enumerate(model.graph):
+        node.name = node.name or f"{node.op_type}_{index}"
+    return model
+
+
+def _found(model: onnx_ir.Model) -> list[Illegal]:
+    return check_model(model, load_target("host-cpu").profile)
+
+
+def _is_refused(model: onnx_ir.Model) -> bool:
+    try:
+        smoke_run(model)
+    except RuntimeRefusalError:
+        return True
+    return False
+
+
+def _is_unfused(model: onnx_ir.Model) -> bool:
+    """Whether the runtime kept more Q/DQ than the two at the borders."""
+    operators = inspect_kernels(model).operators
+    return operators["QuantizeLinear"] + operators["DequantizeLinear"] > 2
+
+
+def _is_changed(model: onnx_ir.Model) -> bool:
+    """Whether the runtime's optimizations move the result by more than one step of 0.11."""
+    import onnxruntime
+
+    feeds = random_feeds(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    data = onnx_ir.to_proto(model).SerializeToString()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    step = 0.0011 if "QuantizeLinear" not in {node.op_type for node in model.graph} else 0.111
+    return bool(np.abs(session.run(None, feeds)[0] - run(model, feeds)[0]).max() > step)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """A model that keeps every rule, and the same with one thing broken.
+
+    seen: what the runtime does with the broken one and not with the other; None where only a clock would tell.
+    """
+
+    rule: str
+    good: str
+    bad: str
+    reason: str
+    node: str
+    data: str = _IMAGE
+    seen: Callable[[onnx_ir.Model], bool] | None = _is_unfused
+
+
+_INT4 = onnx_ir.Tensor(
+    np.zeros((6, 6, 3, 3), np.dtype("int8")).astype(onnx_ir.DataType.INT4.numpy()),
+    dtype=onnx_ir.DataType.INT4,
+)
+
+_CASES = [
+    _Case(
+        "unknown-domain",
+        "y = Relu(x)",
+        "y = acme.Relu(x)",
+        "unknown domain 'acme'",
+        "Relu_0",
+        seen=_is_refused,
+    ),
+    _Case(
+        "no-kernel",
+        "i = Cast<to = 1>(x) y = Erf(i)",
+        "i = Cast<to = 12>(x) y = Erf(i)",
+        "",
+        "Erf_1",
+        seen=None,
+    ),
+    _Case(
+        "scalar-scale",
+        _POOL,
+        _POOL.replace("(x, s,", "(x, s1,").replace("(xq, s,", "(xq, s1,"),
+        "'s1' has shape [1], must be a scalar",
+        "AveragePool_2",
+        seen=_is_refused,
+    ),
+    _Case(
+        "product-weight-axis",
+        _MATMUL,
+        _MATMUL.replace("axis = 1>(m, ms)", "axis = 0>(m, ws)"),
+        "its weight has scales along axis 0, must be 1",
+        "MatMul_3",
+        data=_ROWS,
+        seen=_is_refused,
+    ),
+    _Case(
+        "product-weight-axis",
+        _GEMM.replace("Gemm(", "Gemm<transB = 1>(").replace("axis = 1>(m,", "axis = 0>(mt,"),
+        _GEMM.replace("Gemm(", "Gemm<transB = 1>(").replace("axis = 1>(m, ms)", "axis = 1>(mt, ws)"),
+        "its weight has scales along axis 1, must be 0",
+        "Gemm_3",
+        data=_ROWS,
+        seen=None,
+    ),
+    _Case(
+        "conv-weight-axis",
+        _CONV,
+        _CONV.replace("axis = 0", "axis = 1"),
+        "its weight has scales along axis 1, must be 0",
+        "Conv_3",
+        seen=_is_changed,
+    ),
+    _Case(
+        "float-weight-between-integers",
+        _CONV,
+        _CONV.replace("Conv<pads = [1, 1, 1, 1]>(xd, wd)", "Conv<pads = [1, 1, 1, 1]>(xd, wf)"),
+        "its weight is float32 between integers",
+        "Conv_3",
+        seen=_is_changed,
+    ),
+    _Case(
+        "weight-only-product",
+        _MATMUL,
+        "md = DequantizeLinear<axis = 1>(m, ms) y = MatMul(x, md)",
+        "its weight is quantized and its data are not",
+        "MatMul_1",
+        data=_ROWS,
+        seen=_is_changed,
+    ),
+    _Case(
+        "weight-only-conv",
+        _CONV,
+        "wd = DequantizeLinear<axis = 0>(w, ws) y = Conv<pads = [1, 1, 1, 1]>(x, wd)",
+        "its weight is quantized and its data are not",
+        "Conv_1",
+        seen=lambda model: bool(inspect_kernels(model).unfused),
+    ),
+    _Case(
+        "weight-type",
+        _CONV,
+        _CONV.replace("(w, ws)", "(w4, ws)"),
+        "its weight goes into DequantizeLinear as int4, must be int8",
+        "Conv_3",
+    ),
+    _Case(
+        "weight-type",
+        _CONV,
+        _CONV.replace("(w, ws)", "(wu, ws, wzu)"),
+        "its weight goes into DequantizeLinear as uint8, must be int8",
+        "Conv_3",
+        seen=None,
+    ),
+    _Case(
+        "open-output",
+        _CONV,
+        "\n".join(_CONV.splitlines()[:4]) + " y = Conv<pads = [1, 1, 1, 1]>(xd, wd)",
+        "its output 'y' is also read in float",
+        "Conv_3",
+        seen=lambda model: bool(inspect_kernels(model).unfused),
+    ),
+    _Case(
+        "open-output",
+        _RESIDUAL,
+        _RESIDUAL.replace(
+            "a = Add(cd,", "c2 = QuantizeLinear(c, s, z) c3 = DequantizeLinear(c2, s, z) a = Add(c3,"
+        ),
+        "its output 'c' is quantized in 2 ways",
+        "Conv_3",
+    ),
+    _Case(
+        "relu-zero-point",
+        _CONV_RELU,
+        _CONV_RELU.replace("z0)", "z)"),
+        "its output has zero point 128, must be 0",
+        "Relu_4",
+    ),
+    _Case(
+        "clip-range",
+        _CONV_CLIP,
+        _CONV_CLIP.replace("s6", "s7"),
+        "its output has the range [0, 7], must lie inside [0, 6]",
+        "Clip_4",
+    ),
+    _Case(
+        "bias-scale",
+        _CONV_BIAS,
+        _CONV_BIAS.replace("bs)", "bs_off)"),
+        "the scale of its bias is off from data scale x weight scale by a factor of up to 1.1",
+        "Conv_4",
+    ),
+    _Case(
+        "signed-residual",
+        _RESIDUAL,
+        _SIGNED,
+        "the signed activation 'xd' is read 2 times",
+        "DequantizeLinear_1",
+    ),
+    _Case(
+        "gemm-beta",
+        _GEMM,
+        _GEMM.replace("Gemm(", "Gemm<beta = 2.0>("),
+        "beta is 2, must be 1",
+        "Gemm_3",
+        _ROWS,
+    ),
+    _Case(
+        "transposed-conv",
+        _CONV,
+        _CONV.replace("Conv<", "ConvTranspose<").replace("axis = 0", "axis = 1"),
+        "is quantized on both sides",
+        "ConvTranspose_3",
+    ),
+    _Case(
+        "loses-in-integers",
+        _POOL.replace("AveragePool", "MaxPool").replace("so", "s"),
+        _POOL,
+        "is quantized on both sides",
+        "AveragePool_2",
+        seen=None,
+    ),
+    _Case(
+        "dynamic-conv",
+        _CONV,
+        "q, t, p = DynamicQuantizeLinear(x) i = ConvInteger<pads = [1, 1, 1, 1]>(q, w) y = Cast<to = 1>(i)",
+        "ConvInteger is used",
+        "ConvInteger_1",
+        seen=None,
+    ),
+    _Case(
+        "nbits-accuracy-level",
+        "y = com.microsoft.MatMulNBits<K = 6, N = 4, bits = 4, block_size = 16>(x, packed, scales)",
+        "y = com.microsoft.MatMulNBits<K = 6, N = 4, bits = 8, block_size = 16>(x, packed, scales)",
+        "8 bits at accuracy_level 0",
+        "MatMulNBits_0",
+        seen=None,
+    ),
+]
+
+
+def _build(body: str, data: str) -> onnx_ir.Model:
+    model = _model(body, data, mt=np.ascontiguousarray(_CONSTANTS["m"].T), w4=_INT4)
+    if "Cast<to = 12>" in body or "Cast<to = 1>(x)" in body:
+        model.graph[0].outputs[0].dtype = onnx_ir.DataType(model.graph[0].attributes.get_int("to"))
+    return model
+
+
+@pytest.mark.parametrize("case", _CASES, ids=lambda case: f"{case.rule}-{case.reason[:20]}")
+def test_each_rule_fires_on_its_one_clause(case: _Case) -> None:
+    good, bad = _build(case.good, case.data), _build(case.bad, case.data)
+    rules = {rule.id: rule for rule in load_target("host-cpu").profile.rules}
+    assert _found(good) == []
+    found = [each for each in _found(bad) if each.rule == case.rule]
+    assert [each.node for each in found] == [case.node]
+    assert case.reason in found[0].reason
+    assert (found[0].severity, found[0].advice) == (rules[case.rule].severity, rules[case.rule].advice)
+    if case.seen is not None:
+        assert (case.seen(good), case.seen(bad)) == (False, True)
+
+
+def test_every_rule_of_every_profile_has_a_case() -> None:
+    profiles = [load_target(name).profile for name in ("host-cpu", "mobile-cpu")]
+    assert {rule.id for profile in profiles for rule in profile.rules} == {case.rule for case in _CASES}
+    assert {rule.check for profile in profiles for rule in profile.rules} <= set(CHECKS)
+
+
+def test_a_finding_reads_as_one_line() -> None:
+    found = _found(_build(_CONV_RELU.replace("z0)", "z)"), _IMAGE))
+    assert str(found[0]) == (
+        "node 'Relu_4' (Relu): its output has zero point 128, must be 0 [relu-zero-point, measured: the Conv "
+        "before it is left in float, 0.75 times the float model's speed]. Quantize the output of Relu with the "
+        "lowest integer as zero point."
+    )
+
+
+def test_versions_outside_the_range_are_illegal() -> None:
+    model = _model("y = Relu(x)")
+    model.opset_imports[""] = 27
+    model.ir_version = 14
+    source = "measured on onnxruntime 1.31.1; docs/Versioning.md: full support starts at opset 7"
+    assert [str(found) for found in _found(model)] == [
+        f"the model: opset 27 lies outside 7 to 26 [opset, {source}]. "
+        "Convert it with onnx.version_converter to opset 26.",
+        f"the model: IR version 14 lies above 13 [ir-version, {source}]. Export it with ir_version=13.",
+    ]
+    assert {found.severity for found in _found(model)} == {"illegal"}
+
+
+def test_bodies_of_control_flow_are_visited() -> None:
+    model = text_model("""
+        <ir_version: 10, opset_import: ["" : 21, "acme" : 1]>
+        g (bool c, float[2] x) => (float[2] y) {
+            y = If (c) <
+                then_branch = t () => (float[2] a) { a = acme.Relu(x) },
+                else_branch = e () => (float[2] b) { b = Relu(x) }
+            >
+        }
+    """)
+    assert [(found.op_type, found.rule) for found in _found(model)] == [("Relu", "unknown-domain")]
+
+
+def test_a_packed_weight_counts_as_stored() -> None:
+    """Decoded by plain operators that the runtime folds, it fuses as a stored one does, and is checked alike."""
+    packed = _CONV.replace(
+        "wd = DequantizeLinear<axis = 0>(w, ws)",
+        "wc = Cast<to = 3>(wi) wd = DequantizeLinear<axis = 0>(wc, ws)",
+    )
+    model = _model(packed, wi=_CONSTANTS["w"].astype(np.int32))
+    model.graph[2].outputs[0].dtype = onnx_ir.DataType.INT8
+    assert _found(model) == []
+    assert not _is_unfused(model)
+    alone = _model(
+        "wc = Cast<to = 3>(wi) wd = DequantizeLinear<axis = 0>(wc, ws) y = Conv<pads = [1, 1, 1, 1]>(x, wd)",
+        wi=_CONSTANTS["w"].astype(np.int32),
+    )
+    assert [found.rule for found in _found(alone)] == ["weight-only-conv"]
+
+
+def test_the_kernel_rule_names_operator_types_and_version() -> None:
+    model = _build("i = Cast<to = 12>(x) y = Erf(i)", _IMAGE)
+    (found,) = _found(model)
+    assert found.reason.startswith("no kernel for Erf of opset 13 on uint32 in onnxruntime ")
+    with pytest.raises(RuntimeRefusalError, match="Erf"):
+        smoke_run(model)
+
+
+def test_an_unknown_opset_of_a_domain_is_no_crash() -> None:
+    model = _model("y = com.microsoft.Gelu(x)")
+    assert _found(model) == []
