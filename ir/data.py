@@ -321,11 +321,15 @@ def _open_function(spec: str) -> Reader:
     if function is None:
         raise UsageError(
             f"data {spec!r}: {where!r} has no function {function_name!r}"
-            + _sentence(near_names(function_name, vars(module)))
+            + _sentence(near_names(function_name, _function_names(module)))
         )
     if not callable(function):
         raise UsageError(f"data {spec!r}: {function_name!r} is no function but {type(function).__name__}")
     return _open_callable(function, spec)
+
+
+def _function_names(module: Any) -> list[str]:
+    return [name for name, value in vars(module).items() if callable(value)]
 
 
 def _import(spec: str, where: str) -> Any:

@@ -22,18 +22,22 @@ _INCONSISTENT = "onnxpress.inconsistent"
 def infer_shapes(model: onnx_ir.Model) -> None:
     """Infer types and shapes of all inner values in place, subgraphs included. Weights are not touched."""
     proto = onnx_file.probe(onnx_file.of_model(model))
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-        model.graph.meta.pop(_INCONSISTENT, None)
-    except onnx.shape_inference.InferenceError:
+    inferred = _try_infer(proto, strict=True)
+    if inferred is None:
         for graph in onnx_file.graphs_of(proto.graph):
             del graph.value_info[:]
-        model.graph.meta[_INCONSISTENT] = True
-        try:
-            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        except onnx.shape_inference.InferenceError:
-            return
-    _merge(model.graph, inferred.graph)
+        inferred = _try_infer(proto, strict=True)
+    model.graph.meta[_INCONSISTENT] = inferred is None
+    inferred = inferred or _try_infer(proto, strict=False)
+    if inferred is not None:
+        _merge(model.graph, inferred.graph)
+
+
+def _try_infer(proto: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto | None:
+    try:
+        return onnx.shape_inference.infer_shapes(proto, check_type=strict, strict_mode=strict, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return None
 
 
 def is_consistent(model: onnx_ir.Model) -> bool:

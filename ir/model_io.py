@@ -25,6 +25,7 @@ import contextlib
 import hashlib
 import math
 import os
+import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -145,6 +146,10 @@ def _copy(source: onnx_ir.Model) -> onnx_ir.Model:
         ) from error
     if "ai.onnx" in model.graph.opset_imports:  # the default domain's other name
         model.graph.opset_imports.setdefault("", model.graph.opset_imports.pop("ai.onnx"))
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            if value.const_value is None:
+                raise InputError(f"{_IN_MEMORY}: initializer {name!r} has no tensor. Set its const_value.")
     external_data.take_in_model(model, _IN_MEMORY)
     skeleton = onnx_file.of_model(model)
     _require_known_versions(skeleton.proto, _IN_MEMORY)
@@ -326,6 +331,8 @@ def _numbered(name: str, taken: set[str]) -> str:
 def _require_writable(file: Path, asked: Path, overwrite: bool) -> None:
     if file.is_dir():
         raise UsageError(f"output {asked}: is a folder. Name a file in it, such as {asked / 'model.onnx'}.")
+    if file.exists() and not file.is_file():  # replacing /dev/null would break the machine
+        raise UsageError(f"output {asked}: is a device or pipe, not a file. Name a file.")
     if not file.parent.is_dir():
         raise UsageError(f"output {asked}: there is no folder {file.parent}. Create it first.")
     if file.exists() and not overwrite:
@@ -339,7 +346,7 @@ def _write_all(files: list[tuple[Path, Iterable[bytes | memoryview]]]) -> int:
     with contextlib.ExitStack() as cleanup:
         moves: list[tuple[Path, Path]] = []
         for path, content in files:
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
             cleanup.callback(temporary.unlink, missing_ok=True)
             written += _write(temporary, path, content)
             moves.append((temporary, path))

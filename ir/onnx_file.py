@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import google.protobuf.message
+import google.protobuf.message  # type: ignore[import-untyped]
 import numpy as np
 import onnx
 import onnx_ir
@@ -631,7 +631,10 @@ def _pieces(skeleton: Skeleton) -> list[_Piece]:
         if tensor is None:
             continue
         raw = next(f for f in _fields(data, field.payload, field.end) if f.number == _TENSOR_RAW_DATA)
-        before = [data[field.payload : raw.start], _header(_TENSOR_RAW_DATA, tensor.nbytes)]
+        before: list[bytes | memoryview] = [
+            data[field.payload : raw.start],
+            _header(_TENSOR_RAW_DATA, tensor.nbytes),
+        ]
         after = data[raw.end : field.end]
         length = sum(map(len, before)) + tensor.nbytes + len(after)
         pieces += [data[run : field.start], _header(_GRAPH_INITIALIZER, length), *before, tensor, after]

@@ -90,7 +90,7 @@ class ArrayReader(Reader):
 
     def __init__(self, name: str, arrays: Mapping[str, Any]) -> None:
         self.name = name
-        self._arrays = {str(key): np.asarray(value) for key, value in arrays.items()}
+        self._arrays = {str(key): _native(value) for key, value in arrays.items()}
 
     def columns(self) -> dict[str, Column]:
         return {name: Column(array.dtype, array.shape) for name, array in self._arrays.items()}
@@ -127,7 +127,9 @@ class Store:
         """Return type and shape of every array, or of `names`, from their headers alone."""
         with self._streams(self.known if names is None else names) as streams:
             headers = {name: self._header(name, stream) for name, stream in streams.items()}
-        return {name: Column(header.dtype, header.shape) for name, header in headers.items()}
+        return {
+            name: Column(header.dtype.newbyteorder("="), header.shape) for name, header in headers.items()
+        }
 
     def read(self, names: Collection[str], size: int | None) -> Iterator[dict[str, Array]]:
         """Yield at most `size` rows of each array at a time; whole arrays where `size` is None.
@@ -382,7 +384,7 @@ class _NpyStream:
             if not count:
                 raise EOFError(f"array {self.name!r} ends too early")
             filled += count
-        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+        return _native(array)
 
 
 _READ_BYTES = 1 << 20  # a zip member's readinto makes a copy of what it reads; this bounds it
@@ -395,20 +397,26 @@ def _item_columns(item: Any) -> dict[str, Array]:
             raise TypeError(f"a {type(item).__name__} of {len(item)}, expected the pair (inputs, labels)")
         feeds, labels = item
     if isinstance(feeds, Mapping):
-        columns = {str(name): np.asarray(value) for name, value in feeds.items()}
+        columns = {str(name): _native(value) for name, value in feeds.items()}
     elif hasattr(feeds, "__array__"):
-        columns = {"array": np.asarray(feeds)}
+        columns = {"array": _native(feeds)}
     else:
         raise TypeError(
             f"{type(feeds).__name__}, expected a dict of arrays by input name, one array, "
             "or a pair of either with labels"
         )
     if labels is not None:
-        columns[PAIRED_LABELS] = np.asarray(labels)
-    if any(array.dtype == object and not _is_text(array) for array in columns.values()):
-        name = next(name for name, array in columns.items() if array.dtype == object and not _is_text(array))
-        raise TypeError(f"{name!r} is no array of numbers")
+        columns[PAIRED_LABELS] = _native(labels)
+    for name, array in columns.items():
+        if array.dtype == object and not _is_text(array):
+            raise TypeError(f"{name!r} is no array of numbers")
     return columns
+
+
+def _native(value: Any) -> Array:
+    """Return an array in this machine's byte order; a view where it is so already."""
+    array = np.asarray(value)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _is_text(array: Array) -> bool:

@@ -190,7 +190,7 @@ def _values_type() -> type[Any]:
 def _collect_weights(
     proto: onnx.ModelProto, exported: dict[str, onnx_ir.TensorProtocol]
 ) -> dict[str, onnx_ir.TensorProtocol]:
-    """Return the weights by name, all back in the main graph: graphsurgeon copies them to where they are used."""
+    """Return the weights by name, all back in the main graph: graphsurgeon copies them into subgraphs."""
     weights: dict[str, onnx_ir.TensorProtocol] = {}
     hoisted: dict[str, onnx.TensorProto] = {}
     for graph in onnx_file.graphs_of(proto.graph):

@@ -44,7 +44,7 @@ def diff(before: str, after: str) -> str:
     """Return the unified diff of two texts, without file names; empty when they are equal."""
     old, new = before.splitlines(), after.splitlines()
     lines: list[str] = []
-    for hunk in _Matcher(None, old, new, autojunk=False).get_grouped_opcodes(_CONTEXT_LINES):
+    for hunk in _Matcher(old, new).get_grouped_opcodes(_CONTEXT_LINES):
         (_, old_start, _, new_start, _), (_, _, old_stop, _, new_stop) = hunk[0], hunk[-1]
         lines.append(f"@@ -{old_start + 1},{old_stop - old_start} +{new_start + 1},{new_stop - new_start} @@")
         for tag, a, b, c, d in hunk:
@@ -63,6 +63,10 @@ class _Matcher(difflib.SequenceMatcher[str]):
     them: half a minute for 20,000 nodes. Source: https://bramcohen.livejournal.com/73318.html
     """
 
+    def __init__(self, old: Sequence[str], new: Sequence[str]) -> None:
+        super().__init__(None, old, new, autojunk=False)
+        self.old, self.new = old, new
+
     def get_matching_blocks(self) -> list[difflib.Match]:
         blocks: list[difflib.Match] = []
         for block in self._blocks():
@@ -71,18 +75,18 @@ class _Matcher(difflib.SequenceMatcher[str]):
                 blocks[-1] = difflib.Match(last.a, last.b, last.size + block.size)
             else:
                 blocks.append(block)
-        return [*blocks, difflib.Match(len(self.a), len(self.b), 0)]
+        return [*blocks, difflib.Match(len(self.old), len(self.new), 0)]
 
     def _blocks(self) -> Iterator[difflib.Match]:
         """Yield the matches between two anchors, then the anchor."""
         old_at = new_at = 0
-        for old_line, new_line in [*_anchors(self.a, self.b), (len(self.a), len(self.b))]:
+        for old_line, new_line in [*_anchors(self.old, self.new), (len(self.old), len(self.new))]:
             gap = difflib.SequenceMatcher(
-                None, self.a[old_at:old_line], self.b[new_at:new_line], autojunk=False
+                None, self.old[old_at:old_line], self.new[new_at:new_line], autojunk=False
             )
             for block in gap.get_matching_blocks()[:-1]:
                 yield difflib.Match(old_at + block.a, new_at + block.b, block.size)
-            if old_line < len(self.a):
+            if old_line < len(self.old):
                 yield difflib.Match(old_line, new_line, 1)
             old_at, new_at = old_line + 1, new_line + 1
 
@@ -114,7 +118,7 @@ def _anchors(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def type_text(value: onnx_ir.Value) -> str:
-    """Return type and shape as ONNX writes them: `float[N,3]`, `int64` of a scalar, `float[]` of unknown rank.
+    """Return type and shape as ONNX writes them: `float[N,3]`, `int64` of a scalar, `float[]` without rank.
 
     Unknown sizes are `?`, an unknown type `undefined`.
     """
@@ -169,11 +173,17 @@ def _initializer(value: onnx_ir.Value, weights: bool, comma: str) -> str:
     comment = f"  # {_described(encoded)}" if encoded else ""
     if weights or (tensor.size <= _SPELLED_OUT and not encoded):
         return f"{declared} = {_numbers(tensor)}{comma}{comment}"
-    return f"{declared}{comma}{comment or f'  # sha256 {_digest(tensor.tobytes())}'}"
+    return f"{declared}{comma}{comment or f'  # sha256 {_digest(_bytes(tensor))}'}"
 
 
 def _described(encoded: encodings.Encoded) -> str:
     return f"{encoded.label}, {encoded.bits_per_weight:.4g} bits/weight, sha256 {_digest(encoded.packed())}"
+
+
+def _bytes(tensor: onnx_ir.TensorProtocol) -> bytes:
+    if tensor.dtype == onnx_ir.DataType.STRING:
+        return b"\0".join(tensor.numpy().reshape(-1))
+    return tensor.tobytes()
 
 
 def _digest(data: bytes) -> str:
@@ -265,7 +275,7 @@ def _tensor(tensor: onnx_ir.TensorProtocol, weights: bool) -> str:
     declared = _type(onnx_ir.TensorType(tensor.dtype), tensor.shape)
     if weights or tensor.size <= _SPELLED_OUT:
         return f"{declared} {_numbers(tensor)}"
-    return f"{declared} sha256 {_digest(tensor.tobytes())}"
+    return f"{declared} sha256 {_digest(_bytes(tensor))}"
 
 
 def _scalar(value: Any) -> str:

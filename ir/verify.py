@@ -35,10 +35,26 @@ __all__ = [
 
 _SHOWN = 5  # problems in one message
 _CHUNK = 1 << 20  # elements looked at together, so that a mask of a large weight stays small
+_CONTEXT = "==> Context:"  # of the line in which the checker names the node
 _STANDARD_DOMAINS = ("", "ai.onnx.ml")
 
 # Where an infinite number is a broken weight. Elsewhere it is a bound (Clip) or a mask (attention).
-_WEIGHTED = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
+_WEIGHTED = frozenset(
+    {
+        "BatchNormalization",
+        "Conv",
+        "ConvTranspose",
+        "GRU",
+        "Gemm",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LSTM",
+        "LayerNormalization",
+        "MatMul",
+        "PRelu",
+        "RNN",
+    }
+)
 
 
 class VerifyError(InternalError):
@@ -120,8 +136,10 @@ def checker_complaint(skeleton: onnx_file.Skeleton, *, strict: bool) -> str | No
     try:
         onnx.checker.check_model(onnx_file.probe(skeleton), full_check=strict)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
-        lines = str(error).strip().splitlines()
-        return f"onnx's checker says: {lines[0].strip().rstrip('.') if lines else 'no reason given'}"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        contexts = [line.removeprefix(_CONTEXT) for line in lines if line.startswith(_CONTEXT)]
+        where = f" ({contexts[0].strip()})" if contexts else ""
+        return f"onnx's checker says: {lines[0].rstrip('.') if lines else 'no reason given'}{where}"
     return None
 
 
@@ -205,7 +223,7 @@ def _must_be_typed(node: onnx_ir.Node) -> bool:
 
 
 def check_finite(model: onnx_ir.Model) -> None:
-    """Refuse weights that hold NaN, and weights of linear operators that hold infinity. Reads them all once.
+    """Refuse constants that hold NaN, and weights that hold infinity. Reads them all once.
 
     Infinity is lawful elsewhere: as a bound of Clip, in an attention mask.
 

@@ -10,8 +10,10 @@ After every pass: the model is valid (`ir.verify`, the cheap form) and its inter
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import gc
 import os
 import sys
 import types
@@ -223,11 +225,18 @@ def _clone(model: onnx_ir.Model) -> onnx_ir.Model:
 
     `Model.clone` leaves types shared (writing `value.dtype` would reach the original) and drops `meta`.
     """
-    cloned = model.clone()
-    cloned.meta.update(model.meta)
-    for value in _values(cloned):
-        value.type = copy.deepcopy(value.type)
+    with _collection_paused():
+        cloned = model.clone()
+        cloned.meta.update(model.meta)
+        for value in _values(cloned):
+            value.type = _copy_type(value.type)
     return cloned
+
+
+def _copy_type(kind: onnx_ir.TypeProtocol | None) -> onnx_ir.TypeProtocol | None:
+    if type(kind) is onnx_ir.TensorType:  # nearly all, and five times faster than a deep copy
+        return onnx_ir.TensorType(kind.dtype, denotation=kind.denotation)
+    return copy.deepcopy(kind)
 
 
 def _values(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
@@ -241,8 +250,24 @@ def _values(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
 def _weigh(model: onnx_ir.Model) -> Amount:
     from onnxpress.ir.analysis.cost import cost
 
-    total = cost(model)
+    with _collection_paused():
+        total = cost(model)
     return Amount(params=total.params, macs=total.macs, size_bytes=total.weight_bytes)
+
+
+@contextlib.contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Put Python's garbage collection off for a short step that makes many small objects and no garbage.
+
+    Each collection walks all live objects: it takes half the time of cloning 20,000 nodes.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _check_input(model: onnx_ir.Model) -> None:

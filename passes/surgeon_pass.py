@@ -53,7 +53,7 @@ def surgeon_pass(
         body = {
             "__doc__": function.__doc__,
             "__module__": function.__module__,
-            "__qualname__": function.__qualname__,
+            "__qualname__": _title(function),
             "name": name,
             "fidelity": fidelity,
             "after": after,
@@ -61,9 +61,14 @@ def surgeon_pass(
             "options_type": _options_of(name, function),
             "function": staticmethod(function),
         }
-        return register_pass(type(function.__name__, (_SurgeonPass,), body))
+        return register_pass(type(_title(function), (_SurgeonPass,), body))
 
     return decorate
+
+
+def _title(function: SurgeonFunction) -> str:
+    """Return the name that the code knows the function by; partials and callable objects have none."""
+    return getattr(function, "__qualname__", type(function).__name__)
 
 
 class _SurgeonPass(Pass):
@@ -73,8 +78,6 @@ class _SurgeonPass(Pass):
 
     def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
         """Hand the model over as a `gs.Graph`, take it back, and record what differs."""
-        from onnxpress.ir.inference import infer_shapes
-        from onnxpress.ir.model_io import name_nodes
         from onnxpress.ir.surgeon import from_surgeon, to_surgeon
 
         graph = to_surgeon(model)
@@ -82,12 +85,13 @@ class _SurgeonPass(Pass):
         returned = self.function(graph, **given)
         if returned is not None and not isinstance(returned, type(graph)):
             raise UsageError(
-                f"{self.name}: {self.function.__qualname__} returned {type(returned).__name__}. "
+                f"{self.name}: {type(self).__qualname__} returned {type(returned).__name__}. "
                 "Return a gs.Graph, or None after editing in place"
             )
-        rebuilt = from_surgeon(graph if returned is None else returned)
-        name_nodes(rebuilt)
-        infer_shapes(rebuilt)
+        edited = graph if returned is None else returned
+        # Scripts unhook nodes and append new ones; most leave both of these to whoever exports.
+        edited.cleanup().toposort()
+        rebuilt = from_surgeon(edited, source=model)
         rewrites = Rewrites([*_node_sites(model, rebuilt), *_constant_sites(model, rebuilt)])
         if rewrites.modified:
             model.graph = rebuilt.graph
@@ -110,9 +114,16 @@ def _options_of(name: str, function: SurgeonFunction) -> type[Options]:
         fields[parameter.name] = (_type_of(parameter, function), default)
     if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
         raise UsageError(f"surgeon_pass {name!r}: the function must take a gs.Graph as its first argument")
-    made: type[Options] = pydantic.create_model(
-        f"{function.__name__}_options", __base__=Options, __module__=function.__module__, **fields
-    )
+    try:
+        made: type[Options] = pydantic.create_model(
+            f"{_title(function)}_options", __base__=Options, __module__=function.__module__, **fields
+        )
+    except (pydantic.PydanticUserError, NameError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise UsageError(
+            f"surgeon_pass {name!r}: its parameters cannot be options: {reason}. "
+            "Annotate them as numbers, text, true or false, or lists of these"
+        ) from error
     return made
 
 
@@ -124,7 +135,8 @@ def _type_of(parameter: inspect.Parameter, function: SurgeonFunction) -> Any:
         return fallback
     holder = types.SimpleNamespace(__annotations__={"option": parameter.annotation})
     try:
-        hints = typing.get_type_hints(holder, vars(inspect.getmodule(function)), include_extras=True)
+        scope = getattr(inspect.unwrap(function), "__globals__", {})
+        hints = typing.get_type_hints(holder, scope, include_extras=True)
     except (NameError, TypeError):  # a name that only type checkers import
         return fallback
     return hints["option"]

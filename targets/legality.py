@@ -192,6 +192,14 @@ def _check_weight_type(site: _Site) -> str | None:
     return f"its weight goes into DequantizeLinear as {kind}, must be {', '.join(sorted(allowed))}"
 
 
+def _check_weight_zero_point(site: _Site) -> str | None:
+    """A quantized weight has a zero point, even if it is zero."""
+    weight = _quantized_weight(site.node)
+    if weight is None or (len(weight.inputs) > 2 and weight.inputs[2] is not None):
+        return None
+    return "its weight has no zero point"
+
+
 def _check_open_output(site: _Site) -> str | None:
     """The output of a quantized operator is read by QuantizeLinear alone, in one way."""
     if _quantized_weight(site.node) is None or _dequantize(site.node.inputs[0]) is None:
@@ -252,7 +260,9 @@ def _check_shared_signed(site: _Site) -> str | None:
     """A signed activation is read by one operator only."""
     node = site.node
     uses = len(node.outputs[0].uses())
-    if _element_type(node.inputs[0]) != "int8" or uses < 2 or _is_stored(node.inputs[0]):
+    zero_point = node.inputs[2] if len(node.inputs) > 2 else None
+    kind = _element_type(node.inputs[0]) or _element_type(zero_point)
+    if kind != "int8" or uses < 2 or _is_stored(node.inputs[0]):
         return None
     return f"the signed activation {node.outputs[0].name!r} is read {uses} times"
 
@@ -325,6 +335,7 @@ CHECKS: dict[str, Callable[[_Site], str | None]] = {
     "weight-axis": _check_weight_axis,
     "weight-only": _check_weight_only,
     "weight-type": _check_weight_type,
+    "weight-zero-point": _check_weight_zero_point,
 }
 
 

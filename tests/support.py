@@ -86,7 +86,8 @@ def _draw(rng: np.random.Generator, dtype: onnx_ir.DataType, shape: tuple[int, .
 
 def _runnable(model: AnyModel) -> bytes | str:
     if isinstance(model, onnx_ir.Model):
-        return onnx_ir.to_proto(model).SerializeToString()
+        model = onnx_ir.to_proto(model)
     if isinstance(model, onnx.ModelProto):
-        return model.SerializeToString()
+        content: bytes = model.SerializeToString()
+        return content
     return model if isinstance(model, bytes) else os.fspath(model)

@@ -24,11 +24,12 @@ _DISTRIBUTIONS = {"PIL": "pillow", "google": "protobuf", "sklearn": "scikit-lear
 
 
 def _sources() -> Iterator[Path]:
-    """Yield every file of the rooms that is not a build product."""
+    """Yield every file of the rooms but for caches."""
     for room in _ROOMS:
         for path in sorted((_ROOT / room).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                yield path.relative_to(_ROOT)
+            inside = path.relative_to(_ROOT)
+            if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in inside.parts):
+                yield inside
 
 
 def _installed_name(path: Path) -> str:

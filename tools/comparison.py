@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -90,8 +91,12 @@ def compare(
         UsageError: a threshold without data. InputError: a model or data that cannot be used, or models whose
             inputs or outputs have different names.
     """
+    if min_agreement is not None and not 0 <= min_agreement <= 100:
+        raise UsageError(f"--min-agreement {min_agreement:g}: must be a percentage, 0 to 100.")
+    if min_sqnr is not None and math.isnan(min_sqnr):
+        raise UsageError("--min-sqnr nan: must be a number of decibels, such as 30.")
     if data is None and not (min_sqnr is None and min_agreement is None):
-        raise UsageError("compare: a threshold needs samples to measure on. Give --data.")
+        raise UsageError("a threshold needs samples to measure on. Give --data.")
     first, second = model_io.load(a), model_io.load(b)
     name_a, name_b = (
         os.fspath(source) if isinstance(source, str | os.PathLike) else loaded.graph.name or letter

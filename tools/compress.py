@@ -299,7 +299,7 @@ def _require_drop(plan: Plan, report: Report) -> None:
         lost = f"the top-1 class changes for {drop:.2f} % of the samples"
     else:
         raise UsageError(
-            "max_drop: the model's outputs are no class scores, so neither accuracy nor agreement can be "
+            "--max-drop: the model's outputs are no class scores, so neither accuracy nor agreement can be "
             "told. Leave it out, and hold the result to an SQNR: onnxpress compare A B --data D --min-sqnr DB"
         )
     if drop <= plan.max_drop:

@@ -64,7 +64,7 @@ class Effort:
     @classmethod
     def check(cls, macs: int, rounds: int = 30) -> Effort:
         """Return what is enough to notice a mistake, where nobody asked for an evaluation: bounded work."""
-        return cls(_within(1_300_000_000, macs, 8, 32), _within(4_000_000_000, macs, 16, 128), rounds)
+        return cls(_within(650_000_000, macs, 8, 32), _within(2_600_000_000, macs, 16, 128), rounds)
 
 
 def _within(budget_macs: int, macs: int, least: int, most: int) -> int:

@@ -13,7 +13,7 @@ import onnx_ir
 
 from onnxpress.ir import model_io
 from onnxpress.ir.data import DataSource, check_data, open_data
-from onnxpress.ir.errors import UsageError
+from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.ir.verify import check_finite
 from onnxpress.passes.base import Pass
 from onnxpress.passes.pipeline import build, format_pipeline, read_pipeline, to_spec
@@ -70,14 +70,14 @@ def prepare(
     chosen = target if isinstance(target, Target) else load_target(target)
     built = _build(passes, chosen)
     loaded = model_io.load(model)
-    check_finite(loaded)
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else loaded.graph.name or "model"
+    _require_finite(loaded, name)
     calibration, evaluation = _open(data, loaded), _open(eval_data, loaded)
     # The digest reads every sample, and so checks it. Evaluation samples have no digest: check them here.
     data_digest = None if calibration is None else calibration.digest()
     if evaluation is not None and not _is_folder(eval_data):
         check_data(evaluation, loaded)
     pipeline = format_pipeline(map(to_spec, built))
-    name = os.fspath(model) if isinstance(model, str | os.PathLike) else loaded.graph.name or "model"
     recipe = Recipe(
         model=Path(name).name,
         model_digest=model_io.digest(loaded),
@@ -107,15 +107,22 @@ def prepare(
 
 def _check_numbers(max_drop: float | None, seed: int, *, has_data: bool) -> None:
     if seed < 0:
-        raise UsageError(f"seed {seed}: must be 0 or more.")
+        raise UsageError(f"--seed {seed}: must be 0 or more.")
     if max_drop is None:
         return
     if not (math.isfinite(max_drop) and max_drop >= 0):
-        raise UsageError(f"max_drop {max_drop}: must be a number of points, 0 or more, such as 0.5.")
+        raise UsageError(f"--max-drop {max_drop:g}: must be a number of points, 0 or more, such as 0.5.")
     if not has_data:
         raise UsageError(
-            "max_drop: needs samples to measure the drop on. Give --eval-data, or at least --data."
+            "--max-drop: needs samples to measure the drop on. Give --eval-data, or at least --data."
         )
+
+
+def _require_finite(model: onnx_ir.Model, name: str) -> None:
+    try:
+        check_finite(model)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def _build(passes: str | os.PathLike[str] | Sequence[Pass] | None, target: Target) -> list[Pass]:

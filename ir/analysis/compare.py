@@ -157,8 +157,8 @@ def accuracy(
     found = classes.accuracy_before
     if found is None:
         raise InputError(
-            "accuracy needs labels of one class a sample, and an output of scores [N, classes] or classes [N]; "
-            f"the model gives {_describe_all(model, names)}"
+            "accuracy needs labels of one class a sample, and an output of scores [N, classes] or classes "
+            f"[N]; the model gives {_describe_all(model, names)}"
         )
     return found
 

@@ -19,7 +19,8 @@ import numpy.typing as npt
 __all__ = ["Histogram"]
 
 _MAX_BINS = 4096
-_SAMPLES_PER_UPDATE = 1 << 14  # enough for the 99.99th percentile after a dozen updates
+_EXACT_VALUES = 1 << 18  # counted one by one before sampling starts: small streams keep their tails
+_SAMPLES_PER_UPDATE = 1 << 12
 
 
 class Histogram:
@@ -40,7 +41,7 @@ class Histogram:
         self.zeros = 0.0
 
     def update(self, values: npt.NDArray[np.floating]) -> None:
-        """Add all of `values` (any shape) to the extremes, and a regular sample of them to the counts.
+        """Add all of `values` (any shape) to the extremes, and all or a regular sample of them to the counts.
 
         Raises:
             ValueError: a value is NaN or infinite.
@@ -52,8 +53,8 @@ class Histogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("values hold NaN or infinity")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        step = 1 if self.size < _EXACT_VALUES else _odd_step(flat.size)
         self.size += flat.size
-        step = _odd_step(flat.size)
         sample = flat[::step]
         nonzero = sample[sample != 0]
         self.zeros += float(sample.size - nonzero.size) * step
@@ -100,6 +101,8 @@ class Histogram:
             if last - first < _MAX_BINS:
                 break
             self._double()
+        if (first, last) == (self.first, self.first + self.counts.size - 1):
+            return
         before = self.first - first if self.counts.size else 0
         after = last - first + 1 - self.counts.size - before
         self.counts = np.pad(self.counts, (before, after))

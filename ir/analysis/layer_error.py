@@ -64,7 +64,7 @@ class LayerError:
 
 
 def measure_layer_errors(
-    model: onnx_ir.Model, layers: Sequence[RoundedLayer], data: DataSource, *, samples: int, limit_bytes: int = 16 << 20
+    model: onnx_ir.Model, layers: Sequence[RoundedLayer], data: DataSource, *, samples: int, limit_bytes: int = 4 << 20
 ) -> list[LayerError]:
     """Return the error of each layer of `model`, in order. The model is not changed.
 

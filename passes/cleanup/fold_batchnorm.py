@@ -38,13 +38,12 @@ from onnxpress.ir.linear import Linear, as_linear, constant_tensor
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Context, Declined, Pass, Rewrites, Site, SiteOptions
 from onnxpress.passes.cleanup.graph_edits import (
-    add_initializer,
     amount,
     detach,
-    fresh_name,
     inherit,
     is_default_domain,
     replace_constant,
+    set_bias,
     value_names,
 )
 from onnxpress.passes.selectors import Selection
@@ -152,7 +151,7 @@ def rewrite(found: Match, model: onnx_ir.Model, names: set[str | None]) -> Site:
     weight = replace_constant(node, found.linear.weight_index, found.weight, model, names)
     if node.op_type == "MatMul":
         node = _to_gemm(node)
-    bias = _set_bias(node, found.bias, model, names)
+    bias = set_bias(node, found.bias, model, names)
     inherit(node.outputs[0], norm.outputs[0])
     norm.outputs[0].replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
     detach(norm)
@@ -178,18 +177,6 @@ def _to_gemm(matmul: onnx_ir.Node) -> onnx_ir.Node:
     matmul.outputs[0].replace_all_uses_with(gemm.outputs[0])
     detach(matmul)
     return gemm
-
-
-def _set_bias(
-    node: onnx_ir.Node, bias: Floats, model: onnx_ir.Model, names: set[str | None]
-) -> onnx_ir.Value:
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        return replace_constant(node, 2, bias, model, names)
-    assert node.graph is not None
-    value = add_initializer(model, node.graph, fresh_name(f"{node.name}_bias", names), bias)
-    node.resize_inputs(3)
-    node.replace_input_with(2, value)
-    return value
 
 
 def _drop_unused(value: onnx_ir.Value) -> bool:

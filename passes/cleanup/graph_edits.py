@@ -26,6 +26,7 @@ __all__ = [
     "release_bodies",
     "replace_constant",
     "replacement_problem",
+    "set_bias",
     "subgraphs_of",
     "take_over_output",
     "value_names",
@@ -173,6 +174,20 @@ def replace_constant(
     new = add_initializer(model, node.graph, fresh_name(f"{old.name}_{node.name}", names), array)
     node.replace_input_with(index, new)
     return new
+
+
+def set_bias(node: onnx_ir.Node, bias: Array, model: onnx_ir.Model, names: set[str | None]) -> onnx_ir.Value:
+    """Make `bias` the bias of a Conv, ConvTranspose or Gemm, which may have none yet, and return its value.
+
+    names: see `fresh_name`.
+    """
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        return replace_constant(node, 2, bias, model, names)
+    assert node.graph is not None
+    value = add_initializer(model, node.graph, fresh_name(f"{node.name}_bias", names), bias)
+    node.resize_inputs(3)
+    node.replace_input_with(2, value)
+    return value
 
 
 def amount(constants: Iterable[onnx_ir.Value]) -> Amount:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import networkx
 import onnx_ir
 
 from onnxpress.ir.analysis.execute import ProgressLike, stream
@@ -16,6 +15,8 @@ from onnxpress.ir.quantization import Quantization
 from onnxpress.passes.quantize.units import Unit
 
 __all__ = ["observe_ranges"]
+
+_LIMIT_BYTES = 6 << 20  # of observed values at a time: a few samples of a small net, one of a large one
 
 
 def observe_ranges(
@@ -40,7 +41,7 @@ def observe_ranges(
     derived = {unit.output for unit in units if unit.same_scale}
     histograms = {value: Histogram() for value in values if value not in derived}
     by_name = {value.name or "": histogram for value, histogram in histograms.items()}
-    for batch in stream(model, data, list(by_name), samples=samples, progress=progress):
+    for batch in stream(model, data, list(by_name), samples=samples, progress=progress, limit_bytes=_LIMIT_BYTES):
         for name, array in batch.items():
             _update(by_name[name], name, array)
     ranges: dict[onnx_ir.Value, Quantization] = {}
@@ -63,11 +64,11 @@ def _update(histogram: Histogram, name: str, array: object) -> None:
 
 def _groups(values: Iterable[onnx_ir.Value], units: Iterable[Unit]) -> list[list[onnx_ir.Value]]:
     """Return the values in groups that share one range, in order of first appearance."""
-    ties = networkx.Graph()
-    ties.add_nodes_from(values)
+    group_of = {value: [value] for value in values}
     for unit in units:
-        if unit.same_scale:
-            ties.add_edges_from((value, unit.output) for value in unit.inputs)
-    order = {value: index for index, value in enumerate(ties)}
-    groups = [sorted(group, key=order.__getitem__) for group in networkx.connected_components(ties)]
-    return sorted(groups, key=lambda group: order[group[0]])
+        for value in unit.inputs if unit.same_scale else ():
+            into, joined = group_of[unit.output], group_of[value]
+            if into is not joined:
+                into.extend(joined)
+                group_of.update((member, into) for member in joined)
+    return list({id(group): group for group in group_of.values()}.values())

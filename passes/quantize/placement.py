@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import onnx_ir
 
 from onnxpress.passes.constraints import CostEstimator
+from onnxpress.passes.quantize.min_cut import FlowGraph
 from onnxpress.passes.quantize.units import Unit
 
 __all__ = ["place"]
@@ -33,47 +33,43 @@ def place(units: Sequence[Unit], costs: CostEstimator) -> dict[Unit, str]:
     """Return why each unit that should stay in float does so; the units left out run in integers."""
     if not units:
         return {}
-    import networkx
-
-    graph = _flow_graph(units, costs)
-    _, (integer_side, _) = networkx.minimum_cut(graph, _INT8, _FLOAT)
+    integer_side = _flow_graph(units, costs).source_side(_INT8, _FLOAT)
     return {unit: _reason(unit, costs) for unit in units if unit not in integer_side}
 
 
-def _flow_graph(units: Sequence[Unit], costs: CostEstimator) -> Any:
-    import networkx
-
-    graph = networkx.DiGraph()
+def _flow_graph(units: Sequence[Unit], costs: CostEstimator) -> FlowGraph:
+    graph = FlowGraph()
     producers = {unit.output: unit for unit in units}
+    readers: dict[onnx_ir.Value, list[Unit]] = {}
     for unit in units:
-        graph.add_edge(_INT8, unit, capacity=_microseconds(costs.node_seconds(unit.node, "float32")))
-        graph.add_edge(unit, _FLOAT, capacity=_microseconds(costs.node_seconds(unit.node, "int8")))
+        graph.add_edge(_INT8, unit, _nanoseconds(costs.node_seconds(unit.node, "float32")))
+        graph.add_edge(unit, _FLOAT, _nanoseconds(costs.node_seconds(unit.node, "int8")))
         for value in unit.inputs:
-            copy = ("integer copy", value)
-            graph.add_edge(unit, copy)  # without capacity: infinite
-            graph.add_edge(
-                copy, producers.get(value, _FLOAT), capacity=_microseconds(costs.convert_seconds(value, "int8"))
-            )
+            readers.setdefault(value, []).append(unit)
+    for value, reading in readers.items():
+        copy = ("integer copy", value)
+        graph.add_edge(copy, producers.get(value, _FLOAT), _nanoseconds(costs.convert_seconds(value, "int8")))
+        for unit in reading:
+            graph.add_edge(unit, copy, None)
     for unit in units:
         if unit.must_quantize_output:
-            _add_dequantize(graph, unit, [other for other in units if unit.output in other.inputs], costs)
+            _add_dequantize(graph, unit, readers.get(unit.output, []), costs)
     return graph
 
 
-def _add_dequantize(graph: Any, unit: Unit, readers: Collection[Unit], costs: CostEstimator) -> None:
+def _add_dequantize(graph: FlowGraph, unit: Unit, readers: Collection[Unit], costs: CostEstimator) -> None:
     no_float = ("no float copy", unit.output)
-    seconds = costs.convert_seconds(unit.output, "float32")
-    graph.add_edge(unit, no_float, capacity=_microseconds(seconds))
+    graph.add_edge(unit, no_float, _nanoseconds(costs.convert_seconds(unit.output, "float32")))
     for reader in readers:
-        graph.add_edge(no_float, reader)
+        graph.add_edge(no_float, reader, None)
     others = set(unit.output.consumers()) - {reader.node for reader in readers}
     if others or unit.output.is_graph_output():
-        graph.add_edge(no_float, _FLOAT)
+        graph.add_edge(no_float, _FLOAT, None)
 
 
-def _microseconds(seconds: float) -> float:
-    # Whole nanoseconds: flow sums stay exact, so the cut does not depend on the order of additions.
-    return 1e12 if math.isinf(seconds) else float(round(seconds * 1e9))
+def _nanoseconds(seconds: float) -> int | None:
+    """Whole numbers: the cut does not depend on the order of additions. None is infinite."""
+    return None if math.isinf(seconds) else round(seconds * 1e9)
 
 
 def _reason(unit: Unit, costs: CostEstimator) -> str:

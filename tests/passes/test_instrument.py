@@ -12,8 +12,8 @@ from onnxpress.passes.instrument import ModelPrinter, Progress, Timings
 
 def test_progress_without_a_front_end_does_nothing() -> None:
     with Progress().task("calibrate", 3) as outer, Progress().task("unknown length") as inner:
-        assert outer.advance() is None
-        assert inner.advance(2) is None
+        outer.advance()
+        inner.advance(2)
 
 
 def test_timings_tell_waiting_from_working() -> None:

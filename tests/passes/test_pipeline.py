@@ -318,9 +318,13 @@ def test_refused_option_of_rules_and_requirements() -> None:
                 raise ValueError("Give energy or rank, not both")
             return self
 
-    class StrictPass(_Tuned):
+    class StrictPass(Pass):
         name = "strict"
+        fidelity = "bits"
         options_type = Strict
+
+        def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
+            return Rewrites()
 
     with pytest.raises(
         UsageError, match=r"^strict: option 'energy' has no default\. Give it: strict\{energy=\.\.\.\}$"

@@ -126,7 +126,7 @@ def test_nodes_of_subgraphs_are_selected_too() -> None:
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_selector_that_matches_nothing(selector: str, advice: str, option: str) -> None:
     with pytest.raises(UsageError) as caught:
-        _selection(**{option: ("type:Relu", selector)})
+        Selection.from_options(SiteOptions(**{option: ("type:Relu", selector)}), _MODEL, "my-pass")
     assert str(caught.value) == f"my-pass: {option}={selector!r} matches no node. {advice}"
 
 

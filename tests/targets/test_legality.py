@@ -31,10 +31,12 @@ _CONSTANTS: dict[str, Array] = {
     "wf": _RNG.standard_normal((6, 6, 3, 3)).astype(np.float32),
     "ws": _RNG.uniform(0.001, 0.003, 6).astype(np.float32),
     "wzu": np.full(6, 128, np.uint8),
+    "wz": np.zeros(6, np.int8),
     "b": np.arange(6, dtype=np.int32) * 1000,
     "m": _RNG.integers(-127, 128, (6, 4)).astype(np.int8),
     "ms": _RNG.uniform(0.001, 0.003, 4).astype(np.float32),
     "mf": _RNG.standard_normal((6, 4)).astype(np.float32),
+    "mz": np.zeros(4, np.int8),
     "mb": np.full(4, 0.5, np.float32),
 }
 _CONSTANTS["bs"] = (_CONSTANTS["s"] * _CONSTANTS["ws"]).astype(np.float32)
@@ -71,7 +73,7 @@ _SIGNED = _RESIDUAL.replace("z)", "zs)")
 _GEMM = """
     xq = QuantizeLinear(x, s, z)
     xd = DequantizeLinear(xq, s, z)
-    md = DequantizeLinear<axis = 1>(m, ms)
+    md = DequantizeLinear<axis = 1>(m, ms, mz)
     c = Gemm(xd, md, mb)
     cq = QuantizeLinear(c, so, z)
     y = DequantizeLinear(cq, so, z)
@@ -140,7 +142,7 @@ def _is_changed(model: onnx_ir.Model) -> bool:
 class _Case:
     """A model that keeps every rule, and the same with one thing broken.
 
-    seen: what the runtime does with the broken one and not with the other; None where only a clock would tell.
+    seen: what the runtime does with the broken one and not with the other; None where only a clock tells.
     """
 
     rule: str
@@ -176,16 +178,16 @@ _CASES = [
     ),
     _Case(
         "scalar-scale",
-        _POOL,
-        _POOL.replace("(x, s,", "(x, s1,").replace("(xq, s,", "(xq, s1,"),
+        _RESIDUAL,
+        _RESIDUAL.replace("(x, s,", "(x, s1,").replace("(xq, s,", "(xq, s1,"),
         "'s1' has shape [1], must be a scalar",
-        "AveragePool_2",
+        "Add_6",
         seen=_is_refused,
     ),
     _Case(
         "product-weight-axis",
         _MATMUL,
-        _MATMUL.replace("axis = 1>(m, ms)", "axis = 0>(m, ws)"),
+        _MATMUL.replace("axis = 1>(m, ms, mz)", "axis = 0>(m, ws)"),
         "its weight has scales along axis 0, must be 1",
         "MatMul_3",
         data=_ROWS,
@@ -194,7 +196,7 @@ _CASES = [
     _Case(
         "product-weight-axis",
         _GEMM.replace("Gemm(", "Gemm<transB = 1>(").replace("axis = 1>(m,", "axis = 0>(mt,"),
-        _GEMM.replace("Gemm(", "Gemm<transB = 1>(").replace("axis = 1>(m, ms)", "axis = 1>(mt, ws)"),
+        _GEMM.replace("Gemm(", "Gemm<transB = 1>(").replace("axis = 1>(m, ms, mz)", "axis = 1>(mt, ws, wz)"),
         "its weight has scales along axis 1, must be 0",
         "Gemm_3",
         data=_ROWS,
@@ -292,6 +294,14 @@ _CASES = [
         _SIGNED,
         "the signed activation 'xd' is read 2 times",
         "DequantizeLinear_1",
+    ),
+    _Case(
+        "gemm-zero-point",
+        _GEMM,
+        _GEMM.replace("(m, ms, mz)", "(m, ms)"),
+        "its weight has no zero point",
+        "Gemm_3",
+        _ROWS,
     ),
     _Case(
         "gemm-beta",
@@ -397,7 +407,7 @@ def test_bodies_of_control_flow_are_visited() -> None:
 
 
 def test_a_packed_weight_counts_as_stored() -> None:
-    """Decoded by plain operators that the runtime folds, it fuses as a stored one does, and is checked alike."""
+    """Decoded by plain operators that the runtime folds, it fuses as a stored one does."""
     packed = _CONV.replace(
         "wd = DequantizeLinear<axis = 0>(w, ws)",
         "wc = Cast<to = 3>(wi) wd = DequantizeLinear<axis = 0>(wc, ws)",

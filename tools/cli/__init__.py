@@ -129,7 +129,7 @@ def _explain_usage(error: Any) -> str:
     path = context.command_path if context is not None else "onnxpress"
     option = getattr(error, "option_name", None)
     if type(error).__name__ == "NoSuchOption" and option is not None:
-        problem = f"no such option {option}.{near_names(option, _options(context))}"
+        problem = f"no such option {option}.{near_names(option, _options(context), limit=1)}"
     else:
         problem = error.format_message()
     full_stop = "" if problem.endswith((".", "?")) else "."

@@ -30,8 +30,6 @@ def compare(
         typer.Option(
             "--min-agreement",
             metavar="PERCENT",
-            min=0,
-            max=100,
             help="Exit status 1 when B gives A's top-1 class less often.",
             show_default=False,
         ),

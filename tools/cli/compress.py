@@ -51,7 +51,6 @@ def compress(
         typer.Option(
             "--max-drop",
             metavar="POINTS",
-            min=0,
             help="Most that accuracy may fall, in percentage points (without labels: agreement with the "
             "original). More: exit status 1, nothing is written.",
             show_default=False,

@@ -59,8 +59,6 @@ Json = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(
-        "--seed", metavar="N", min=0, help="Seed of every random choice. Default: 0.", show_default=False
-    ),
+    typer.Option("--seed", metavar="N", help="Seed of every random choice. Default: 0.", show_default=False),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace output files that exist.")]

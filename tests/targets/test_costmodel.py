@@ -1,0 +1,262 @@
+"""The roofline: sane orderings, the staircases that were seen on real runtimes, and one sum by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import onnx_ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxpress.passes.constraints import CostEstimator, Precision
+from onnxpress.targets.base import load_target
+from onnxpress.targets.costmodel import RooflineCost
+from onnxpress.targets.schema import Profile, Roofline
+
+_TARGETS = ("host-cpu", "mobile-cpu")
+_PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
+
+
+def _costs(target: str = "host-cpu", **changes: Any) -> RooflineCost:
+    profile = load_target(target).profile
+    assert profile.roofline is not None
+    raw = {**profile.roofline.model_dump(), **changes}
+    return RooflineCost(Roofline.model_validate(raw), profile.quantization)
+
+
+def _value(*shape: int | str | None) -> onnx_ir.Value:
+    return onnx_ir.val("v", onnx_ir.DataType.FLOAT, list(shape))
+
+
+def _node(op: str, *inputs: onnx_ir.Value | None, out: onnx_ir.Value, **attributes: Any) -> onnx_ir.Node:
+    return onnx_ir.node(op, list(inputs), attributes, outputs=[out])
+
+
+def _conv(
+    channels: int = 32, outputs: int = 32, size: int = 14, kernel: int = 3, group: int = 1, op: str = "Conv"
+) -> onnx_ir.Node:
+    weight = _value(outputs, channels // group, kernel, kernel)
+    if op == "ConvTranspose":
+        weight = _value(channels, outputs // group, kernel, kernel)
+    data, out = _value("N", channels, size, size), _value("N", outputs, size, size)
+    return _node(op, data, weight, out=out, group=group)
+
+
+def _gemm(rows: int = 1, depth: int = 64, outputs: int = 64) -> onnx_ir.Node:
+    return _node("Gemm", _value(rows, depth), _value(depth, outputs), out=_value(rows, outputs))
+
+
+def test_it_is_a_cost_estimator() -> None:
+    assert isinstance(_costs(), CostEstimator)
+    assert isinstance(load_target("mobile-cpu").constraints.costs, CostEstimator)
+
+
+def test_one_sum_by_hand() -> None:
+    """3 channels of 14x14, 3x3 kernel, 20 outputs: every term of the formula is at work."""
+    costs = _costs(
+        conv={"float32": 100, "int8": 400},
+        bandwidth_gb_per_s=1000,
+        overhead_us={"float32": 2, "int8": 3},
+        output_step={"float32": 16, "int8": 16},
+        half_peak_channels={"float32": 0, "int8": 10},
+        output_ns={"float32": 0.5, "int8": 0.25},
+        unaligned_tap_ns={"float32": 1, "int8": 2},
+        layout_ns={"float32": 0.2, "int8": 0.1},
+    )
+    node = _conv(channels=3, outputs=20)
+    by_element = 196 * 20 * 0.5e-9 + 196 * 9 * 1e-9
+    expected = 2 * 196 * 9 * 3 * 32 / 100e9 + by_element + 2e-6
+    assert costs.node_seconds(node) == pytest.approx(expected)
+    # In int8 the lowering pads 3 channels to 4: aligned then, at the price of a copy of the padded image.
+    by_element = 196 * 20 * 0.25e-9 + 196 * 4 * 0.1e-9
+    expected = 2 * 196 * 9 * 4 * (32 + 10) / 400e9 + by_element + 3e-6
+    assert costs.node_seconds(node, "int8") == pytest.approx(expected)
+
+
+def test_memory_bounds_what_computes_little() -> None:
+    costs = _costs()
+    found = costs.explain(_gemm(depth=4096, outputs=4096))
+    assert found.memory > found.compute
+    assert found.seconds == pytest.approx((4096 * 4096 + 2 * 4096) * 4 / 37e9 + 0.8e-6)
+
+
+@given(
+    st.sampled_from(_TARGETS),
+    st.sampled_from(_PRECISIONS),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(1, 20),
+    st.sampled_from([1, 3, 5]),
+    st.sampled_from(["channels", "outputs", "size", "kernel"]),
+)
+def test_more_work_is_never_cheaper(
+    target: str, precision: Precision, channels: int, outputs: int, size: int, kernel: int, grown: str
+) -> None:
+    """Among channel counts that are multiples of 4; the others are dearer than the next such multiple."""
+    costs = _costs(target)
+    sizes = {"channels": 4 * channels, "outputs": 4 * outputs, "size": size, "kernel": kernel}
+    steps = {"channels": 4, "outputs": 4, "size": 1, "kernel": 2}
+    if kernel == 1 and grown == "kernel":
+        steps["kernel"] = 4  # a 1x1 Conv is another kind, with another peak: let the work grow past that
+    small = costs.node_seconds(_conv(**sizes), precision)
+    large = costs.node_seconds(_conv(**{**sizes, grown: sizes[grown] + steps[grown]}), precision)
+    assert 0 < small <= large < math.inf
+
+
+@given(
+    st.sampled_from(_TARGETS),
+    st.sampled_from(_PRECISIONS),
+    st.integers(1, 8),
+    st.sampled_from([1, 3]),
+    st.sampled_from(["channels", "outputs"]),
+)
+def test_a_channel_less_than_a_multiple_of_32_saves_nothing(
+    target: str, precision: Precision, blocks: int, kernel: int, side: str
+) -> None:
+    costs = _costs(target)
+    if target == "mobile-cpu" and side == "channels" and precision == "float32":
+        return  # no blocked layout there: every input channel counts
+    whole = {"channels": 32 * blocks, "outputs": 32 * blocks, "kernel": kernel}
+    less = costs.node_seconds(_conv(**{**whole, side: whole[side] - 1}), precision)
+    assert less >= costs.node_seconds(_conv(**whole), precision)
+
+
+@given(st.sampled_from(_PRECISIONS), st.integers(1, 60), st.integers(1, 60), st.integers(1, 600))
+def test_products_grow_with_each_side(precision: Precision, rows: int, depth: int, outputs: int) -> None:
+    costs = _costs()
+    small = costs.node_seconds(_gemm(rows, depth, outputs), precision)
+    for larger in (
+        _gemm(rows + 1, depth, outputs),
+        _gemm(rows, depth + 1, outputs),
+        _gemm(rows, depth, outputs + 1),
+    ):
+        assert small <= costs.node_seconds(larger, precision)
+
+
+@pytest.mark.parametrize(
+    ("node", "kind"),
+    [
+        (_conv(), "conv"),
+        (_conv(kernel=1), "pointwise"),
+        (_conv(group=32), "depthwise"),
+        (_conv(outputs=64, group=32), "depthwise"),
+        (_conv(group=4), "grouped"),
+        (_conv(op="ConvTranspose"), "conv"),
+        (_conv(op="ConvTranspose", kernel=1), "conv"),
+        (_gemm(), "gemm"),
+    ],
+)
+def test_operators_fall_into_classes(node: onnx_ir.Node, kind: str) -> None:
+    assert _costs().explain(node).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("node", "macs"),
+    [
+        (_conv(channels=6, outputs=10, size=7), 10 * 49 * 6 * 9),
+        (_conv(channels=6, outputs=10, size=7, group=2), 10 * 49 * 3 * 9),
+        (_conv(channels=6, outputs=10, size=7, op="ConvTranspose"), 10 * 49 * 6 * 9),
+        (_gemm(3, 5, 7), 3 * 5 * 7),
+        (_node("Gemm", _value(5, 3), _value(5, 7), out=_value(3, 7), transA=1), 3 * 5 * 7),
+        (_node("Gemm", _value(3, 5), _value(7, 5), out=_value(3, 7), transB=1), 3 * 5 * 7),
+        (_node("MatMul", _value("N", 4, 3, 5), _value(5, 7), out=_value("N", 4, 3, 7)), 4 * 3 * 5 * 7),
+        (_node("MatMul", _value(3, 5), _value(5), out=_value(3)), 3 * 5),
+        (_node("MatMul", _value(2, 3, 5), _value(2, 5, 7), out=_value(2, 3, 7)), 2 * 3 * 5 * 7),
+    ],
+)
+def test_macs_at_batch_1(node: onnx_ir.Node, macs: int) -> None:
+    assert _costs().explain(node).macs == macs
+
+
+def test_what_was_measured_on_the_host() -> None:
+    """Speed-ups of int8 over float for whole layers, in words: research on the runtime says so."""
+    costs = _costs()
+
+    def gain(node: onnx_ir.Node) -> float:
+        return costs.node_seconds(node) / costs.node_seconds(node, "int8")
+
+    assert gain(_conv(64, 64, 56)) == pytest.approx(3.6, rel=0.1)
+    assert gain(_conv(16, 16, 32)) == pytest.approx(2.1, rel=0.15)
+    assert gain(_conv(64, 64, 56, kernel=1)) == pytest.approx(3.2, rel=0.15)
+    assert gain(_conv(64, 64, 56, group=64)) < 1.1
+
+
+def test_operators_without_an_integer_kernel_cost_infinitely_much() -> None:
+    costs = _costs()
+    image = _value("N", 8, 5, 5)
+    for op in ("AveragePool", "ConvTranspose", "Pad", "Resize", "Tanh"):
+        node = _conv(op=op) if op == "ConvTranspose" else _node(op, image, out=_value("N", 8, 5, 5))
+        assert costs.node_seconds(node, "int8") == math.inf, op
+        assert costs.explain(node, "int8").kind == "no kernel"
+        assert 0 < costs.node_seconds(node) < math.inf
+    assert costs.node_seconds(_node("Add", image, image, out=_value("N", 8, 5, 5)), "int8") < math.inf
+
+
+def test_a_profile_may_lack_integer_kernels_of_a_class() -> None:
+    costs = _costs(depthwise={"float32": 60})
+    assert costs.node_seconds(_conv(group=32), "int8") == math.inf
+    assert costs.node_seconds(_conv(group=4), "int8") < math.inf
+
+
+def test_activations_vanish_into_a_linear_producer() -> None:
+    costs = _costs()
+    conv = _conv()
+    relu = _node("Relu", conv.outputs[0], out=_value("N", 32, 14, 14))
+    assert costs.explain(relu).kind == "absorbed" and costs.node_seconds(relu) == 0.0
+    assert costs.node_seconds(relu, "int8") == 0.0
+    alone = _node("Relu", _value("N", 32, 14, 14), out=_value("N", 32, 14, 14))
+    assert costs.node_seconds(alone) > 0
+    assert costs.node_seconds(alone, "int8") == 0.0  # the range of whatever is before it
+    _node("Sigmoid", conv.outputs[0], out=_value("N", 32, 14, 14))  # a second reader
+    assert costs.node_seconds(relu) > 0
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        _node("Conv", _value("N", 3, "H", "W"), _value(8, 3, 3, 3), out=_value("N", 8, "h", "w")),
+        _node("Conv", _value("N", 3, 5, 5), _value(8, 3, 3), out=_value("N", 8, 3, 3)),
+        _node("Conv", _value("N", 3, 5, 5), None, out=_value("N", 8, 3, 3)),
+        _node("Conv", _value("N", 3, 5, 5), out=_value("N", 8, 3, 3)),
+        _node("Gemm", _value("N", 3), onnx_ir.val("w"), out=_value("N", 3)),
+        _node("MatMul", _value(), _value(3), out=_value()),
+        _node("Erf", onnx_ir.val("x"), out=onnx_ir.val("y")),
+    ],
+)
+def test_unknown_shapes_cost_the_overhead(node: onnx_ir.Node) -> None:
+    found = _costs().explain(node)
+    assert (found.kind, found.seconds, found.macs) == ("unknown shape", 0.8e-6, 0)
+
+
+def test_other_domains_are_not_mistaken_for_linear_operators() -> None:
+    node = onnx_ir.Node("acme", "Conv", [_value(1, 64, 56, 56), _value(64, 64, 3, 3)])
+    assert _costs().explain(node).kind == "elements"
+
+
+def test_conversion_grows_with_the_value_and_its_layout() -> None:
+    costs = _costs(
+        convert_ns={"float32": 1, "int8": 2},
+        layout_ns={"float32": 3, "int8": 4},
+        overhead_us={"float32": 5, "int8": 6},
+    )
+    assert costs.convert_seconds(_value("N", 10), "float32") == pytest.approx(10e-9 + 5e-6)
+    assert costs.convert_seconds(_value("N", 10), "int8") == pytest.approx(20e-9 + 6e-6)
+    assert costs.convert_seconds(_value("N", 10, 2, 2), "float32") == pytest.approx(160e-9 + 10e-6)
+    assert costs.convert_seconds(onnx_ir.val("x"), "int8") == pytest.approx(6e-6)
+
+
+def test_explanations_add_up() -> None:
+    found = _costs().explain(_conv(channels=31, outputs=17))
+    assert found.seconds == pytest.approx(max(found.compute, found.memory) + found.overhead)
+    assert 0 < found.waste < 1
+    assert _costs().explain(_gemm(64, 512, 512)).waste < 0.2
+
+
+def test_a_profile_without_a_roofline_has_no_costs() -> None:
+    profile = load_target("host-cpu").profile
+    raw = {**profile.model_dump(), "roofline": None}
+    from onnxpress.targets.base import Target
+
+    assert Target(Profile.model_validate(raw)).constraints.costs is None

@@ -1,0 +1,381 @@
+"""Every bad input is one line that says what, where and what to do, its exit status, and no file left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+
+CommandLine = Callable[..., Any]
+Prepare = Callable[[Path], None]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _edited(name: str, edit: Callable[[onnx.ModelProto], None]) -> Prepare:
+    def prepare(folder: Path) -> None:
+        model = onnx.load(folder / "digits.onnx")
+        edit(model)
+        (folder / name).write_bytes(model.SerializeToString())
+
+    return prepare
+
+
+def _truncate(folder: Path) -> None:
+    content = (folder / "digits.onnx").read_bytes()
+    (folder / "cut.onnx").write_bytes(content[: len(content) // 2])
+
+
+def _write_text(folder: Path) -> None:
+    (folder / "text.onnx").write_text("no model\n" * 20)
+
+
+def _move_weights_out(name: str, location: str | None) -> Prepare:
+    """Save the model with its weights in a data file, then lose that file or point elsewhere."""
+
+    def prepare(folder: Path) -> None:
+        model = onnx.load(folder / "digits.onnx")
+        onnx.save(model, folder / name, save_as_external_data=True, location="w.data", size_threshold=0)
+        (folder / "w.data").unlink()
+        if location is None:
+            return
+        model = onnx.load(folder / name, load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = location
+        (folder / name).write_bytes(model.SerializeToString())
+
+    return prepare
+
+
+def _break_order(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input[0] = "nowhere"
+
+
+def _raise_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 999
+
+
+def _put_nan(model: onnx.ModelProto) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array.flat[3] = np.nan
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+
+_BAD_MODELS: dict[str, tuple[Prepare, str]] = {
+    "cut.onnx": (
+        _truncate,
+        "cut.onnx: the model is cut off or damaged: it needs at least 454241 bytes and has 227123. "
+        "Copy it again, or export it again.",
+    ),
+    "text.onnx": (
+        _write_text,
+        "text.onnx: is not an ONNX model, or is damaged (180 bytes). Export it again.",
+    ),
+    "gone.onnx": (lambda folder: None, "gone.onnx: there is no such model file. Check the path."),
+    "lost.onnx": (
+        _move_weights_out("lost.onnx", None),
+        "lost.onnx: weight 'stem_conv_weight' keeps its data in 'w.data', which is not in .. "
+        "Put the data file beside the model, under that name.",
+    ),
+    "outside.onnx": (
+        _move_weights_out("outside.onnx", "../w.data"),
+        "outside.onnx: weight 'stem_conv_weight' keeps its data in '../w.data', outside the model's folder .: "
+        "refused, because a model could read any file that way. "
+        "Move the data file into that folder and save the model with its plain name.",
+    ),
+    "order.onnx": (
+        _edited("order.onnx", _break_order),
+        "order.onnx: is not a valid model: onnx's checker says: Nodes in a graph must be topologically sorted, "
+        "however input 'nowhere' of node:. Export it again.",
+    ),
+    "new.onnx": (
+        _edited("new.onnx", _raise_opset),
+        f"new.onnx: uses opset 999, and the installed onnx {onnx.__version__} knows opsets up to "
+        f"{onnx.defs.onnx_opset_version()}. Install a newer onnx, or export with opset "
+        f"{onnx.defs.onnx_opset_version()} or lower.",
+    ),
+    "nan.onnx": (
+        _edited("nan.onnx", _put_nan),
+        "nan.onnx: weight 'stem_conv_weight' [32, 1, 3, 3] float holds 1 NaN of 288 numbers. "
+        "No pass can mend that: retrain the model.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _BAD_MODELS)
+def test_bad_model_is_an_input_error(name: str, folder: Path, cli: CommandLine) -> None:
+    prepare, message = _BAD_MODELS[name]
+    prepare(folder)
+    before = _files(folder)
+    ran = cli("compress", name, "out.onnx", "--data", "calibration.npz", "--json", "out.json")
+    assert ran.error == f"error: {message}"
+    assert ran.status == 3
+    assert _files(folder) == before
+
+
+def _save_samples(name: str, **arrays: Any) -> None:
+    np.savez(name, **arrays)
+
+
+_BAD_DATA: dict[str, tuple[Callable[[np.ndarray], None], str]] = {
+    "names.npz": (
+        lambda x: _save_samples("names.npz", image=x, other=x),
+        "data 'names.npz': expected arrays named by the model's inputs, 'input'; got 'image', 'other'",
+    ),
+    "dtype.npz": (
+        lambda x: _save_samples("dtype.npz", input=x.astype(np.float64)),
+        "data 'dtype.npz': input 'input': expected float32, got float64. Convert it with .astype('float32')",
+    ),
+    "shape.npz": (
+        lambda x: _save_samples("shape.npz", input=x[:, :, :8]),
+        "data 'shape.npz': input 'input': expected [N, 1, 16, 16], got [256, 1, 8, 16]",
+    ),
+    "empty.npz": (
+        lambda x: _save_samples("empty.npz", input=x[:0]),
+        "data 'empty.npz': holds no samples",
+    ),
+    "nan.npz": (
+        lambda x: _save_samples("nan.npz", input=np.where(np.arange(256)[:, None, None, None] == 5, np.nan, x)),
+        "data 'nan.npz': input 'input': sample 5 holds NaN or infinity",
+    ),
+    "text.npz": (
+        lambda x: Path("text.npz").write_text("no samples") and None,
+        "data 'text.npz': is neither .npz nor .npy. Save the samples with numpy.savez(path, input=x), "
+        "or give a folder, or module:function",
+    ),
+    "calibratoin.npz": (
+        lambda x: None,
+        "data 'calibratoin.npz': no such file or folder. Did you mean 'calibration.npz' or 'evaluation.npz'?",
+    ),
+}
+
+
+@pytest.mark.parametrize("flag", ["--data", "--eval-data"])
+@pytest.mark.parametrize("name", _BAD_DATA)
+def test_bad_data_is_an_input_error(name: str, flag: str, folder: Path, cli: CommandLine) -> None:
+    prepare, message = _BAD_DATA[name]
+    with np.load("calibration.npz") as archive:
+        samples = archive["input"]
+    prepare(samples.astype(np.float32))
+    if name == "nan.npz":
+        with np.load(name) as archive:
+            samples = archive["input"].astype(np.float32)
+        np.savez(name, input=samples)
+    before = _files(folder)
+    ran = cli("compress", "digits.onnx", "out.onnx", flag, name, "--passes", "cleanup")
+    assert ran.error == f"error: {message}"
+    assert ran.status == 3
+    assert _files(folder) == before
+
+
+_ALL_OPTIONS = (
+    "include, exclude, method, percentile, samples, bias_correction, tail, placement, error_samples"
+)
+_WRONG_USE = {
+    "out missing": (
+        ["digits.onnx"],
+        "OUT is missing. Say where the result goes: onnxpress compress digits.onnx digits-small.onnx",
+    ),
+    "out twice": (
+        ["digits.onnx", "a.onnx", "-o", "b.onnx"],
+        "OUT is given twice: 'a.onnx' and -o 'b.onnx'. Give one.",
+    ),
+    "out exists": (
+        ["digits.onnx", "evaluation.npz"],
+        "OUT 'evaluation.npz' exists. Give another path, or --force to replace it.",
+    ),
+    "out is the model": (
+        ["digits.onnx", "digits.onnx"],
+        "OUT 'digits.onnx': the same file as MODEL. Give another path.",
+    ),
+    "out is the data": (
+        ["digits.onnx", "./calibration.npz", "--data", "calibration.npz", "--force"],
+        "OUT 'calibration.npz': the same file as --data. Give another path.",
+    ),
+    "out is a folder": (["digits.onnx", "."], "OUT '.' is a folder. Name the file in it."),
+    "out has no folder": (
+        ["digits.onnx", "no/such/out.onnx"],
+        "OUT 'no/such/out.onnx': the folder 'no/such' does not exist. Create it first.",
+    ),
+    "out is stdout": (["digits.onnx", "-"], "OUT '-': only --json writes to stdout. Name a file."),
+    "json is out": (
+        ["digits.onnx", "out.onnx", "--json", "out.onnx"],
+        "--json 'out.onnx': the same file as OUT. Give another path.",
+    ),
+    "json exists": (
+        ["digits.onnx", "out.onnx", "--json", "evaluation.npz"],
+        "--json 'evaluation.npz' exists. Give another path, or --force to replace it.",
+    ),
+    "recipe is the json": (
+        ["digits.onnx", "out.onnx", "--json", "x", "--save-recipe", "x"],
+        "--save-recipe 'x': the same file as --json. Give another path.",
+    ),
+    "no such pass": (
+        ["digits.onnx", "out.onnx", "--passes", "cleanup, quantise-int8"],
+        "unknown pass 'quantise-int8'. Did you mean 'quantize-int8'? "
+        "There are: cleanup, fold-batchnorm, equalize, quantize-int8",
+    ),
+    "no such option of a pass": (
+        ["digits.onnx", "out.onnx", "--passes", "quantize-int8{smaples=3}"],
+        "quantize-int8: unknown option 'smaples'. Did you mean 'samples' or 'error_samples'? "
+        f"It takes: {_ALL_OPTIONS}",
+    ),
+    "no such node": (
+        ["digits.onnx", "out.onnx", "--passes", "quantize-int8{exclude=[conv9]}", "--data", "calibration.npz"],
+        "quantize-int8: exclude='conv9' matches no node. "
+        "Did you mean 'stem_conv' or 'widen_conv' or 'reduce_conv'?",
+    ),
+    "broken pipeline": (
+        ["digits.onnx", "out.onnx", "--passes", "quantize-int8{"],
+        "pipeline: column 15: expected the name of an option or '}', found the end, in: quantize-int8{",
+    ),
+    "wrong order": (
+        ["digits.onnx", "out.onnx", "--passes", "quantize-int8, cleanup", "--data", "calibration.npz"],
+        "pipeline: 'quantize-int8' must come after 'cleanup'. Write --passes \"cleanup, quantize-int8\"",
+    ),
+    "no such target": (
+        ["digits.onnx", "out.onnx", "--target", "hostcpu"],
+        "unknown target 'hostcpu'. Did you mean 'host-cpu'? "
+        "There are: host-cpu, mobile-cpu; or give the path of a profile, such as phone.toml",
+    ),
+    "no such profile": (
+        ["digits.onnx", "out.onnx", "--target", "phone.toml"],
+        "target profile phone.toml: there is no such file",
+    ),
+    "no data": (
+        ["digits.onnx", "out.onnx"],
+        "quantize-int8: needs calibration data and none was given. "
+        "Give a few hundred real samples: --data samples.npz",
+    ),
+    "nothing to measure a drop on": (
+        ["digits.onnx", "out.onnx", "--max-drop", "1", "--passes", "cleanup"],
+        "--max-drop: needs samples to measure the drop on. Give --eval-data, or at least --data.",
+    ),
+    "drop is no number": (
+        ["digits.onnx", "out.onnx", "--max-drop", "nan", "--data", "calibration.npz"],
+        "--max-drop nan: must be a number of points, 0 or more, such as 0.5.",
+    ),
+    "no such option": (
+        ["digits.onnx", "out.onnx", "--pases", "cleanup"],
+        "no such option --pases. Did you mean '--passes'? See: onnxpress compress --help",
+    ),
+    "no model": ([], "Missing argument 'MODEL'. See: onnxpress compress --help"),
+}
+
+
+@pytest.mark.parametrize("case", _WRONG_USE)
+def test_wrong_use_of_compress(case: str, folder: Path, cli: CommandLine) -> None:
+    arguments, message = _WRONG_USE[case]
+    before = _files(folder)
+    ran = cli("compress", *arguments)
+    assert ran.error == f"error: {message}"
+    assert ran.status == 2
+    assert _files(folder) == before
+
+
+def test_unwritable_folder_is_told_before_the_work(
+    folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root may write anywhere, so permissions prove nothing
+    ran = cli("compress", "gone.onnx", "out.onnx")
+    assert ran.error == "error: OUT 'out.onnx' cannot be written: Permission denied. Give another path."
+    assert ran.status == 2
+
+
+def test_failure_while_writing_leaves_no_file(
+    folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = _files(folder)
+    monkeypatch.setattr(Path, "replace", fail)
+    ran = cli("compress", "digits.onnx", "out.onnx", "--passes", "cleanup", "--json", "out.json")
+    assert ran.error == (
+        f"error: output {folder / 'out.onnx'}: cannot be written: No space left on device. Choose another place."
+    )
+    assert ran.status == 2
+    assert _files(folder) == before
+
+
+def test_unexpected_failure_is_an_internal_error_with_advice(
+    folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("of two\nlines")
+
+    monkeypatch.setattr("onnxpress.tools.plan.prepare", fail)
+    ran = cli("compress", "digits.onnx", "out.onnx")
+    assert ran.err == (
+        "error: internal error: ZeroDivisionError: of two lines. This is a bug in onnxpress. To report it, repeat "
+        "the command with ONNXPRESS_TRACEBACK=1 set, and compress with --crash-dir DIR for a reproducer.\n"
+    )
+    assert ran.status == 70
+    monkeypatch.setenv("ONNXPRESS_TRACEBACK", "1")
+    assert "Traceback (most recent call last)" in cli("compress", "digits.onnx", "out.onnx").err
+
+
+def test_interrupt_is_told_and_leaves_no_file(
+    folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = _files(folder)
+    monkeypatch.setattr("onnxpress.tools.plan.prepare", interrupt)
+    ran = cli("compress", "digits.onnx", "out.onnx")
+    assert ran.error == "error: interrupted; no output file was left half written"
+    assert ran.status == 130
+    assert _files(folder) == before
+
+
+def test_broken_plugin_is_a_warning_and_the_others_stay(
+    folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = folder / "site" / "broken_plugin-1.0.dist-info"
+    site.mkdir(parents=True)
+    (site / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 1.0\n")
+    (site / "entry_points.txt").write_text(
+        "[onnxpress.passes]\nshrink = no_such_module:Shrink\n[onnxpress.targets]\nphone = no_such_module:make\n"
+    )
+    monkeypatch.syspath_prepend(str(folder / "site"))
+    with _fresh_plugins(monkeypatch):
+        ran = cli("passes", "--json", "-")
+        assert ran.status == 0
+        assert (
+            "warning: plugin 'broken-plugin' (entry point 'shrink' = 'no_such_module:Shrink') cannot be used: "
+            "ModuleNotFoundError: No module named 'no_such_module'. "
+            "Its passes are missing; update or uninstall it\n" in ran.err
+        )
+        assert "cleanup" in [one["name"] for one in json.loads(ran.out)]
+        ran = cli("targets", "--json", "-")
+        assert ran.status == 0
+        assert (
+            "warning: target 'phone' of the distribution 'broken-plugin' does not load: "
+            "ModuleNotFoundError: No module named 'no_such_module'\n" in ran.err
+        )
+        assert [one["name"] for one in json.loads(ran.out)] == ["host-cpu", "mobile-cpu"]
+
+
+@contextlib.contextmanager
+def _fresh_plugins(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let the registry look for plugins anew, and forget afterwards what it found."""
+    from onnxpress.passes import registry
+
+    monkeypatch.setattr(registry, "_registry", registry._Registry())
+    yield
