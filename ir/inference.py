@@ -14,9 +14,11 @@ import onnx_ir
 
 from onnxpress.ir import onnx_file
 
-__all__ = ["infer_shapes", "is_consistent"]
+__all__ = ["infer_shapes", "is_beyond", "is_consistent"]
 
 _INCONSISTENT = "onnxpress.inconsistent"
+_BEYOND = "onnxpress.beyond-inference"
+_GENERATED_SYMBOL = "unk__"  # onnx/defs/shape_inference.h, SymbolTable
 
 
 def infer_shapes(model: onnx_ir.Model) -> None:
@@ -48,34 +50,54 @@ def is_consistent(model: onnx_ir.Model) -> bool:
     return not model.graph.meta.get(_INCONSISTENT)
 
 
+def is_beyond(value: onnx_ir.Value) -> bool:
+    """Tell whether inference could not find the type of a value when the model was last inferred."""
+    return bool(value.meta.get(_BEYOND))
+
+
 def _merge(graph: onnx_ir.Graph, inferred: onnx.GraphProto) -> None:
-    """Take over what `inferred` knows of the values that the nodes of `graph` produce."""
-    infos = {info.name: info.type for info in inferred.value_info}
-    infos.update((info.name, info.type) for info in inferred.output)
+    """Take over what `inferred` knows of the values that the nodes of `graph` make."""
+    found = {info.name: info.type for info in inferred.value_info}
+    found.update((info.name, info.type) for info in inferred.output)
     for node, node_proto in zip(graph, inferred.node, strict=True):
         for value in node.outputs:
-            if value.name in infos:
-                _annotate(value, infos[value.name])
+            if value.name in found:
+                _annotate(value, found[value.name])
+            if value.type is None:
+                value.meta[_BEYOND] = True
         for name, attribute in node.attributes.items():
             if attribute.type == onnx_ir.AttributeType.GRAPH:
-                proto = next(a for a in node_proto.attribute if a.name == name)
-                _merge(attribute.as_graph(), proto.g)
+                _merge(attribute.as_graph(), _attribute(node_proto, name).g)
             elif attribute.type == onnx_ir.AttributeType.GRAPHS:
-                proto = next(a for a in node_proto.attribute if a.name == name)
-                for inner, inner_proto in zip(attribute.as_graphs(), proto.graphs, strict=True):
+                protos = _attribute(node_proto, name).graphs
+                for inner, inner_proto in zip(attribute.as_graphs(), protos, strict=True):
                     _merge(inner, inner_proto)
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+    found: onnx.AttributeProto = next(a for a in node.attribute if a.name == name)
+    return found
 
 
 def _annotate(value: onnx_ir.Value, found: onnx.TypeProto) -> None:
     if found.WhichOneof("value") in (None, "map_type", "opaque_type"):  # onnx-ir has no such types
         return
-    new_type = onnx_ir.serde.deserialize_type_proto_for_type(found)
-    new_shape = onnx_ir.serde.deserialize_type_proto_for_shape(found)
     declared = value.is_graph_output()
-    was_known = value.type is not None and value.shape is not None
-    if new_type is not None and (value.type is None or not declared):
-        value.type = new_type
-    if new_shape is not None and (value.shape is None or not declared):
-        value.shape = new_shape
-    if not was_known and not declared:
+    if not declared and (value.type is None or value.shape is None):
         onnx_file.mark_inferred(value)
+    if value.type is None or not declared:
+        value.type = onnx_ir.serde.deserialize_type_proto_for_type(found)
+    if value.shape is None or not declared:
+        shape = onnx_ir.serde.deserialize_type_proto_for_shape(found)
+        value.shape = value.shape if shape is None else _without_generated_symbols(shape)
+
+
+def _without_generated_symbols(shape: onnx_ir.Shape) -> onnx_ir.Shape:
+    """Return the shape with unknown sizes for the symbols that onnx makes up (`unk__0`, anew at each run)."""
+    if not any(map(_is_generated, shape)):
+        return shape
+    return onnx_ir.Shape((None if _is_generated(dim) else dim for dim in shape), frozen=True)
+
+
+def _is_generated(dim: int | onnx_ir.SymbolicDim) -> bool:
+    return isinstance(dim, onnx_ir.SymbolicDim) and (dim.value or "").startswith(_GENERATED_SYMBOL)

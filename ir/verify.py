@@ -3,11 +3,12 @@
 The structural check walks the graph once. It reads objects and names both, because a pass can break either:
 a node that still refers to a value of a removed node, or two values that will be one after serialization.
 
-    names      node names are there and unique in the model; value names are unique in their scope order
-    every input is a graph input, an initializer, an outer value, or made by an earlier node constants
-    every initializer has numbers types      graph inputs and outputs have one, and so does what standard
-    operators make of typed inputs checker    with full=True: onnx's checker, with its strict inference
-    where the model passed that coming in
+    names      node names are there and unique in the model, value names unique in their scope
+    order      every input is a graph input, an initializer, an outer value, or made by an earlier node
+    constants  every initializer has numbers
+    types      graph inputs and outputs have one, and so does what standard operators make of typed inputs
+               (but for what onnx's inference could not tell)
+    checker    with full=True: onnx's checker, with its strict inference where the model passed that coming in
 """
 
 from __future__ import annotations
@@ -144,15 +145,14 @@ def checker_complaint(skeleton: onnx_file.Skeleton, *, strict: bool) -> str | No
 
 
 def _problems(model: onnx_ir.Model) -> Iterator[str]:
-    typed = inference.is_consistent(model)
-    yield from _graph_problems(model.graph, {}, set(), typed)
+    yield from _graph_problems(model.graph, {}, set())
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.type is None:
             yield f"graph {'input' if value.is_graph_input() else 'output'} {value.name!r} has no type"
 
 
 def _graph_problems(
-    graph: onnx_ir.Graph, outer: dict[str, onnx_ir.Value], node_names: set[str], typed: bool
+    graph: onnx_ir.Graph, outer: dict[str, onnx_ir.Value], node_names: set[str]
 ) -> Iterator[str]:
     """Walk one graph in order. outer: the values that its nodes may use from enclosing graphs, by name."""
     scope = dict(outer) if outer else {}
@@ -167,7 +167,7 @@ def _graph_problems(
         if not value.is_graph_input():
             yield from _define(value, scope, f"{where}initializer")
     for node in graph:
-        yield from _node_problems(node, scope, node_names, typed)
+        yield from _node_problems(node, scope, node_names)
     for value in graph.outputs:
         if scope.get(value.name or "") is not value:
             yield f"{where}graph output {value.name!r} is made by no node"
@@ -183,7 +183,7 @@ def _define(value: onnx_ir.Value, scope: dict[str, onnx_ir.Value], what: str) ->
 
 
 def _node_problems(
-    node: onnx_ir.Node, scope: dict[str, onnx_ir.Value], node_names: set[str], typed: bool
+    node: onnx_ir.Node, scope: dict[str, onnx_ir.Value], node_names: set[str]
 ) -> Iterator[str]:
     where = f"node {node.name!r} ({node.op_type})"
     if not node.name:
@@ -197,14 +197,14 @@ def _node_problems(
             yield f"{where}: input {index} {value.name!r} {_why_unknown(value, scope)}"
     for attribute in node.attributes.values():
         if attribute.type == onnx_ir.AttributeType.GRAPH:
-            yield from _graph_problems(attribute.as_graph(), scope, node_names, typed)
+            yield from _graph_problems(attribute.as_graph(), scope, node_names)
         elif attribute.type == onnx_ir.AttributeType.GRAPHS:
             for graph in attribute.as_graphs():
-                yield from _graph_problems(graph, scope, node_names, typed)
+                yield from _graph_problems(graph, scope, node_names)
     for value in node.outputs:
         if not value.name:  # an optional output that is left out
             continue
-        if typed and value.type is None and _must_be_typed(node):
+        if value.type is None and _must_be_typed(node) and not inference.is_beyond(value):
             yield f"{where}: output {value.name!r} has no type"
         yield from _define(value, scope, f"{where}: output")
 

@@ -3,7 +3,7 @@
 For Conv, ConvTranspose, Gemm and MatMul, with the numbers of the profile's table `roofline`:
 
     time    = max(compute, memory) + overhead
-    compute = 2 * macs' / peak + outputs * output_ns + taps * unaligned_tap_ns
+    compute = 2 * macs' / peak + groups * rows * M' * output_ns + taps * unaligned_tap_ns
     memory  = (bytes in + bytes of weights + bytes out) / bandwidth
     macs'   = groups * rows * K * C' * (M' + half_peak_channels)
 
@@ -170,14 +170,17 @@ class RooflineCost:
     def _compute(self, work: _Work, precision: Precision, peak: float) -> float:
         """Seconds of computing: multiplications, then what is paid by element."""
         roofline = self._roofline
-        by_element = work.written * roofline.output_ns.of(precision)
+        outputs = self._output_channels(work, precision)
+        by_element = work.groups * work.rows * outputs * roofline.output_ns.of(precision)
         if precision == "int8" and work.kind == "conv" and work.inputs % self._padded_to:
             padded = _round_up(work.inputs, self._padded_to)
             by_element += work.read // work.inputs * padded * roofline.layout_ns.of(precision)
             work = dataclasses.replace(work, inputs=padded)
         if work.kernel > 1 and self._is_unaligned(work):
             by_element += work.rows * work.kernel * roofline.unaligned_tap_ns.of(precision)
-        channels = self._input_channels(work, precision) * self._output_channels(work, precision)
+        if work.kind != "depthwise":
+            outputs += roofline.half_peak_channels.of(precision)
+        channels = self._input_channels(work, precision) * outputs
         return 2 * work.groups * work.rows * work.kernel * channels / peak + by_element * 1e-9
 
     def _is_unaligned(self, work: _Work) -> bool:
@@ -195,11 +198,11 @@ class RooflineCost:
         return _round_up(work.inputs, step)
 
     def _output_channels(self, work: _Work, precision: Precision) -> float:
-        """Channels paid for. The half-peak term is a constant number of extra channels: M' * (1 + h / M')."""
+        """Channels of a group that are computed. Depthwise kernels take groups for channels."""
         step = self._roofline.output_step.of(precision)
         if work.kind == "depthwise":
             return work.outputs * _round_up(work.groups, step) / work.groups
-        return _round_up(work.outputs, step) + self._roofline.half_peak_channels.of(precision)
+        return _round_up(work.outputs, step)
 
 
 def _is_linear(node: onnx_ir.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -54,9 +55,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _run(arguments: list[str], folder: Path) -> None:
-    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+def _run(arguments: list[str], folder: Path) -> str:
+    """Run a command to its end and return what it wrote to stderr, where everything for people goes."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    command = [str(scripts / "onnxpress"), *arguments[1:]] if arguments[0] == "onnxpress" else arguments
+    environment = {**os.environ, "COLUMNS": "110"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout}\n{done.stderr}"
+    return done.stderr
 
 
 def test_every_command_is_either_run_here_or_known_not_to_be() -> None:
@@ -72,11 +78,23 @@ def test_the_first_screen_holds_the_two_commands_of_a_fresh_machine() -> None:
 
 def test_every_command_runs(folder: Path) -> None:
     """One test, because later commands read what earlier ones write."""
-    script = Path(sysconfig.get_path("scripts")) / "onnxpress"
     for command in filter(_is_run, _commands()):
-        _run([str(script), *shlex.split(command)[1:]], folder)
+        _run(shlex.split(command), folder)
     for block in _blocks("python"):
         _run([sys.executable, "-c", block], folder)
+
+
+def test_the_printed_output_is_what_the_demo_prints(folder: Path) -> None:
+    """Line by line, but for the numbers: those are of one machine on one day."""
+    found = re.search(r"^<!-- output:demo -->\n```text\n(.*?)^```$", _TEXT, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    assert _row_names(found.group(1)) == _row_names(_run(["onnxpress", "demo"], folder))
+
+
+def _row_names(output: str) -> list[str]:
+    """Return the first cell of each line up to the list of the worst layers, whose order may vary."""
+    cells = [line.strip().split("  ")[0] for line in output.partition("what hurts most")[0].splitlines()]
+    return [cell for cell in cells if cell and not set(cell) <= set("─━-")]
 
 
 def test_the_pass_table_is_the_registry() -> None:
@@ -92,7 +110,7 @@ def test_the_exit_statuses_are_those_of_the_errors() -> None:
 
 
 def test_links_and_folders_exist() -> None:
-    (tree,) = (block for block in _blocks("") if block.startswith("onnxpress/"))
+    (tree,) = (block for block in _blocks("text") if block.startswith("onnxpress/"))
     folders = [line.split()[0] for line in tree.splitlines()]
     files = re.findall(r"\]\((?!https?:)([^)#]+)\)", _TEXT)
     assert [name for name in [*folders, *files] if not (_ROOT / name).exists()] == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import tomllib
 from pathlib import Path, PurePath
 from typing import Any
@@ -88,11 +89,8 @@ class Recipe(pydantic.BaseModel):
         versions = given.pop("versions")
         lines = [f"{key} = {_toml_value(value)}" for key, value in given.items()]
         if versions:
-            lines += [
-                "",
-                "[versions]",
-                *(f"{key} = {_toml_value(versions[key])}" for key in sorted(versions)),
-            ]
+            lines += ["", "[versions]"]
+            lines += [f"{_toml_key(name)} = {_toml_value(versions[name])}" for name in sorted(versions)]
         return _HEADER + "\n".join(lines) + "\n"
 
     def write(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -166,6 +164,10 @@ def _find(spec: str | None, folder: Path) -> str | None:
     if spec is None or Path(spec).exists() or not (folder / spec).exists():
         return spec
     return str(folder / spec)
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml_value(name)
 
 
 def _toml_value(value: Any) -> str:

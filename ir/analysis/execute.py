@@ -251,7 +251,7 @@ class BatchRunner:
         runs = []
         for index in range(batch.size):
             one = batch.part(index, index + 1).feeds
-            feeds = {name: array[0] if name in whole else array for name, array in one.items()}
+            feeds = {name: array[0, ...] if name in whole else array for name, array in one.items()}
             runs.append(self._session.run(feeds))
         return self._join(runs, 1)
 
@@ -472,4 +472,5 @@ def _explain(verb: str, error: Exception) -> str:
         where = f"node {failed[2]!r} ({failed[1]})"
         text = text[failed.end() :]
     text = re.sub(r"(?:/\S+|\w+\.(?:h|cc)):\d+ (?:[^()]*::[^()]*\([^()]*\)(?: const)? )?", "", text)
+    text = re.sub(r"^.*? was false\. (?=.)", "", text)
     return f"onnxruntime cannot {verb} {where}: {text.strip().rstrip('.')}"

@@ -187,6 +187,7 @@ def set_bias(node: onnx_ir.Node, bias: Array, model: onnx_ir.Model, names: set[s
     value = add_initializer(model, node.graph, fresh_name(f"{node.name}_bias", names), bias)
     node.resize_inputs(3)
     node.replace_input_with(2, value)
+    node.attributes.pop("beta", None)  # Gemm: without a bias it could be anything
     return value
 
 

@@ -3,23 +3,23 @@
     W1' = S^-1 W1,  b1' = S^-1 b1,  W2' = W2 S,  S = diag(s)        section 4.1
     s_i = sqrt(r1_i r2_i) / r2_i = sqrt(r1_i / r2_i)                eq. 11
 
-r1_i is the largest weight behind output channel i of the first layer, r2_i the largest that reads that channel in
-the second; after a step both are sqrt(r1_i r2_i). Steps run over all pairs in graph order until none changes a
-channel by more than `threshold`, or `iterations` times. They need only largest magnitudes, so each weight is
-scaled and rounded once, at the end.
+r1_i is the largest weight behind output channel i of the first layer, r2_i the largest that reads that
+channel in the second; after a step both are sqrt(r1_i r2_i). Steps run over all pairs in graph order until
+none changes a channel by more than `threshold`, or `iterations` times. They need only largest magnitudes,
+so each weight is scaled and rounded once, at the end.
 
-One range then serves all channels: what per-tensor quantization would lose in small channels, it keeps. Weights
-quantized per channel gain only through the inputs of their layer.
+One range then serves all channels: what per-tensor quantization would lose in small channels, it keeps.
+Weights quantized per channel gain only through the inputs of their layer.
 
-Legal where `scaling_links` says. A channel that is zero on either side keeps its scale; no channel is scaled by
-more than 1024 in all, for that of a nearly dead one would blow up its bias.
-Fidelity: exact up to rounding. Each layer's weight and bias is rounded once more, to within u = 6e-8 of itself
-for float32, so one pair's outputs are off by at most 3 u times the sum of magnitudes behind them. With `absorb` the
-pass is lossy: see `bias_absorption`.
+Legal where `scaling_links` says. A channel that is zero on either side keeps its scale; no channel is
+scaled by more than 1024 in all, for that of a nearly dead one would blow up its bias.
+Fidelity: exact up to rounding. Each layer's weight and bias is rounded once more, to within u = 6e-8 of
+itself for float32, so one pair's outputs are off by at most 3 u times the sum of magnitudes behind them.
+With `absorb` the pass is lossy: see `bias_absorption`.
 Scopes: the main graph and the bodies of If, Loop and Scan, each pair inside one graph. Order: after
 fold-batchnorm, for a BatchNormalization between two layers parts them; before quantize-int8.
-Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, section 4.1,
-https://arxiv.org/abs/1906.04721. A depthwise triple is two pairs here, not one set of three.
+Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, section
+4.1, https://arxiv.org/abs/1906.04721. A depthwise triple is two pairs here, not one set of three.
 """
 
 from __future__ import annotations
@@ -122,23 +122,26 @@ class _Ranges:
 
     def __init__(self, linear: Linear) -> None:
         weight = np.abs(linear.weight())
-        largest = weight.reshape(*weight.shape[:2], -1).max(axis=2).astype(np.float64)
+        largest: Floats = weight.reshape(*weight.shape[:2], -1).max(axis=2).astype(np.float64)
         self._largest = largest.reshape(linear.groups, -1, weight.shape[1])
         self.written = np.ones(linear.out_channels)
         self.read = np.ones(linear.in_channels)
 
     def of_outputs(self) -> Floats:
         """Return the largest weight behind each output channel, [out_channels]."""
-        return self._scaled().max(axis=2).ravel()
+        largest: Floats = self._scaled().max(axis=2).ravel()
+        return largest
 
     def of_inputs(self) -> Floats:
         """Return the largest weight that reads each input channel, [in_channels]."""
-        return self._scaled().max(axis=1).ravel()
+        largest: Floats = self._scaled().max(axis=1).ravel()
+        return largest
 
     def _scaled(self) -> Floats:
         groups, rows, columns = self._largest.shape
         read = self.read.reshape(groups, 1, columns)
-        return self._largest * read / self.written.reshape(groups, rows, 1)
+        scaled: Floats = self._largest * read / self.written.reshape(groups, rows, 1)
+        return scaled
 
 
 def _solve(links: Sequence[Link], iterations: int, threshold: float) -> dict[Link, Floats]:
@@ -206,7 +209,9 @@ def _site(link: Link, scale: Floats) -> Site:
     writing = _Ranges(link.first).of_outputs()
     node, other = link.first.node, link.second.node
     spread = f"ranges {_spread(writing):.3g}x apart, now {_spread(writing / scale):.3g}x"
-    return Site(node.name or "", node.op_type, detail=f"equalized with {other.op_type} {other.name!r}: {spread}")
+    return Site(
+        node.name or "", node.op_type, detail=f"equalized with {other.op_type} {other.name!r}: {spread}"
+    )
 
 
 def _spread(ranges: Floats) -> float:

@@ -9,11 +9,11 @@ GlobalAveragePool, GlobalMaxPool, and ReduceMean over positions (padding adds ze
 too); Flatten, Reshape and Squeeze that lay the positions of a channel side by side. A depthwise Conv is a
 linear operator of its own, linked on both sides.
 
-A pair is a link when, all along the way: every value has one use, in the graph of the first, is no graph output
-and carries no quantization note; no operator stands between that bends (Sigmoid), bounds (Clip at 6) or mixes
-(Add, Concat); the channels of the one are provably those of the other. And both weights are float32, float64 or
-bfloat16 constants with one reader and no encoding, the second's not on an int8 grid that scaled columns would
-leave.
+A pair is a link when, all along the way: every value has one use, in the graph of the first, is no graph
+output and carries no quantization note; no operator stands between that bends (Sigmoid), bounds (Clip at 6)
+or mixes (Add, Concat); the channels of the one are provably those of the other. And both weights are
+float32, float64 or bfloat16 constants with one reader and no encoding, the second's not on an int8 grid
+that scaled columns would leave.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _TYPES = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.DOUBLE, onnx_ir.DataType.BFLO
 class Link:
     """A pair whose channels scale together.
 
-    between: the nodes on the way, in order. repeat: input channels of `second` that stand for one output channel
-    of `first`, side by side: the positions that a Flatten laid out, or 1.
+    between: the nodes on the way, in order. repeat: input channels of `second` that stand for one output
+    channel of `first`, side by side: the positions that a Flatten laid out, or 1.
     """
 
     first: Linear
@@ -62,7 +62,7 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
-    """How far a channel was followed. axis: the channels' axis of `value`. flat: positions lie along it too."""
+    """How far channels were followed. axis: theirs in `value`. flat: positions lie along it too."""
 
     value: onnx_ir.Value
     axis: int

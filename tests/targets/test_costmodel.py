@@ -66,11 +66,11 @@ def test_one_sum_by_hand() -> None:
         layout_ns={"float32": 0.2, "int8": 0.1},
     )
     node = _conv(channels=3, outputs=20)
-    by_element = 196 * 20 * 0.5e-9 + 196 * 9 * 1e-9
+    by_element = 196 * 32 * 0.5e-9 + 196 * 9 * 1e-9
     expected = 2 * 196 * 9 * 3 * 32 / 100e9 + by_element + 2e-6
     assert costs.node_seconds(node) == pytest.approx(expected)
     # In int8 the lowering pads 3 channels to 4: aligned then, at the price of a copy of the padded image.
-    by_element = 196 * 20 * 0.25e-9 + 196 * 4 * 0.1e-9
+    by_element = 196 * 32 * 0.25e-9 + 196 * 4 * 0.1e-9
     expected = 2 * 196 * 9 * 4 * (32 + 10) / 400e9 + by_element + 3e-6
     assert costs.node_seconds(node, "int8") == pytest.approx(expected)
 

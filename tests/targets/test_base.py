@@ -1,0 +1,291 @@
+"""Finding targets: built in, from files, from plugins; and what each is made of."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir
+import pytest
+
+from onnxpress.ir.errors import UsageError
+from onnxpress.ir.quantization import Quantization, note
+from onnxpress.passes.base import Context
+from onnxpress.passes.constraints import Constraints, CostEstimator
+from onnxpress.targets import base
+from onnxpress.targets.base import Target, load_target, target_names
+from tests.support import text_model
+
+
+@pytest.fixture(autouse=True)
+def fresh_plugins() -> Iterator[None]:
+    base._plugins.cache_clear()
+    yield
+    base._plugins.cache_clear()
+
+
+def _file(folder: Path, text: str, name: str = "phone.toml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _error(name: str | Path) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_target(name)
+    return str(caught.value)
+
+
+def test_the_built_in_targets() -> None:
+    assert target_names()[:2] == ["host-cpu", "mobile-cpu"]
+    for name in target_names()[:2]:
+        target = load_target(name)
+        assert target.name == target.profile.name == name
+        assert repr(target) == f"Target('{name}')"
+        assert target.summary and "\n" not in target.summary
+        assert target.default_pipeline == "cleanup, fold-batchnorm, quantize-int8"
+
+
+def test_constraints_are_the_profile_as_plain_data() -> None:
+    target = load_target("host-cpu")
+    constraints = target.constraints
+    assert isinstance(constraints, Constraints)
+    assert constraints is target.constraints  # made once: passes may compare it
+    assert (constraints.target, constraints.channel_multiple, constraints.max_opset) == ("host-cpu", 16, 26)
+    assert constraints.encodings == ("affine8", "dense")
+    assert isinstance(constraints.costs, CostEstimator)
+    scheme = constraints.quantization
+    assert (scheme.activation.signed, scheme.activation.symmetric, scheme.activation.bits) == (
+        False,
+        False,
+        8,
+    )
+    assert (scheme.weight.signed, scheme.weight.symmetric, scheme.weight_per_channel) == (True, True, True)
+    assert (scheme.bias, scheme.input_channel_multiple) == ("float32", 4)
+    assert scheme.compute == {"Conv", "Gemm", "MatMul"}
+    assert scheme.same_scale < scheme.carry
+    assert scheme.fused_activations == {"Relu", "Clip"}
+
+
+def test_an_unknown_name_gets_near_ones() -> None:
+    assert _error("host-gpu") == (
+        "unknown target 'host-gpu'. Did you mean 'host-cpu'? "
+        "There are: host-cpu, mobile-cpu; or give the path of a profile, such as phone.toml"
+    )
+
+
+def test_check_and_lower_use_the_profile() -> None:
+    target = load_target("mobile-cpu")
+    model = text_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,4] x) => (float[1,4] y) { [relu] y = Relu(x) }
+    """)
+    assert target.check(model) == []
+    note(model.graph.inputs[0], Quantization(-1.0, 1.0))
+    note(model.graph.outputs[0], Quantization(0.0, 1.0))
+    report = target.lower(model, Context())
+    assert sum(report.forms.values()) > 0
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph}
+    assert target.lower(model).forms == {}  # nothing is left to do
+
+
+# Files.
+
+
+def test_a_file_extends_a_target(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path,
+        """
+        extends = "host-cpu"
+        without_rules = ["signed-residual"]
+        name = "my-phone"
+        channel_multiple = 8
+        opset.max = 17
+        quantization.activation = { signed = true, symmetric = true }
+        roofline.conv.float32 = 12.5
+
+        [[rules]]
+        id = "dynamic-conv"
+        check = "present"
+        severity = "illegal"
+        ops = ["ConvInteger"]
+        source = "my own phone"
+        advice = "Do not."
+
+        [[rules]]
+        id = "no-erf"
+        check = "present"
+        ops = ["Erf"]
+        source = "my own phone"
+        advice = "Use Tanh."
+        """,
+    )
+    mine, host = load_target(path).profile, load_target("host-cpu").profile
+    assert (mine.name, mine.channel_multiple, mine.opset.max, mine.opset.min) == (
+        "my-phone",
+        8,
+        17,
+        host.opset.min,
+    )
+    assert mine.quantization.activation.scheme().signed
+    assert mine.quantization.activation.bits == 8
+    assert mine.quantization.weight == host.quantization.weight
+    assert mine.roofline is not None and host.roofline is not None
+    assert (mine.roofline.conv.float32, mine.roofline.conv.int8) == (12.5, host.roofline.conv.int8)
+    ids = [rule.id for rule in host.rules if rule.id != "signed-residual"]
+    assert [rule.id for rule in mine.rules] == [*ids, "no-erf"]
+    assert [rule.severity for rule in mine.rules if rule.id == "dynamic-conv"] == ["illegal"]
+    model = text_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x) => (float[2] y) { [e] y = Erf(x) }
+    """)
+    found = load_target(str(path)).check(model)
+    assert [str(each) for each in found] == ["node 'e' (Erf): Erf is used [no-erf, my own phone]. Use Tanh."]
+
+
+def test_a_file_extends_another_file_beside_it(tmp_path: Path) -> None:
+    _file(tmp_path, 'extends = "mobile-cpu"\nname = "phone"\nchannel_multiple = 32', "phone.toml")
+    path = _file(tmp_path, 'extends = "phone.toml"\nname = "small-phone"', "small.toml")
+    assert load_target(path).constraints.channel_multiple == 32
+    assert load_target(path).name == "small-phone"
+
+
+_HEAD = 'extends = "host-cpu"\nname = "mine"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = ", "target profile {path}: not TOML: Invalid value (at end of document)"),
+        ('extends = "host-gpu"', "target profile {path}: extends = 'host-gpu': no such target. Did you mean 'host-cpu'? "
+         "There are: host-cpu, mobile-cpu; or give the path of a .toml file"),
+        ('extends = "phone.toml"', "target profile {path}: extends = 'phone.toml': leads back to itself"),
+        ('extends = "none.toml"', "target profile {folder}/none.toml: there is no such file"),
+        ("extends = 3", "target profile {path}: extends = 3: must be a target's name or a path"),
+        ('name = "mine"', "{path}: key summary is missing"),
+        (_HEAD + 'channels = 3', "{path}: unknown key channels. Did you mean 'channel_multiple'? Known here: "
+         "channel_multiple, encodings, lowering, max_ir_version, name, opset, pipeline, quantization, roofline, rules, "
+         "runtime, summary"),
+        (_HEAD + "quantization.wieght = 3", "{path}: unknown key quantization.wieght. Did you mean 'weight'? Known here: "
+         "activation, bias, carry, compute, fused_activations, input_channel_multiple, same_scale, weight, "
+         "weight_per_channel"),
+        (_HEAD + "quantization.weight.bits = 7", "{path}: quantization.weight.bits = 7: input should be 2, 4, 8 or 16"),
+        (_HEAD + 'quantization.carry = ["Add"]\nquantization.same_scale = ["Add", "Max"]',
+         "{path}: quantization: same_scale names operators that are not in carry: Max"),
+        (_HEAD + "opset.min = 30", "{path}: opset: min 30 is above max 26"),
+        (_HEAD + 'runtime = "tensorrt"', "{path}: runtime = 'tensorrt': input should be 'onnxruntime-cpu'"),
+        (_HEAD + "roofline.conv.float32 = 0", "{path}: roofline.conv.float32 = 0: input should be greater than 0"),
+        (_HEAD + "roofline.conv.float32 = inf", "{path}: roofline.conv.float32 = inf: input should be a finite number"),
+        (_HEAD + "roofline.elements.Erf.float3 = 1", "{path}: key roofline.elements.Erf.float32 is missing"),
+        (_HEAD + 'lowering = ["qqd"]', "{path}: lowering: there is no step 'qqd'. There are: qdq"),
+        (_HEAD + 'without_rules = ["signed"]', "target profile {path}: without_rules: there is no rule 'signed'. "
+         "Did you mean 'signed-residual'?"),
+        (_HEAD + '[[rules]]\nid = "a"\ncheck = "bais-scale"\nsource = "s"\nadvice = "a"',
+         "{path}: rule 'a': there is no check 'bais-scale'. Did you mean 'bias-scale'?"),
+        (_HEAD + '[[rules]]\nid = "a"\ncheck = "present"\nadvice = "a"', "{path}: key rules.20.source is missing"),
+        (_HEAD + 'name2 = "a"\n[[rules]]\nid = "a"\ncheck = "present"\nop = ["Erf"]\nsource = "s"\nadvice = "a"',
+         "{path}: unknown key rules.20.op. Did you mean 'ops'? Known here: advice, check, domains, id, inputs, ops, "
+         "severity, source, tolerance"),
+        (_HEAD + 'rules = 3', "{path}: rules = 3: input should be a valid tuple"),
+        (_HEAD + '[[encodings]]\nname = "a"\nforms = ["qdq"]\n[[encodings]]\nname = "a"\nforms = ["qdq"]',
+         "{path}: encodings: name 'a' appears twice"),
+    ],
+)  # fmt: skip
+def test_a_broken_file_says_file_key_and_what_was_expected(tmp_path: Path, text: str, message: str) -> None:
+    path = _file(tmp_path, text)
+    assert _error(path) == message.format(path=path, folder=tmp_path)
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    assert _error("no/such.toml") == "target profile no/such.toml: there is no such file"
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    assert _error(tmp_path / "binary.toml").startswith(
+        f"target profile {tmp_path}/binary.toml: cannot be read: "
+    )
+    (tmp_path / "folder.toml").mkdir()
+    assert re.match(
+        r"target profile .*folder.toml: cannot be read: .*directory", _error(tmp_path / "folder.toml")
+    )
+
+
+# Plugins.
+
+
+class _Distribution:
+    name = "acme-targets"
+
+
+def _install(monkeypatch: pytest.MonkeyPatch, name: str, loaded: object) -> None:
+    """Install one entry point; loading gives `loaded`, or raises it."""
+
+    class Entry:
+        value = "acme:target"
+        dist = _Distribution()
+
+        def load(self) -> object:
+            if isinstance(loaded, BaseException):
+                raise loaded
+            return loaded
+
+    Entry.name = name  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: [Entry()] if group == base._GROUP else []
+    )
+
+
+def _phone() -> Target:
+    profile = load_target("mobile-cpu").profile
+    return Target(profile.model_copy(update={"name": "acme-phone"}))
+
+
+@pytest.mark.parametrize("as_function", [True, False])
+def test_a_plugin_gives_a_target(monkeypatch: pytest.MonkeyPatch, as_function: bool) -> None:
+    _install(monkeypatch, "acme-phone", _phone if as_function else _phone())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert target_names() == ["host-cpu", "mobile-cpu", "acme-phone"]
+        assert load_target("acme-phone").name == "acme-phone"
+
+
+@pytest.mark.parametrize(
+    ("loaded", "cause"),
+    [
+        (ImportError("no module named 'acme'"), "ImportError: no module named 'acme'"),
+        (SystemExit(3), "SystemExit: 3"),
+        (lambda: 3, "TypeError: it gives a int, not a Target"),
+        (lambda: load_target("host-cpu"), "ValueError: its target is named 'host-cpu'"),
+    ],
+)
+def test_a_broken_plugin_is_a_warning_that_names_the_distribution(
+    monkeypatch: pytest.MonkeyPatch, loaded: object, cause: str
+) -> None:
+    _install(monkeypatch, "acme-phone", loaded)
+    reason = f"plugin 'acme-targets' (entry point 'acme-phone' = 'acme:target') cannot be used: {cause}"
+    with pytest.warns(RuntimeWarning) as caught:
+        assert target_names() == ["host-cpu", "mobile-cpu"]
+    assert [str(each.message) for each in caught] == [
+        f"{reason}. Its target is missing; update or uninstall it"
+    ]
+    assert load_target("host-cpu").name == "host-cpu"
+    assert _error("acme-phone") == f"target 'acme-phone': {reason}"
+
+
+def test_built_in_targets_load_no_plugin_and_cannot_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    _install(monkeypatch, "host-cpu", ImportError("never asked"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_target("host-cpu").constraints.channel_multiple == 16
+        assert target_names() == ["host-cpu", "mobile-cpu"]
+
+
+def test_a_model_is_only_read_by_check() -> None:
+    model = text_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,4] x) => (float[1,4] y) { [relu] y = Relu(x) }
+    """)
+    before = onnx_ir.to_proto(model).SerializeToString(deterministic=True)
+    load_target("host-cpu").check(model)
+    assert onnx_ir.to_proto(model).SerializeToString(deterministic=True) == before

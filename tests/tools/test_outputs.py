@@ -1,0 +1,63 @@
+"""Output files are checked before the work and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from onnxpress.ir.errors import UsageError
+from onnxpress.tools.outputs import check_outputs, write_text
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_free_paths_pass_and_nothing_is_created(tmp_path: Path) -> None:
+    check_outputs({"OUT": "a.onnx", "--json": "-", "--save-recipe": None}, {"MODEL": "m.onnx", "--data": None})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_same_file_under_two_names_is_found() -> None:
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    with pytest.raises(UsageError) as caught:
+        check_outputs({"OUT": "real/a", "--json": "link/../link/a"}, {})
+    assert str(caught.value) == "--json 'link/../link/a': the same file as OUT. Give another path."
+
+
+def test_force_lets_out_replace_the_model_and_nothing_else() -> None:
+    Path("m.onnx").write_text("model")
+    check_outputs({"OUT": "m.onnx"}, {"MODEL": "m.onnx"}, force=True)
+    for outputs, inputs in (({"OUT": "m.onnx"}, {"--data": "m.onnx"}), ({"--json": "m.onnx"}, {"MODEL": "m.onnx"})):
+        with pytest.raises(UsageError, match="the same file as"):
+            check_outputs(outputs, inputs, force=True)
+
+
+def test_text_is_replaced_only_on_demand_and_keeps_usual_permissions() -> None:
+    write_text("a.json", "1")
+    mask = os.umask(0)
+    os.umask(mask)
+    assert Path("a.json").stat().st_mode & 0o777 == 0o666 & ~mask
+    with pytest.raises(UsageError) as caught:
+        write_text("a.json", "2")
+    assert str(caught.value) == "'a.json' exists. Give another path, or --force to replace it."
+    write_text("a.json", "2", overwrite=True)
+    assert Path("a.json").read_text() == "2"
+    assert os.listdir() == ["a.json"]
+
+
+def test_failed_write_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_text("a.json", "old")
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(UsageError) as caught:
+        write_text("a.json", "new", overwrite=True)
+    assert str(caught.value) == "'a.json' cannot be written: No space left on device. Give another path."
+    assert Path("a.json").read_text() == "old"
+    assert os.listdir() == ["a.json"]
