@@ -363,7 +363,8 @@ def _open_callable(function: Callable[[], Any], name: str) -> Reader:
     if not _is_one_shot(made):
         return _open_object(made, name)
     waiting = [made]
-    return readers.ItemReader(name, lambda: _items_of(waiting.pop() if waiting else _call(function, name)))
+    anew = _Anew(name, lambda: waiting.pop() if waiting else _call(function, name))
+    return readers.ItemReader(name, anew.open)
 
 
 def _call(function: Callable[[], Any], name: str) -> Any:
@@ -385,7 +386,7 @@ def _open_object(spec: Any, name: str | None = None) -> Reader:
     if _is_one_shot(spec):
         return readers.ItemReader(name, readers.Replay(name, _items_of(spec)).open)
     if isinstance(spec, Iterable):
-        return readers.ItemReader(name, lambda: iter(spec))
+        return readers.ItemReader(name, _Anew(name, lambda: iter(spec)).open)
     if inspect.isroutine(spec) or callable(spec):
         return _open_callable(spec, name if name != "<function>" else f"<function {spec.__name__}>")
     raise UsageError(
@@ -405,6 +406,25 @@ def _is_one_shot(spec: Any) -> bool:
 def _items_of(spec: Any) -> Iterator[Any]:
     """Return what is left to read of a one-shot iterator or reader. A reader ends with None."""
     return iter(spec.get_next, None) if _is_data_reader(spec) else iter(spec)
+
+
+class _Anew:
+    """What gives a new iterator each time, and is held to that: half a pass must not look like one."""
+
+    def __init__(self, name: str, make: Callable[[], Any]) -> None:
+        self._name = name
+        self._make = make
+        self._last: Any = None
+
+    def open(self) -> Iterator[Any]:
+        made = self._make()
+        if made is self._last:
+            raise UsageError(
+                f"data {self._name!r}: gives the same iterator again, of which part is read already. "
+                "Make a new one each time"
+            )
+        self._last = made
+        return _items_of(made)
 
 
 class _Rewinding:

@@ -268,6 +268,12 @@ def _inline_functions(model: onnx_ir.Model, where: str) -> None:
     if not model.functions:
         return
     try:
+        for function in model.functions.values():
+            for domain in function.opset_imports.keys() & model.opset_imports.keys():
+                # The checker has seen that the operators are the same in both.
+                function.opset_imports[domain] = model.opset_imports[domain]
+            for node in function.all_nodes():  # the inliner numbers names, and calls the nameless "node"
+                node.name = node.name or node.op_type
         onnx_ir.passes.common.inliner.InlinePass()(model)
     except Exception as error:  # onnx-ir wraps all causes alike
         raise InputError(
@@ -347,13 +353,18 @@ def _write_all(files: list[tuple[Path, Iterable[bytes | memoryview]]]) -> int:
         moves: list[tuple[Path, Path]] = []
         for path, content in files:
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-            cleanup.callback(temporary.unlink, missing_ok=True)
+            cleanup.callback(_remove, temporary)
             written += _write(temporary, path, content)
             moves.append((temporary, path))
         for temporary, path in moves:
             with _explained(path):
                 temporary.replace(path)
     return written
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # moved into place, or never made
+        temporary.unlink()
 
 
 def _write(temporary: Path, path: Path, content: Iterable[bytes | memoryview]) -> int:

@@ -121,7 +121,7 @@ def verify(model: onnx_ir.Model, *, full: bool = True) -> None:
     Raises:
         VerifyError: the first problems, each with its node and value.
     """
-    found = list(_problems(model))
+    found = _problems(model)
     if not found and full:
         complaint = checker_complaint(onnx_file.of_model(model), strict=inference.is_consistent(model))
         if complaint:
@@ -144,78 +144,89 @@ def checker_complaint(skeleton: onnx_file.Skeleton, *, strict: bool) -> str | No
     return None
 
 
-def _problems(model: onnx_ir.Model) -> Iterator[str]:
-    yield from _graph_problems(model.graph, {}, set())
+def _problems(model: onnx_ir.Model) -> list[str]:
+    walk = _Walk()
+    walk.graph(model.graph, "")
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.type is None:
-            yield f"graph {'input' if value.is_graph_input() else 'output'} {value.name!r} has no type"
+            kind = "input" if value.is_graph_input() else "output"
+            walk.problems.append(f"graph {kind} {value.name!r} has no type")
+    return walk.problems
 
 
-def _graph_problems(
-    graph: onnx_ir.Graph, outer: dict[str, onnx_ir.Value], node_names: set[str]
-) -> Iterator[str]:
-    """Walk one graph in order. outer: the values that its nodes may use from enclosing graphs, by name."""
-    scope = dict(outer) if outer else {}
-    where = f"graph {graph.name!r}: " if outer else ""
-    for value in graph.inputs:
-        yield from _define(value, scope, f"{where}graph input")
-    for key, value in graph.initializers.items():
-        if value.name != key:
-            yield f"{where}initializer {key!r} holds a value named {value.name!r}"
-        if value.const_value is None:
-            yield f"{where}initializer {key!r} has no numbers"
-        if not value.is_graph_input():
-            yield from _define(value, scope, f"{where}initializer")
-    for node in graph:
-        yield from _node_problems(node, scope, node_names)
-    for value in graph.outputs:
-        if scope.get(value.name or "") is not value:
-            yield f"{where}graph output {value.name!r} is made by no node"
+class _Walk:
+    """One pass over all graphs in order, with what is known at each point.
 
+    values: what nodes may use here, the values of enclosing graphs included. names: theirs.
+    """
 
-def _define(value: onnx_ir.Value, scope: dict[str, onnx_ir.Value], what: str) -> Iterator[str]:
-    if not value.name:
-        yield f"{what} has no name"
-    elif value.name in scope:
-        yield f"{what} {value.name!r}: another value has this name"
-    else:
-        scope[value.name] = value
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.values: set[onnx_ir.Value] = set()
+        self.names: set[str | None] = set()
+        self.node_names: set[str] = set()
 
+    def graph(self, graph: onnx_ir.Graph, where: str) -> None:
+        own: list[onnx_ir.Value] = []
+        for value in graph.inputs:
+            self._define(value, own, f"{where}graph input")
+        for name, value in graph.initializers.items():
+            if value.name != name:
+                self.problems.append(f"{where}initializer {name!r} holds a value named {value.name!r}")
+            if value.const_value is None:
+                self.problems.append(f"{where}initializer {name!r} has no numbers")
+            if not value.is_graph_input():
+                self._define(value, own, f"{where}initializer")
+        for node in graph:
+            self._node(node, own)
+        for value in graph.outputs:
+            if value not in self.values:
+                self.problems.append(f"{where}graph output {value.name!r} is made by no node")
+        self.values.difference_update(own)
+        self.names.difference_update(value.name for value in own)
 
-def _node_problems(
-    node: onnx_ir.Node, scope: dict[str, onnx_ir.Value], node_names: set[str]
-) -> Iterator[str]:
-    where = f"node {node.name!r} ({node.op_type})"
-    if not node.name:
-        yield f"a node ({node.op_type}) that makes {[value.name for value in node.outputs]} has no name"
-    elif node.name in node_names:
-        yield f"{where}: another node has this name"
-    else:
-        node_names.add(node.name)
-    for index, value in enumerate(node.inputs):
-        if value is not None and scope.get(value.name or "") is not value:
-            yield f"{where}: input {index} {value.name!r} {_why_unknown(value, scope)}"
-    for attribute in node.attributes.values():
-        if attribute.type == onnx_ir.AttributeType.GRAPH:
-            yield from _graph_problems(attribute.as_graph(), scope, node_names)
-        elif attribute.type == onnx_ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                yield from _graph_problems(graph, scope, node_names)
-    for value in node.outputs:
-        if not value.name:  # an optional output that is left out
-            continue
-        if value.type is None and _must_be_typed(node) and not inference.is_beyond(value):
-            yield f"{where}: output {value.name!r} has no type"
-        yield from _define(value, scope, f"{where}: output")
+    def _define(self, value: onnx_ir.Value, own: list[onnx_ir.Value], what: str) -> None:
+        if not value.name:
+            self.problems.append(f"{what} has no name")
+        elif value.name in self.names:
+            self.problems.append(f"{what} {value.name!r}: another value has this name")
+        else:
+            own.append(value)
+            self.names.add(value.name)
+        self.values.add(value)
 
+    def _node(self, node: onnx_ir.Node, own: list[onnx_ir.Value]) -> None:
+        where = f"node {node.name!r} ({node.op_type})"
+        if not node.name:
+            made = [value.name for value in node.outputs]
+            self.problems.append(f"a node ({node.op_type}) that makes {made} has no name")
+        elif node.name in self.node_names:
+            self.problems.append(f"{where}: another node has this name")
+        else:
+            self.node_names.add(node.name)
+        for index, value in enumerate(node.inputs):
+            if value is not None and value not in self.values:
+                self.problems.append(f"{where}: input {index} {value.name!r} {self._why_unknown(value)}")
+        for attribute in node.attributes.values():
+            if attribute.type == onnx_ir.AttributeType.GRAPH:
+                self.graph(attribute.as_graph(), f"{where}: {attribute.name}: ")
+            elif attribute.type == onnx_ir.AttributeType.GRAPHS:
+                for graph in attribute.as_graphs():
+                    self.graph(graph, f"{where}: {attribute.name}: ")
+        for value in node.outputs:
+            if not value.name:  # an optional output that is left out
+                continue
+            if value.type is None and _must_be_typed(node) and not inference.is_beyond(value):
+                self.problems.append(f"{where}: output {value.name!r} has no type")
+            self._define(value, own, f"{where}: output")
 
-def _why_unknown(value: onnx_ir.Value, scope: dict[str, onnx_ir.Value]) -> str:
-    if value.name in scope:
-        return "is not the value that has this name: the node refers to one that was replaced"
-    producer = value.producer()
-    if producer is not None and producer.graph is not None:
-        return f"is made by node {producer.name!r}, which does not come before it"
-    return "is made by no node, and is neither graph input nor initializer"
+    def _why_unknown(self, value: onnx_ir.Value) -> str:
+        if value.name in self.names:
+            return "is not the value that has this name: the node refers to one that was replaced"
+        producer = value.producer()
+        if producer is not None and producer.graph is not None:
+            return f"is made by node {producer.name!r}, which does not come before it"
+        return "is made by no node, and is neither graph input nor initializer"
 
 
 def _must_be_typed(node: onnx_ir.Node) -> bool:

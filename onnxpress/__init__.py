@@ -11,7 +11,7 @@ Everything is imported when it is first used, so that importing this package cos
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value: Any = metadata.version("onnxpress")
+        from importlib.metadata import version
+
+        value: Any = version("onnxpress")
     elif name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     else:

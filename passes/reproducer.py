@@ -67,7 +67,7 @@ def write_reproducer(
 
 def _fresh_folder(crash_dir: Path) -> Path:
     folder, number = crash_dir, 1
-    while (folder / "repeat.txt").exists() or (folder / "error.txt").exists():
+    while (folder / "error.txt").exists():  # the file that is written first
         number += 1
         folder = crash_dir / str(number)
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ import os
 import pathlib
 import tomllib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import onnx_ir
@@ -38,6 +38,7 @@ from onnxpress.targets.schema import Profile
 __all__ = ["Target", "load_target", "target_names"]
 
 _GROUP = "onnxpress.targets"
+_LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
 _BUILT_IN = ("host-cpu", "mobile-cpu")
 
 # Loaded when a target lowers, so that listing targets stays quick.
@@ -117,7 +118,7 @@ def load_target(name: str | os.PathLike[str]) -> Target:
         return Target(_profile(_built_in(text), f"target {text!r}"))
     path = pathlib.Path(text)
     if path.suffix == ".toml":
-        return Target(_profile(_read(path), str(path)))
+        return Target(_profile(_read(path), f"target profile {path}"))
     plugins = _plugins()
     if text in plugins.targets:
         return plugins.targets[text]
@@ -151,10 +152,11 @@ def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str,
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"target profile {path}: not TOML: {error}") from None
     base = raw.pop("extends", None)
-    if base is None:
+    if base is None and "without_rules" not in raw:
         return raw
     if not isinstance(base, str):
-        raise UsageError(f"target profile {path}: extends = {base!r}: must be a target's name or a path")
+        shown = "is missing" if base is None else f"= {base!r}"
+        raise UsageError(f"target profile {path}: extends {shown}: must be a target's name or a path")
     return _extend(_read_base(base, path, (*above, path.resolve())), raw, f"target profile {path}")
 
 
@@ -175,6 +177,8 @@ def _read_base(base: str, path: pathlib.Path, above: tuple[pathlib.Path, ...]) -
 def _extend(base: Mapping[str, Any], raw: dict[str, Any], origin: str) -> dict[str, Any]:
     """Return the profile `base` changed by `raw`, which may leave out rules of `base` by id."""
     without = raw.pop("without_rules", [])
+    if not isinstance(without, list):
+        raise UsageError(f"{origin}: without_rules = {without!r}: must be a list")
     inherited = [rule["id"] for rule in base.get("rules", [])]
     for name in without:
         if name not in inherited:
@@ -224,26 +228,37 @@ def _profile(raw: Mapping[str, Any], origin: str) -> Profile:
 
 def _explain(raw: Mapping[str, Any], error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(location) or "the profile"
+    key = ".".join(_spell(raw, first["loc"]))
     if first["type"] == "missing":
         return f"key {key} is missing"
     if first["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        return f"unknown key {key}.{near_names(location[-1], known)} Known here: {', '.join(known)}"
-    problem = first["msg"].removeprefix("Value error, ")
-    problem = problem[0].lower() + problem[1:]
+        known = _known_keys(first["loc"][:-1])
+        return f"unknown key {key}.{near_names(str(first['loc'][-1]), known)} Known here: {', '.join(known)}"
+    problem = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+    problem = problem.replace("Input should be", "must be")
     shown = repr(first["input"])
-    return f"{key}: {problem}" if len(shown) > 60 else f"{key} = {shown}: {problem}"
+    where = key if len(shown) > _LONGEST_SHOWN else f"{key} = {shown}"
+    return f"{where}: {problem}" if key else problem
 
 
-def _known_keys(location: list[str]) -> list[str]:
-    """Return the keys of the table at `location`, found by walking the schema's classes."""
-    table: Any = Profile
+def _spell(raw: Any, location: Iterable[int | str]) -> Iterator[str]:
+    """Yield the parts of a key. Entries of a list of tables go by their id or name, not by their place."""
     for part in location:
-        if isinstance(table, type) and issubclass(table, pydantic.BaseModel):
-            table = _table_of(table.model_fields[part].annotation)
-    return sorted(table.model_fields)
+        try:
+            raw = raw[part]
+        except (KeyError, IndexError, TypeError):
+            raw = None
+        named = raw if isinstance(part, int) and isinstance(raw, dict) else {}
+        yield str(named.get("id", named.get("name", part)))
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    """Return the keys of the table at `location`, found by walking the schema's classes."""
+    table = Profile
+    for part in location:
+        if part in table.model_fields:  # else an index, or the name of an entry, inside the same field
+            table = _table_of(table.model_fields[str(part)].annotation)
+    return sorted([*table.model_fields, *(() if location else ("extends", "without_rules"))])
 
 
 def _table_of(annotation: Any) -> Any:

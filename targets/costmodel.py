@@ -103,7 +103,9 @@ class RooflineCost:
     def convert_seconds(self, value: onnx_ir.Value, to: Precision) -> float:
         """Return the predicted time to change `value` from the other precision to `to`, at batch 1.
 
-        Images (rank 4 and up) change their layout too. Where the shape is unknown: the overhead alone.
+        Images (rank 4 and up) change their layout too. An operator of `converted_tap_ns` on either side is
+        counted here: the runtime moves the conversion before it, or finds the integers in the wrong layout.
+        Where the shape is unknown: the overhead alone.
         """
         roofline = self._roofline
         elements = element_count(value) or 0
@@ -111,7 +113,14 @@ class RooflineCost:
         is_image = shape is not None and len(shape) >= 4
         rate = roofline.convert_ns.of(to) + (roofline.layout_ns.of(to) if is_image else 0.0)
         calls = 2 if is_image else 1
-        return elements * rate * 1e-9 + calls * roofline.overhead_us.of(to) * 1e-6
+        slow = sum(map(self._slow_behind_conversion, _neighbours(value))) if to == "int8" else 0.0
+        return (elements * rate + slow) * 1e-9 + calls * roofline.overhead_us.of(to) * 1e-6
+
+    def _slow_behind_conversion(self, node: onnx_ir.Node) -> float:
+        """Nanoseconds that `node` takes longer on integers that no integer operator made."""
+        rate = self._roofline.converted_tap_ns.get(node.op_type, 0.0)
+        taps = math.prod(node.attributes.get_ints("kernel_shape", [1]))
+        return rate * taps * (element_count(node.outputs[0]) or 0)
 
     def explain(self, node: onnx_ir.Node, precision: Precision = "float32") -> CostBreakdown:
         """Return what `node_seconds` is made of."""
@@ -203,6 +212,12 @@ class RooflineCost:
         if work.kind == "depthwise":
             return work.outputs * _round_up(work.groups, step) / work.groups
         return _round_up(work.outputs, step)
+
+
+def _neighbours(value: onnx_ir.Value) -> list[onnx_ir.Node]:
+    """Return the nodes that make and read `value`."""
+    producer = value.producer()
+    return [*([] if producer is None else [producer]), *value.consumers()]
 
 
 def _is_linear(node: onnx_ir.Node) -> bool:

@@ -207,6 +207,12 @@ class Roofline(_Table):
         description="and its layout, where it is an image, nanoseconds per element"
     )
 
+    converted_tap_ns: dict[str, NotNegative] = pydantic.Field(
+        default_factory=dict,
+        description="operators that are slow on integers fresh from a conversion: "
+        "nanoseconds for each output element and kernel position, on top",
+    )
+
     @pydantic.field_validator("elements")
     @classmethod
     def _has_default(cls, elements: dict[str, Rates]) -> dict[str, Rates]:

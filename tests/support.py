@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir
 
-__all__ = ["Array", "random_feeds", "run", "run_named", "text_model"]
+__all__ = ["Array", "random_feeds", "run", "run_named", "tensor_of", "text_model"]
 
 Array = npt.NDArray[Any]
 AnyModel = onnx_ir.Model | onnx.ModelProto | bytes | str | os.PathLike[str]
@@ -23,6 +23,13 @@ _SYMBOL_SIZES = (5, 7, 3, 11, 13)
 def text_model(text: str) -> onnx_ir.Model:
     """Return the model of an ONNX text form; weights belong in the text or are set by the test."""
     return onnx_ir.from_onnx_text(text)
+
+
+def tensor_of(model: onnx_ir.Model, name: str) -> onnx_ir.TensorProtocol:
+    """Return the tensor of the main graph's initializer `name`."""
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None, name
+    return tensor
 
 
 def run_named(model: AnyModel, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -28,10 +28,7 @@ _HEAVY = {
     "sklearn",
     "typer",
 }
-_HOMES = {
-    "tools/cli": {"typer"},
-    "tools/report": {"rich"},
-}  # the folders that a heavy module is the subject of
+_HOMES = {"tools/cli": {"typer"}, "tools/report": {"rich"}}  # about one of them, and imported late
 _MACHINE_PATH = re.compile(r"(?<![\w.])/(work|home|root|opt|Users|tmp|mnt)/\w|[A-Z]:\\\\?Users")
 _ALIAS = re.compile(r"[A-Z]\w*[a-z]\w*")  # in an assignment: CapWords, as type aliases are
 _OWN_MODULE_TEXT = re.compile(r"onnxpress\.(ir|passes|targets|tools)\.[\w.]+(:\w+)?")
@@ -104,29 +101,22 @@ def test_the_rooms_hold_modules() -> None:
     assert {_name(path).partition("/")[0] for path in _MODULES} == set(_ROOMS)
 
 
+def _is_upward(path: Path, name: str) -> bool:
+    """Whether the module `name` lies in a room that the file must not know."""
+    own, target = _name(path).partition("/")[0], _room(name)
+    return target is not None and _ROOMS.index(target) > _ROOMS.index(own)
+
+
 @pytest.mark.parametrize("path", _MODULES, ids=_name)
 def test_imports_run_one_way(path: Path) -> None:
-    room = _name(path).partition("/")[0]
-    allowed = _ROOMS[: _ROOMS.index(room) + 1]
-    upward = [
-        f"line {line}: {name}"
-        for line, name in _all_imports(path)
-        if (target := _room(name)) is not None and target not in allowed
-    ]
-    assert upward == []
+    assert [f"line {line}: {name}" for line, name in _all_imports(path) if _is_upward(path, name)] == []
 
 
 @pytest.mark.parametrize("path", _MODULES, ids=_name)
-def test_lazily_imported_names_run_one_way(path: Path) -> None:
-    """Module names in strings, as registries keep them, obey the same order."""
-    room = _name(path).partition("/")[0]
-    allowed = _ROOMS[: _ROOMS.index(room) + 1]
-    upward = [
-        f"line {line}: {text}"
-        for line, text in _text_constants(path)
-        if _OWN_MODULE_TEXT.fullmatch(text) and _room(text) not in allowed
-    ]
-    assert upward == []
+def test_names_of_modules_in_strings_run_one_way(path: Path) -> None:
+    """Registries keep them, to import late."""
+    names = [(line, text) for line, text in _text_constants(path) if _OWN_MODULE_TEXT.fullmatch(text)]
+    assert [f"line {line}: {name}" for line, name in names if _is_upward(path, name)] == []
 
 
 @pytest.mark.parametrize("path", [*_MODULES, *_TESTS], ids=_name)
@@ -234,6 +224,7 @@ def test_no_path_of_a_machine_is_written_down(path: Path) -> None:
 
 
 def _python(code: str) -> str:
+    """Return what `code` prints in a fresh process."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -241,12 +232,8 @@ def _python(code: str) -> str:
 
 def _loaded_by(code: str, wanted: tuple[str, ...]) -> str:
     """Return which of the modules `wanted` are loaded in a fresh process after `code` ran."""
-    report = f"import sys; print([name for name in {wanted!r} if name in sys.modules], file=sys.stderr)"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stderr.strip()
+    report = f"import sys; print([name for name in {wanted!r} if name in sys.modules])"
+    return _python(f"{code}\n{report}").splitlines()[-1]
 
 
 def test_importing_the_package_is_light() -> None:

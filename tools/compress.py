@@ -64,7 +64,7 @@ class Watch:
     verify_each: bool = False
     print_after_all: bool = False
     print_after_change: bool = False
-    printer: Printer | None = None
+    printer: Printer = print
     crash_dir: str | os.PathLike[str] | None = None
     progress: Progress = dataclasses.field(default_factory=Progress)
     latency_rounds: int = 30
@@ -84,7 +84,7 @@ def compress(
     print_after_change: bool = False,
     crash_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-    printer: Printer | None = None,
+    printer: Printer = print,
     latency_rounds: int = 30,
 ) -> Result:
     """Compress `model` for `target` and measure the result beside the original, which is never changed.
@@ -311,19 +311,24 @@ def _require_drop(plan: Plan, report: Report) -> None:
     )
 
 
-def _suggest(passes: Iterable[Pass], report: Report) -> str:
+def _suggest(passes: Sequence[Pass], report: Report) -> str:
     """Name the worst sites, and the pipeline that leaves them alone."""
     worst = report.worst_sites(_WORST_SITES)
     if not worst:
         return ""
     named = ", ".join(f"{site.name!r} ({_describe_error(site)})" for _, site in worst)
-    specs = []
-    for one in passes:
-        spec, sites = to_spec(one), [site.name for name, site in worst if name == one.name]
-        if sites and isinstance(one.options, SiteOptions):
-            spec = PassSpec(spec.name, {**spec.options, "exclude": [*one.options.exclude, *sites]})
-        specs.append(spec)
-    return f" Worst sites: {named}. Leave them alone with: --passes '{format_pipeline(specs)}'"
+    given = [to_spec(one) for one in passes]
+    spared = [_without(one, [site.name for name, site in worst if name == one.name]) for one in passes]
+    advice = f" Leave them alone with: --passes '{format_pipeline(spared)}'" if spared != given else ""
+    return f" Worst sites: {named}.{advice}"
+
+
+def _without(one: Pass, sites: Sequence[str]) -> PassSpec:
+    """Return the spec of a pass that leaves `sites` alone too, where it takes selectors."""
+    spec = to_spec(one)
+    if not sites or not isinstance(one.options, SiteOptions):
+        return spec
+    return PassSpec(spec.name, {**spec.options, "exclude": [*one.options.exclude, *sites]})
 
 
 def _describe_error(site: Site) -> str:

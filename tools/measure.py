@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir
 
+from onnxpress.ir import model_io, onnx_file
 from onnxpress.ir.analysis.compare import Comparison, Difference, compare
 from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.data import DataSource
@@ -123,8 +123,12 @@ def _compared(
     progress: Progress | None,
 ) -> Pair:
     """Add fidelity of the models as they are written, and accuracy of the models as they are run."""
-    written = compare(before, after, data, samples=effort.written, limit_bytes=_BATCH_BYTES, progress=progress)
-    as_run = compare(before, after, data, samples=effort.run, optimize=True, limit_bytes=_BATCH_BYTES, progress=progress)
+    written = compare(
+        before, after, data, samples=effort.written, limit_bytes=_BATCH_BYTES, progress=progress
+    )
+    as_run = compare(
+        before, after, data, samples=effort.run, optimize=True, limit_bytes=_BATCH_BYTES, progress=progress
+    )
     sqnr, sqnr_run = _worst_db(written), _worst_db(as_run)
     notes = pair.notes
     if sqnr is not None and sqnr_run is not None and sqnr_run < min(sqnr, SQNR_CEILING_DB) - _RUNTIME_LOSS_DB:
@@ -169,12 +173,14 @@ def _timed(pair: Pair, before: Subject, after: Subject, data: DataSource | None,
 
 
 def source_bytes(source: object, model: onnx_ir.Model) -> int:
-    """Return what the model takes where it came from: a file with its external data, or serialized."""
+    """Return what the model takes where it came from: a file with its data files, or serialized."""
     if not isinstance(source, str | os.PathLike):
-        from onnxpress.ir.model_io import size_bytes
-
-        return size_bytes(model)
-    return sum(path.stat().st_size for path in {Path(source), *_external_files(model)})
+        return model_io.size_bytes(model)
+    path = Path(source)
+    size = path.stat().st_size
+    if size > cost(model).weight_bytes:
+        return size  # the weights are inside
+    return size + sum(file.stat().st_size for file in _data_files(path))
 
 
 def peak_rss_bytes() -> int:
@@ -187,11 +193,12 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _external_files(model: onnx_ir.Model) -> Iterable[Path]:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, onnx_ir.ExternalTensor):
-                yield Path(value.const_value.path)
+def _data_files(path: Path) -> set[Path]:
+    tensors = onnx_file.tensors_of(onnx_file.read(path).proto)
+    locations = (
+        entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"
+    )
+    return {path.parent / location for location in locations}
 
 
 def _one_batch(subject: Subject, data: DataSource | None) -> dict[str, np.ndarray]:

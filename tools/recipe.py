@@ -19,7 +19,7 @@ import pydantic
 from onnxpress.ir.errors import InputError, UsageError, near_names
 from onnxpress.tools.outputs import write_text
 
-__all__ = ["MANIFEST_KEY", "Recipe", "installed_versions"]
+__all__ = ["MANIFEST_KEY", "Recipe", "installed_versions", "portable"]
 
 MANIFEST_KEY = "onnxpress.manifest"
 

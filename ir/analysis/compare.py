@@ -378,7 +378,9 @@ def _listing(names: Iterable[str]) -> str:
 
 
 def _describe(value: onnx_ir.Value) -> str:
-    dtype = "?" if value.dtype is None else value.dtype.name.lower()
+    if value.dtype is None:
+        return f"? {describe_shape(value.shape)}"
+    dtype = "string" if value.dtype == onnx_ir.DataType.STRING else value.dtype.numpy().name
     return f"{dtype} {describe_shape(value.shape)}"
 
 

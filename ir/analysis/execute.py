@@ -207,7 +207,7 @@ class BatchRunner:
         outputs = {str(value.name): value for value in model.graph.outputs}
         self._leading = [name for name in session.output_names if name in outputs]
         own_lengths = any(map(_has_own_length, outputs.values()))
-        self._alone = not has_shared_batch(model) or self._fixed == 1 or (self._fixed is None and own_lengths)
+        self._alone = not has_shared_batch(model) or (self._fixed is None and own_lengths)
 
     def run(self, batch: Batch) -> dict[str, _Array]:
         """Return the session's outputs for all samples of `batch`.

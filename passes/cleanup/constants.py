@@ -52,18 +52,13 @@ class Folded:
 def lift(model: onnx_ir.Model) -> list[str]:
     """Turn Constant nodes into initializers, in every graph, and return the names of those nodes.
 
-    Those behind a graph output stay, and so do short forms (`value_int`, ...) beside a sparse constant.
+    Those behind a graph output stay.
     """
-    constants = (node for node in model.graph.all_nodes() if node.op_type == "Constant")
-    nodes = [node for node in constants if is_default_domain(node)]
+    nodes = [node for node in model.graph.all_nodes() if node.op_type == "Constant" and is_default_domain(node)]
     if not nodes:
         return []
-    # Asked to lift all forms, onnx-ir fails on a sparse one.
-    is_sparse = any("sparse_value" in node.attributes for node in nodes)
-    lift_constants = onnx_ir.passes.common.LiftConstantsToInitializersPass(
-        lift_all_constants=not is_sparse, size_limit=0
-    )
-    lift_constants(model)
+    lift_constants = onnx_ir.passes.common.LiftConstantsToInitializersPass
+    lift_constants(lift_all_constants=True, size_limit=0)(model)
     allow_initializers(model)
     return [node.name or "" for node in nodes if node.graph is None]
 
@@ -78,7 +73,7 @@ def fold(model: onnx_ir.Model) -> Folded:
         try:
             optimizer.fold_constants(
                 model,
-                onnx_shape_inference=True,
+                onnx_shape_inference=before.has_gaps,
                 input_size_limit=CHEAP_ELEMENTS,
                 output_size_limit=_UNLIMITED,
                 should_fold=_ask,
@@ -146,7 +141,10 @@ class _Face:
 
 
 class _Snapshot:
-    """What onnxscript may lose on the way: faces, names, notes. And what was there, to tell what is new."""
+    """What onnxscript may lose on the way: faces, names, notes. And what was there, to tell what is new.
+
+    has_gaps: whether a type or shape is not fully known, so that inferring again may find more.
+    """
 
     def __init__(self, model: onnx_ir.Model) -> None:
         graph = model.graph
@@ -202,6 +200,12 @@ class _Snapshot:
             if node not in survivors:
                 stem = inherited.get(node.outputs[0].name) or f"{node.outputs[0].name}_{node.op_type}"
                 node.name = fresh_name(stem, taken)
+
+
+def _has_gap(value: onnx_ir.Value) -> bool:
+    if value.type is None or value.shape is None:
+        return bool(value.name)
+    return not all(isinstance(dim, int) or dim.value in wanted for dim in value.shape)
 
 
 def _values(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:

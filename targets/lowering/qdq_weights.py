@@ -11,7 +11,7 @@ is int32 as well; a Conv it fuses without either. Both were seen on the optimize
 The weight-only form is Cast and Mul because onnxruntime folds those once at load; a DequantizeLinear before a Conv
 it would run each time, and lose its blocked layout besides.
 
-Integer convolution kernels on x86 read input channels four at a time. A first layer has one or three, falls back to a
+Integer convolution kernels on x86 read input channels four at a time. A first layer of three falls back to a
 path half as fast, and is therefore padded with channels of zeros (`input_channel_multiple`): a copy of integers, and
 weights of zero, so that the sum is the same.
 """
@@ -149,6 +149,8 @@ class _Weights:
         missing = -view.in_channels % self.scheme.input_channel_multiple
         if view.node.op_type != "Conv" or view.groups != 1 or missing == 0 or math.prod(view.kernel) == 1:
             return encoded
+        if missing >= view.in_channels:
+            return encoded  # one channel to four wins back no more than it costs (measured on lenet5)
         node, graph = view.node, self.emit.graph
         rank = len(view.kernel) + 2
         pads = np.zeros(2 * rank, np.int64)

@@ -53,7 +53,9 @@ def test_formula_and_layout(folder: Path) -> None:
     source = open_data("photos", model=model())
     assert source.count == 2 and not source.has_labels
     batch = source.head(2)
-    expected = (pixels(seed=1) * np.float32(0.5) - np.float32([1, 2, 3])) / np.float32([4, 5, 6])
+    expected = (pixels(seed=1) * np.float32(0.5) - np.array([1, 2, 3], np.float32)) / np.array(
+        [4, 5, 6], np.float32
+    )
     assert batch.feeds["x"].dtype == np.float32
     np.testing.assert_array_equal(batch.feeds["x"][1], expected.transpose(2, 0, 1))
 
@@ -112,7 +114,8 @@ def test_digest_follows_files_and_table(folder: Path) -> None:
 def test_table_is_never_guessed(folder: Path) -> None:
     refused(
         InputError,
-        "data 'photos': the folder holds 2 images and no preprocessing.toml that says how the model takes them. "
+        "data 'photos': the folder holds 2 images and no preprocessing.toml that says how the model takes "
+        "them. "
         "Write one, with size, crop, channel_order, layout, scale, mean and std",
         lambda: open_data("photos"),
     )

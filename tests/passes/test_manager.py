@@ -143,8 +143,10 @@ def test_whatever_a_pass_edits_the_input_stays() -> None:
     model.meta["onnxpress.test"] = 1
     before = model_io.to_proto_bytes(model)
 
+    seen: list[Any] = []
+
     def edit(model: onnx_ir.Model) -> None:
-        assert model.meta["onnxpress.test"] == 1
+        seen.append(model.meta["onnxpress.test"])
         hidden = _node(model, "add").outputs[0]
         hidden.dtype = onnx_ir.DataType.INT8
         hidden.shape = onnx_ir.Shape([7])
@@ -157,6 +159,7 @@ def test_whatever_a_pass_edits_the_input_stays() -> None:
         raise RuntimeError
 
     _refusal(_pass(edit), model=model)
+    assert seen == [1]
     assert model_io.to_proto_bytes(model) == before
 
 
@@ -312,6 +315,10 @@ def _fix_batch(model: onnx_ir.Model) -> None:
     model.graph.inputs[0].shape = onnx_ir.Shape([1, 3])
 
 
+def _lose_shape(model: onnx_ir.Model) -> None:
+    model.graph.outputs[0].shape = None
+
+
 def _add_output(model: onnx_ir.Model) -> None:
     model.graph.outputs.append(_node(model, "add").outputs[0])
 
@@ -323,6 +330,7 @@ def _add_output(model: onnx_ir.Model) -> None:
         (_add_output, "(x: float[N,3]) -> (y: float[N,3], h: float[N,3])"),
         (_retype_input, "(x: double[N,3]) -> (y: double[N,3])"),
         (_fix_batch, "(x: float[1,3]) -> (y: float[N,3])"),
+        (_lose_shape, "(x: float[N,3]) -> (y: float)"),
     ],
 )
 def test_changed_interface_is_refused(rewrite: Rewrite, interface: str) -> None:
@@ -334,9 +342,10 @@ def test_changed_interface_is_refused(rewrite: Rewrite, interface: str) -> None:
     )
 
 
-def test_unknown_output_dimension_may_become_known() -> None:
+@pytest.mark.parametrize("unknown", [None, onnx_ir.Shape([None, 3])])
+def test_unknown_output_dimension_may_become_known(unknown: onnx_ir.Shape | None) -> None:
     model = _model()
-    model.graph.outputs[0].shape = onnx_ir.Shape([None, 3])
+    model.graph.outputs[0].shape = unknown
 
     def infer(model: onnx_ir.Model) -> None:
         model.graph.outputs[0].shape = onnx_ir.Shape(["N", 3])
@@ -378,6 +387,18 @@ def test_unexpected_failure_names_pass_node_and_first_cause() -> None:
     assert type(error) is InternalError and error.exit_code == 70
     assert str(error) == f"my-pass: failed at node 'relu' (Relu): KeyError: 'relu'. {_RERUN}"
     assert isinstance(error.__cause__, RuntimeError)
+
+
+def test_failure_names_the_node_that_the_innermost_code_had_in_hand() -> None:
+    def rewrite_one(found: onnx_ir.Node) -> None:
+        raise ValueError("no weight")
+
+    def rewrite(model: onnx_ir.Model) -> None:
+        first = model.graph[0]
+        rewrite_one(model.graph[1])
+        assert first
+
+    assert str(_refusal(_pass(rewrite))) == f"my-pass: failed at node 'relu' (Relu): ValueError: no weight. {_RERUN}"
 
 
 def test_failure_without_a_node_or_a_message() -> None:
@@ -552,6 +573,48 @@ def test_verify_each_compares_on_the_data_given() -> None:
     assert check is not None and (check.samples, check.sqnr_db) == (3, np.inf)
     negative = {"x": np.full((3, 3), -9, np.float32)}
     assert "must stay equal" in str(_refusal(drop, model=model, data=negative, verify_each=True))
+
+
+def test_verify_each_takes_equal_nan_and_infinity_for_equal() -> None:
+    model = _load("""
+        <ir_version: 10, opset_import: ["": 18]>
+        main (float[N, 2] x) => (float[N, 2] y, float[N, 2] z) <float[2] w = {1, 2}> {
+            [log] y = Log (x)
+            [relu] h = Neg (x)
+            [add] z = Add (h, w)
+        }
+    """)
+    data = {"x": np.array([[-1, 0], [1, 2]], np.float32)}  # Log gives NaN and -inf
+    exact = _run(_pass(_set_type("relu", "Neg")), model=model, data=data, verify_each=True)[0].check
+    assert exact is not None and exact.sqnr_db == np.inf
+    lossy = _pass(_scale_weight(1.5), fidelity="lossy")
+    check = _run(lossy, model=model, data=data, verify_each=True)[0].check  # the worse of y and z
+    assert check is not None and check.sqnr_db == pytest.approx(10 * np.log10((4 + 4) / (2 * 0.25 + 2 * 1)))
+    for fidelity, message in {
+        "bits": "'y' must stay equal and differs in 4 of 4 numbers, by up to inf",
+        "rounding": "'y' differs by inf, which is more than 7.03e-05 (0.0001 * max |output| 0.693 + 1e-06)",
+    }.items():
+        absolute = _pass(_set_type("log", "Abs"), fidelity=fidelity)  # type: ignore[arg-type]
+        error = _refusal(absolute, model=model, data=data, verify_each=True)
+        assert str(error) == f"my-pass: --verify-each: output {message}, over 2 samples. {_RERUN}"
+
+
+def test_verify_each_refuses_another_shape() -> None:
+    model = _load("""
+        <ir_version: 10, opset_import: ["": 18]>
+        main (float[N, 2] x) => (float[M, 2] y) {
+            [concat] y = Concat <axis = 0> (x, x)
+        }
+    """)
+
+    def once(model: onnx_ir.Model) -> None:
+        node = _node(model, "concat")
+        node.resize_inputs(1)
+
+    error = _refusal(_pass(once, fidelity="rounding"), model=model, verify_each=True)
+    assert str(error) == (
+        f"my-pass: --verify-each: output 'y' had the shape [4, 2] and has [2, 2], over 4 samples. {_RERUN}"
+    )
 
 
 def test_verify_each_refuses_an_unrecorded_change() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import enum
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -224,6 +225,19 @@ _TUNED = st.fixed_dictionaries(
 def test_built_pass_survives_its_text(options: dict[str, Any]) -> None:
     built = _Tuned(**options)
     assert build(format_pipeline([to_spec(built)]))[0].options == built.options
+
+
+@pytest.mark.parametrize("word", ["8", "-0", "0.5", "1e5", "inf", "nan", "true", "false", "", "a b", "a#b", "[*", "'"])
+def test_string_that_would_read_as_something_else_is_quoted(word: str) -> None:
+    text = format_pipeline([PassSpec("p", {"k": word})])
+    assert text == f'p{{k="{word}"}}'
+    assert parse(text) == (PassSpec("p", {"k": word}),)
+
+
+@pytest.mark.parametrize("word", ["none", "007", "+8", "True", "é", "/conv/Conv", "type:Conv*", r"C:\x"])
+def test_plain_string_is_not_quoted(word: str) -> None:
+    assert format_value(word) == word
+    assert format_value(f"{word} \n") == json.dumps(f"{word} \n", ensure_ascii=False)
 
 
 def test_to_spec_keeps_only_what_differs_from_the_defaults() -> None:

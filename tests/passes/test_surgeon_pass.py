@@ -88,6 +88,19 @@ def test_a_function_that_does_nothing_leaves_the_very_graph() -> None:
     assert model.graph is graph
 
 
+def test_left_out_inputs_are_no_change() -> None:
+    model = model_io.load(
+        text_model("""
+        <ir_version: 10, opset_import: ["": 18]>
+        main (float[N, 3] x, float low) => (float[N, 3] y) {
+            [upper] h = Clip (x, , low)
+            [lower] y = Clip (h, low, )
+        }
+    """)
+    )
+    assert _run(surgeon_pass(name="nothing", fidelity="bits")(lambda graph: None), model)[1].rewrites == Rewrites()
+
+
 def test_what_the_script_leaves_alone_comes_back_as_it_was() -> None:
     model = _model()
     value = next(node for node in model.graph if node.name == "mm").outputs[0]

@@ -159,52 +159,76 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a = ", "target profile {path}: not TOML: Invalid value (at end of document)"),
-        ('extends = "host-gpu"', "target profile {path}: extends = 'host-gpu': no such target. Did you mean 'host-cpu'? "
-         "There are: host-cpu, mobile-cpu; or give the path of a .toml file"),
-        ('extends = "phone.toml"', "target profile {path}: extends = 'phone.toml': leads back to itself"),
-        ('extends = "none.toml"', "target profile {folder}/none.toml: there is no such file"),
-        ("extends = 3", "target profile {path}: extends = 3: must be a target's name or a path"),
-        ('name = "mine"', "{path}: key summary is missing"),
-        (_HEAD + 'channels = 3', "{path}: unknown key channels. Did you mean 'channel_multiple'? Known here: "
-         "channel_multiple, encodings, lowering, max_ir_version, name, opset, pipeline, quantization, roofline, rules, "
-         "runtime, summary"),
-        (_HEAD + "quantization.wieght = 3", "{path}: unknown key quantization.wieght. Did you mean 'weight'? Known here: "
-         "activation, bias, carry, compute, fused_activations, input_channel_multiple, same_scale, weight, "
-         "weight_per_channel"),
-        (_HEAD + "quantization.weight.bits = 7", "{path}: quantization.weight.bits = 7: input should be 2, 4, 8 or 16"),
-        (_HEAD + 'quantization.carry = ["Add"]\nquantization.same_scale = ["Add", "Max"]',
-         "{path}: quantization: same_scale names operators that are not in carry: Max"),
-        (_HEAD + "opset.min = 30", "{path}: opset: min 30 is above max 26"),
-        (_HEAD + 'runtime = "tensorrt"', "{path}: runtime = 'tensorrt': input should be 'onnxruntime-cpu'"),
-        (_HEAD + "roofline.conv.float32 = 0", "{path}: roofline.conv.float32 = 0: input should be greater than 0"),
-        (_HEAD + "roofline.conv.float32 = inf", "{path}: roofline.conv.float32 = inf: input should be a finite number"),
-        (_HEAD + "roofline.elements.Erf.float3 = 1", "{path}: key roofline.elements.Erf.float32 is missing"),
-        (_HEAD + 'lowering = ["qqd"]', "{path}: lowering: there is no step 'qqd'. There are: qdq"),
-        (_HEAD + 'without_rules = ["signed"]', "target profile {path}: without_rules: there is no rule 'signed'. "
-         "Did you mean 'signed-residual'?"),
-        (_HEAD + '[[rules]]\nid = "a"\ncheck = "bais-scale"\nsource = "s"\nadvice = "a"',
-         "{path}: rule 'a': there is no check 'bais-scale'. Did you mean 'bias-scale'?"),
-        (_HEAD + '[[rules]]\nid = "a"\ncheck = "present"\nadvice = "a"', "{path}: key rules.20.source is missing"),
-        (_HEAD + 'name2 = "a"\n[[rules]]\nid = "a"\ncheck = "present"\nop = ["Erf"]\nsource = "s"\nadvice = "a"',
-         "{path}: unknown key rules.20.op. Did you mean 'ops'? Known here: advice, check, domains, id, inputs, ops, "
-         "severity, source, tolerance"),
-        (_HEAD + 'rules = 3', "{path}: rules = 3: input should be a valid tuple"),
-        (_HEAD + '[[encodings]]\nname = "a"\nforms = ["qdq"]\n[[encodings]]\nname = "a"\nforms = ["qdq"]',
-         "{path}: encodings: name 'a' appears twice"),
+        ("a = ", "not TOML: Invalid value (at end of document)"),
+        (
+            'extends = "host-gpu"',
+            "extends = 'host-gpu': no such target. Did you mean 'host-cpu'? "
+            "There are: host-cpu, mobile-cpu; or give the path of a .toml file",
+        ),
+        ('extends = "phone.toml"', "extends = 'phone.toml': leads back to itself"),
+        ("extends = 3", "extends = 3: must be a target's name or a path"),
+        ("without_rules = []", "extends is missing: must be a target's name or a path"),
+        (_HEAD + "without_rules = 3", "without_rules = 3: must be a list"),
+        (
+            _HEAD + 'without_rules = ["signed"]',
+            "without_rules: there is no rule 'signed'. Did you mean 'signed-residual'?",
+        ),
+        ('name = "mine"', "key summary is missing"),
+        (
+            _HEAD + "channels = 3",
+            "unknown key channels. Did you mean 'channel_multiple'? Known here: channel_multiple, "
+            "encodings, extends, lowering, max_ir_version, name, opset, pipeline, quantization, roofline, "
+            "rules, runtime, summary, without_rules",
+        ),
+        (
+            _HEAD + "quantization.wieght = 3",
+            "unknown key quantization.wieght. Did you mean 'weight'? Known here: activation, bias, carry, "
+            "compute, fused_activations, input_channel_multiple, same_scale, weight, weight_per_channel",
+        ),
+        (_HEAD + "quantization.weight.bits = 7", "quantization.weight.bits = 7: must be 2, 4, 8 or 16"),
+        (
+            _HEAD + 'quantization.carry = ["Add"]\nquantization.same_scale = ["Add", "Max"]',
+            "quantization: same_scale names operators that are not in carry: Max",
+        ),
+        (_HEAD + "opset.min = 30", "opset: min 30 is above max 26"),
+        (_HEAD + 'runtime = "tensorrt"', "runtime = 'tensorrt': must be 'onnxruntime-cpu'"),
+        (_HEAD + "roofline.conv.float32 = 0", "roofline.conv.float32 = 0: must be greater than 0"),
+        (_HEAD + "roofline.conv.float32 = inf", "roofline.conv.float32 = inf: must be a finite number"),
+        (_HEAD + "roofline.elements.Erf.float3 = 1", "key roofline.elements.Erf.float32 is missing"),
+        (
+            _HEAD + "roofline.elements.Add.float3 = 1",
+            "unknown key roofline.elements.Add.float3. Did you mean 'float32'? Known here: float32, int8",
+        ),
+        (_HEAD + 'lowering = ["qqd"]', "lowering: there is no step 'qqd'. There are: qdq"),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "bais-scale"\nsource = "s"\nadvice = "a"',
+            "rule 'a': there is no check 'bais-scale'. Did you mean 'bias-scale'?",
+        ),
+        (_HEAD + '[[rules]]\nid = "a"\ncheck = "present"\nadvice = "a"', "key rules.a.source is missing"),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "present"\nop = ["Erf"]\nsource = "s"\nadvice = "a"',
+            "unknown key rules.a.op. Did you mean 'ops'? Known here: advice, check, domains, id, inputs, "
+            "ops, severity, source, tolerance",
+        ),
+        (_HEAD + "rules = 3", "rules = 3: must be a list"),
+        (
+            _HEAD + '[[encodings]]\nname = "a"\nforms = ["qdq"]\n[[encodings]]\nname = "a"\nforms = ["qdq"]',
+            "encodings: name 'a' appears twice",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_broken_file_says_file_key_and_what_was_expected(tmp_path: Path, text: str, message: str) -> None:
     path = _file(tmp_path, text)
-    assert _error(path) == message.format(path=path, folder=tmp_path)
+    assert _error(path) == f"target profile {path}: {message}"
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     assert _error("no/such.toml") == "target profile no/such.toml: there is no such file"
+    path = _file(tmp_path, 'extends = "none.toml"')
+    assert _error(path) == f"target profile {tmp_path}/none.toml: there is no such file"
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    assert _error(tmp_path / "binary.toml").startswith(
-        f"target profile {tmp_path}/binary.toml: cannot be read: "
-    )
+    start = f"target profile {tmp_path}/binary.toml: cannot be read: "
+    assert _error(tmp_path / "binary.toml").startswith(start)
     (tmp_path / "folder.toml").mkdir()
     assert re.match(
         r"target profile .*folder.toml: cannot be read: .*directory", _error(tmp_path / "folder.toml")

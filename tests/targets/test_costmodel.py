@@ -35,13 +35,16 @@ def _node(op: str, *inputs: onnx_ir.Value | None, out: onnx_ir.Value, **attribut
 
 
 def _conv(
-    channels: int = 32, outputs: int = 32, size: int = 14, kernel: int = 3, group: int = 1, op: str = "Conv"
+    channels: int = 32, outputs: int = 32, size: int = 14, kernel: int = 3, group: int = 1
 ) -> onnx_ir.Node:
-    weight = _value(outputs, channels // group, kernel, kernel)
-    if op == "ConvTranspose":
-        weight = _value(channels, outputs // group, kernel, kernel)
     data, out = _value("N", channels, size, size), _value("N", outputs, size, size)
-    return _node(op, data, weight, out=out, group=group)
+    return _node("Conv", data, _value(outputs, channels // group, kernel, kernel), out=out, group=group)
+
+
+def _conv_transpose(channels: int = 32, outputs: int = 32, size: int = 14, kernel: int = 3) -> onnx_ir.Node:
+    data, out = _value("N", channels, size, size), _value("N", outputs, 2 * size, 2 * size)
+    weight = _value(channels, outputs, kernel, kernel)
+    return _node("ConvTranspose", data, weight, out=out, strides=[2, 2])
 
 
 def _gemm(rows: int = 1, depth: int = 64, outputs: int = 64) -> onnx_ir.Node:
@@ -143,8 +146,8 @@ def test_products_grow_with_each_side(precision: Precision, rows: int, depth: in
         (_conv(group=32), "depthwise"),
         (_conv(outputs=64, group=32), "depthwise"),
         (_conv(group=4), "grouped"),
-        (_conv(op="ConvTranspose"), "conv"),
-        (_conv(op="ConvTranspose", kernel=1), "conv"),
+        (_conv_transpose(), "conv"),
+        (_conv_transpose(kernel=1), "conv"),
         (_gemm(), "gemm"),
     ],
 )
@@ -157,7 +160,7 @@ def test_operators_fall_into_classes(node: onnx_ir.Node, kind: str) -> None:
     [
         (_conv(channels=6, outputs=10, size=7), 10 * 49 * 6 * 9),
         (_conv(channels=6, outputs=10, size=7, group=2), 10 * 49 * 3 * 9),
-        (_conv(channels=6, outputs=10, size=7, op="ConvTranspose"), 10 * 49 * 6 * 9),
+        (_conv_transpose(channels=6, outputs=10, size=7), 10 * 49 * 6 * 9),
         (_gemm(3, 5, 7), 3 * 5 * 7),
         (_node("Gemm", _value(5, 3), _value(5, 7), out=_value(3, 7), transA=1), 3 * 5 * 7),
         (_node("Gemm", _value(3, 5), _value(7, 5), out=_value(3, 7), transB=1), 3 * 5 * 7),
@@ -186,8 +189,8 @@ def test_what_was_measured_on_the_host() -> None:
 def test_operators_without_an_integer_kernel_cost_infinitely_much() -> None:
     costs = _costs()
     image = _value("N", 8, 5, 5)
-    for op in ("AveragePool", "ConvTranspose", "Pad", "Resize", "Tanh"):
-        node = _conv(op=op) if op == "ConvTranspose" else _node(op, image, out=_value("N", 8, 5, 5))
+    for op in ("AveragePool", "ConvTranspose", "Max", "Resize", "Tanh"):
+        node = _conv_transpose() if op == "ConvTranspose" else _node(op, image, out=_value("N", 8, 5, 5))
         assert costs.node_seconds(node, "int8") == math.inf, op
         assert costs.explain(node, "int8").kind == "no kernel"
         assert 0 < costs.node_seconds(node) < math.inf
@@ -245,6 +248,17 @@ def test_conversion_grows_with_the_value_and_its_layout() -> None:
     assert costs.convert_seconds(_value("N", 10), "int8") == pytest.approx(20e-9 + 6e-6)
     assert costs.convert_seconds(_value("N", 10, 2, 2), "float32") == pytest.approx(160e-9 + 10e-6)
     assert costs.convert_seconds(onnx_ir.val("x"), "int8") == pytest.approx(6e-6)
+
+
+@pytest.mark.parametrize("side", ["behind", "before"])
+def test_pooling_next_to_a_conversion_is_slow(side: str) -> None:
+    costs = _costs(converted_tap_ns={"MaxPool": 2})
+    data, out = _value("N", 8, 10, 10), _value("N", 8, 5, 5)
+    plain = costs.convert_seconds(data if side == "behind" else out, "int8")
+    _node("MaxPool", data, out=out, kernel_shape=[3, 2], strides=[2, 2])
+    value = data if side == "behind" else out
+    assert costs.convert_seconds(value, "int8") == pytest.approx(plain + 8 * 25 * 6 * 2e-9)
+    assert costs.convert_seconds(value, "float32") < plain + 1e-9
 
 
 def test_explanations_add_up() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir
@@ -14,18 +15,20 @@ from onnxpress.targets.legality import CHECKS, Illegal, check_model
 from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError, inspect_kernels, smoke_run
 from tests.support import Array, random_feeds, run, text_model
 
+Constant = Array | onnx_ir.Tensor[Any]
+
 _RNG = np.random.default_rng(7)
 _CONSTANTS: dict[str, Array] = {
-    "s": np.float32(0.03),
-    "so": np.float32(0.11),
-    "s6": np.float32(6 / 255),
-    "s7": np.float32(7 / 255),
+    "s": np.array(0.03, np.float32),
+    "so": np.array(0.11, np.float32),
+    "s6": np.array(6 / 255, np.float32),
+    "s7": np.array(7 / 255, np.float32),
     "s1": np.array([0.03], np.float32),
-    "z": np.uint8(128),
-    "z0": np.uint8(0),
-    "zs": np.int8(0),
-    "zero": np.float32(0),
-    "six": np.float32(6),
+    "z": np.array(128, np.uint8),
+    "z0": np.array(0, np.uint8),
+    "zs": np.array(0, np.int8),
+    "zero": np.array(0, np.float32),
+    "six": np.array(6, np.float32),
     "w": _RNG.integers(-127, 128, (6, 6, 3, 3)).astype(np.int8),
     "wu": _RNG.integers(0, 256, (6, 6, 3, 3)).astype(np.uint8),
     "wf": _RNG.standard_normal((6, 6, 3, 3)).astype(np.float32),
@@ -37,6 +40,7 @@ _CONSTANTS: dict[str, Array] = {
     "ms": _RNG.uniform(0.001, 0.003, 4).astype(np.float32),
     "mf": _RNG.standard_normal((6, 4)).astype(np.float32),
     "mz": np.zeros(4, np.int8),
+    "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
     "mb": np.full(4, 0.5, np.float32),
 }
 _CONSTANTS["bs"] = (_CONSTANTS["s"] * _CONSTANTS["ws"]).astype(np.float32)
@@ -88,19 +92,19 @@ _POOL = """
 """
 
 
-def _model(body: str, data: str = _IMAGE, **constants: Array) -> onnx_ir.Model:
+def _model(body: str, data: str = _IMAGE, **constants: Constant) -> onnx_ir.Model:
     """Return the model of `body`, from x to y, with the constants that it reads."""
     model = text_model(f"""
         <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1, "acme" : 1]>
         g ({data} x) => (float y) {{ {body} }}
     """)
-    known = {**_CONSTANTS, **constants}
+    known: dict[str, Constant] = {**_CONSTANTS, **constants}
     for value in {value for node in model.graph for value in node.inputs if value is not None}:
         if value.name in known:
-            tensor = known[value.name]
-            ready = isinstance(tensor, onnx_ir.TensorProtocol)
-            value.const_value = tensor if ready else onnx_ir.tensor(tensor, name=value.name)
-            value.dtype, value.shape = value.const_value.dtype, value.const_value.shape
+            given = known[value.name]
+            tensor = given if isinstance(given, onnx_ir.Tensor) else onnx_ir.tensor(given, name=value.name)
+            value.const_value, value.dtype = tensor, tensor.dtype
+            value.shape = onnx_ir.Shape(tensor.shape.numpy())
             model.graph.register_initializer(value)
     for index, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{index}"
@@ -327,6 +331,14 @@ _CASES = [
         seen=None,
     ),
     _Case(
+        "float-pad",
+        "xq = QuantizeLinear(x, s, z) pq = Pad(xq, pads, z) y = DequantizeLinear(pq, s, z)",
+        "xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z) p = Pad(xd, pads) "
+        "pq = QuantizeLinear(p, s, z) y = DequantizeLinear(pq, s, z)",
+        "is quantized on both sides",
+        "Pad_2",
+    ),
+    _Case(
         "dynamic-conv",
         _CONV,
         "q, t, p = DynamicQuantizeLinear(x) i = ConvInteger<pads = [1, 1, 1, 1]>(q, w) y = Cast<to = 1>(i)",
@@ -375,8 +387,8 @@ def test_a_finding_reads_as_one_line() -> None:
     found = _found(_build(_CONV_RELU.replace("z0)", "z)"), _IMAGE))
     assert str(found[0]) == (
         "node 'Relu_4' (Relu): its output has zero point 128, must be 0 [relu-zero-point, measured: the Conv "
-        "before it is left in float, 0.75 times the float model's speed]. Quantize the output of Relu with the "
-        "lowest integer as zero point."
+        "before it is left in float, 0.75 times the float model's speed]. "
+        "Quantize the output of Relu with the lowest integer as zero point."
     )
 
 

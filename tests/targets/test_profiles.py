@@ -1,4 +1,4 @@
-"""The built-in profiles: complete, consistent with the passes and the runtime, and honest about their sources."""
+"""The built-in profiles: complete, consistent with passes and runtime, and honest about their sources."""
 
 from __future__ import annotations
 

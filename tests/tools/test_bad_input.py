@@ -1,4 +1,4 @@
-"""Every bad input is one line that says what, where and what to do, its exit status, and no file left behind."""
+"""Every bad input gives one line (what, where, what to do) and its exit status, and leaves no file behind."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _truncate(folder: Path) -> None:
     (folder / "cut.onnx").write_bytes(content[: len(content) // 2])
 
 
-def _write_text(folder: Path) -> None:
-    (folder / "text.onnx").write_text("no model\n" * 20)
+def _write_text(path: Path | str, text: str) -> None:
+    Path(path).write_text(text)
 
 
 def _move_weights_out(name: str, location: str | None) -> Prepare:
@@ -79,7 +79,7 @@ _BAD_MODELS: dict[str, tuple[Prepare, str]] = {
         "Copy it again, or export it again.",
     ),
     "text.onnx": (
-        _write_text,
+        lambda folder: _write_text(folder / "text.onnx", "no model\n" * 20),
         "text.onnx: is not an ONNX model, or is damaged (180 bytes). Export it again.",
     ),
     "gone.onnx": (lambda folder: None, "gone.onnx: there is no such model file. Check the path."),
@@ -90,14 +90,14 @@ _BAD_MODELS: dict[str, tuple[Prepare, str]] = {
     ),
     "outside.onnx": (
         _move_weights_out("outside.onnx", "../w.data"),
-        "outside.onnx: weight 'stem_conv_weight' keeps its data in '../w.data', outside the model's folder .: "
-        "refused, because a model could read any file that way. "
+        "outside.onnx: weight 'stem_conv_weight' keeps its data in '../w.data', outside the model's folder "
+        ".: refused, because a model could read any file that way. "
         "Move the data file into that folder and save the model with its plain name.",
     ),
     "order.onnx": (
         _edited("order.onnx", _break_order),
-        "order.onnx: is not a valid model: onnx's checker says: Nodes in a graph must be topologically sorted, "
-        "however input 'nowhere' of node:. Export it again.",
+        "order.onnx: is not a valid model: onnx's checker says: Nodes in a graph must be topologically "
+        "sorted, however input 'nowhere' of node:. Export it again.",
     ),
     "new.onnx": (
         _edited("new.onnx", _raise_opset),
@@ -156,7 +156,7 @@ _BAD_DATA: dict[str, tuple[Callable[[np.ndarray], None], str]] = {
         "data 'nan.npz': input 'input': sample 5 holds NaN or infinity",
     ),
     "text.npz": (
-        lambda x: Path("text.npz").write_text("no samples") and None,
+        lambda x: _write_text("text.npz", "no samples"),
         "data 'text.npz': is neither .npz nor .npy. Save the samples with numpy.savez(path, input=x), "
         "or give a folder, or module:function",
     ),
@@ -234,7 +234,14 @@ _WRONG_USE = {
         f"It takes: {_ALL_OPTIONS}",
     ),
     "no such node": (
-        ["digits.onnx", "out.onnx", "--passes", "quantize-int8{exclude=[conv9]}", "--data", "calibration.npz"],
+        [
+            "digits.onnx",
+            "out.onnx",
+            "--passes",
+            "quantize-int8{exclude=[conv9]}",
+            "--data",
+            "calibration.npz",
+        ],
         "quantize-int8: exclude='conv9' matches no node. "
         "Did you mean 'stem_conv' or 'widen_conv' or 'reduce_conv'?",
     ),
@@ -292,7 +299,8 @@ def test_unwritable_folder_is_told_before_the_work(
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root may write anywhere, so permissions prove nothing
+    # Root may write anywhere, so permissions would prove nothing.
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     ran = cli("compress", "gone.onnx", "out.onnx")
     assert ran.error == "error: OUT 'out.onnx' cannot be written: Permission denied. Give another path."
     assert ran.status == 2
@@ -308,7 +316,8 @@ def test_failure_while_writing_leaves_no_file(
     monkeypatch.setattr(Path, "replace", fail)
     ran = cli("compress", "digits.onnx", "out.onnx", "--passes", "cleanup", "--json", "out.json")
     assert ran.error == (
-        f"error: output {folder / 'out.onnx'}: cannot be written: No space left on device. Choose another place."
+        f"error: output {folder / 'out.onnx'}: cannot be written: No space left on device. "
+        "Choose another place."
     )
     assert ran.status == 2
     assert _files(folder) == before
@@ -323,8 +332,9 @@ def test_unexpected_failure_is_an_internal_error_with_advice(
     monkeypatch.setattr("onnxpress.tools.plan.prepare", fail)
     ran = cli("compress", "digits.onnx", "out.onnx")
     assert ran.err == (
-        "error: internal error: ZeroDivisionError: of two lines. This is a bug in onnxpress. To report it, repeat "
-        "the command with ONNXPRESS_TRACEBACK=1 set, and compress with --crash-dir DIR for a reproducer.\n"
+        "error: internal error: ZeroDivisionError: of two lines. This is a bug in onnxpress. To report it, "
+        "repeat the command with ONNXPRESS_TRACEBACK=1 set, and compress with --crash-dir DIR for a "
+        "reproducer.\n"
     )
     assert ran.status == 70
     monkeypatch.setenv("ONNXPRESS_TRACEBACK", "1")
@@ -355,7 +365,8 @@ def test_broken_plugin_is_a_warning_and_the_others_stay(
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 1.0\n")
     (installed / "entry_points.txt").write_text(
-        "[onnxpress.passes]\nshrink = no_such_module:Shrink\n[onnxpress.targets]\nphone = no_such_module:make\n"
+        "[onnxpress.passes]\nshrink = no_such_module:Shrink\n"
+        "[onnxpress.targets]\nphone = no_such_module:make\n"
     )
     monkeypatch.syspath_prepend(str(folder / "site"))
     # Both look for plugins once a process.

@@ -17,7 +17,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_free_paths_pass_and_nothing_is_created(tmp_path: Path) -> None:
-    check_outputs({"OUT": "a.onnx", "--json": "-", "--save-recipe": None}, {"MODEL": "m.onnx", "--data": None})
+    check_outputs(
+        {"OUT": "a.onnx", "--json": "-", "--save-recipe": None}, {"MODEL": "m.onnx", "--data": None}
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -32,7 +34,10 @@ def test_same_file_under_two_names_is_found() -> None:
 def test_force_lets_out_replace_the_model_and_nothing_else() -> None:
     Path("m.onnx").write_text("model")
     check_outputs({"OUT": "m.onnx"}, {"MODEL": "m.onnx"}, force=True)
-    for outputs, inputs in (({"OUT": "m.onnx"}, {"--data": "m.onnx"}), ({"--json": "m.onnx"}, {"MODEL": "m.onnx"})):
+    for outputs, inputs in (
+        ({"OUT": "m.onnx"}, {"--data": "m.onnx"}),
+        ({"--json": "m.onnx"}, {"MODEL": "m.onnx"}),
+    ):
         with pytest.raises(UsageError, match="the same file as"):
             check_outputs(outputs, inputs, force=True)
 
@@ -47,7 +52,7 @@ def test_text_is_replaced_only_on_demand_and_keeps_usual_permissions() -> None:
     assert str(caught.value) == "'a.json' exists. Give another path, or --force to replace it."
     write_text("a.json", "2", overwrite=True)
     assert Path("a.json").read_text() == "2"
-    assert os.listdir() == ["a.json"]
+    assert [path.name for path in Path().iterdir()] == ["a.json"]
 
 
 def test_failed_write_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,4 +65,4 @@ def test_failed_write_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch) -> No
         write_text("a.json", "new", overwrite=True)
     assert str(caught.value) == "'a.json' cannot be written: No space left on device. Give another path."
     assert Path("a.json").read_text() == "old"
-    assert os.listdir() == ["a.json"]
+    assert [path.name for path in Path().iterdir()] == ["a.json"]

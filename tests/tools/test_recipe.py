@@ -13,7 +13,7 @@ from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.tools.recipe import Recipe, installed_versions, portable
 
 # Everything that a file can hold: no lone surrogates, which UTF-8 has no form for.
-_TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _RECIPES = st.builds(
     Recipe,
     model=st.none() | _TEXT,
@@ -62,12 +62,15 @@ def test_toml_is_what_a_person_would_write() -> None:
     [
         (
             'pipelin = "cleanup"',
-            "recipe 'r.toml': unknown key 'pipelin'. Did you mean 'pipeline'? Keys: model, model_digest, target, "
-            "pipeline, seed, data, data_digest, eval_data, max_drop, versions",
+            "recipe 'r.toml': unknown key 'pipelin'. Did you mean 'pipeline'? Keys: model, model_digest, "
+            "target, pipeline, seed, data, data_digest, eval_data, max_drop, versions",
         ),
         ('seed = "1"', "recipe 'r.toml': key seed = '1': input should be a valid integer"),
         ("seed = -1", "recipe 'r.toml': key seed = -1: input should be greater than or equal to 0"),
-        ("max_drop = -0.5", "recipe 'r.toml': key max_drop = -0.5: input should be greater than or equal to 0"),
+        (
+            "max_drop = -0.5",
+            "recipe 'r.toml': key max_drop = -0.5: input should be greater than or equal to 0",
+        ),
         ("versions = 3", "recipe 'r.toml': key versions = 3: input should be a valid dictionary"),
         ("target = ", "recipe 'r.toml' is not TOML: Invalid value (at end of document)."),
     ],
@@ -105,7 +108,7 @@ def test_paths_are_found_from_here_first_then_beside_the_recipe(
 def test_existing_recipe_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     Recipe(seed=1).write(path)
-    with pytest.raises(UsageError, match="exists. Give another path, or --force to replace it.$"):
+    with pytest.raises(UsageError, match=r"exists\. Give another path, or --force to replace it\.$"):
         Recipe(seed=2).write(path)
     assert Recipe.read(path).seed == 1
     Recipe(seed=2).write(path, overwrite=True)
@@ -113,7 +116,9 @@ def test_existing_recipe_is_kept(tmp_path: Path) -> None:
 
 
 def test_manifest_holds_what_decides_the_bytes_and_nothing_else() -> None:
-    recipe = Recipe(model="a.onnx", pipeline="cleanup", seed=0, target="t", data="d.npz", versions={"onnx": "1"})
+    recipe = Recipe(
+        model="a.onnx", pipeline="cleanup", seed=0, target="t", data="d.npz", versions={"onnx": "1"}
+    )
     moved = recipe.model_copy(update={"model": "b.onnx", "data": "e.npz", "max_drop": 1.0, "eval_data": "f"})
     assert recipe.manifest() == moved.manifest()
     assert json.loads(recipe.manifest()) == {
@@ -146,7 +151,12 @@ def test_versions_that_differ_are_told() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "kept"),
-    [("d.npz", "d.npz"), ("../d/e.npz", "../d/e.npz"), ("/data/d.npz", "d.npz"), ("package.data:load", "package.data:load")],
+    [
+        ("d.npz", "d.npz"),
+        ("../d/e.npz", "../d/e.npz"),
+        ("/data/d.npz", "d.npz"),
+        ("package.data:load", "package.data:load"),
+    ],
 )
 def test_absolute_paths_do_not_travel(spec: str, kept: str) -> None:
     assert portable(spec) == kept

@@ -68,17 +68,18 @@ _HEADINGS = {
 
 
 def _print_table(records: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(stderr=True)
+    from onnxpress.tools.report.console import console
+
+    terminal = console()
     for model in dict.fromkeys(record["model"] for record in records):
         table = Table(title=model, title_justify="left")
         for heading in _HEADINGS.values():
             table.add_column(heading, justify="left" if heading == "compiler" else "right")
         for record in (record for record in records if record["model"] == model):
             table.add_row(*(_cell(key, record[key]) for key in _HEADINGS))
-        console.print(table)
+        terminal.print(table)
 
 
 def _cell(key: str, value: Any) -> str:

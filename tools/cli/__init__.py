@@ -60,9 +60,9 @@ def _root(
 ) -> None:
     """Make trained ONNX models smaller and faster on a target, with the proof."""
     if version:
-        import onnxpress
+        import importlib.metadata
 
-        typer.echo(f"onnxpress {onnxpress.__version__}")
+        typer.echo(f"onnxpress {importlib.metadata.version('onnxpress')}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)

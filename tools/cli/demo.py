@@ -24,8 +24,8 @@ def demo(
     plan = prepare(
         assets.model_path(),
         target=target or DEFAULT_TARGET,
-        data=assets.calibration(),
-        eval_data=assets.evaluation(),
+        data="onnxpress.tools.demo.assets:calibration",
+        eval_data="onnxpress.tools.demo.assets:evaluation",
         seed=seed or 0,
     )
     compress_and_tell(plan, output, json=json, force=force)

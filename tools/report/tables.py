@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -39,6 +40,7 @@ __all__ = [
 
 _TOP = 5  # rows of a list that a screen has room for; the JSON holds all of them
 _NONE = "-"
+_SELECTORS = ("include", "exclude")  # options of every pass, and so no example of what is its own
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -72,7 +74,10 @@ def show_report(console: Console, report: Report) -> None:
 
 def show_comparison(console: Console, result: ModelComparison) -> None:
     """Print two models side by side."""
-    console.print(_metrics_table(result.a, result.b, (result.name_a, result.name_b)))
+    names = Path(result.name_a).name, Path(result.name_b).name
+    if names[0] == names[1]:
+        names = result.name_a, result.name_b
+    console.print(_metrics_table(result.a, result.b, names))
     console.print(_footnote(result.samples, result.samples, result.samples_of), style="dim")
     if len(result.outputs) > 1:
         table = _table("output", "SQNR", "largest error", "cosine")
@@ -81,6 +86,8 @@ def show_comparison(console: Console, result: ModelComparison) -> None:
                 name, _sqnr(difference.sqnr_db), f"{difference.max_abs:.3g}", f"{difference.cosine:.6f}"
             )
         console.print(table)
+    for line in result.notes:
+        console.print(line)
 
 
 def show_inspection(console: Console, found: Inspection) -> None:
@@ -155,8 +162,8 @@ def show_pass(console: Console, one: PassInfo, cls: type[Pass]) -> None:
         default = "required" if option.default is None else option.default
         table.add_row(option.name, option.type, default, option.description)
     console.print(table)
-    first = one.options[0]
-    console.print(f'Written as: --passes "{one.name}{{{first.name}={first.default or "..."}}}"')
+    example = next((option for option in one.options if option.name not in _SELECTORS), one.options[0])
+    console.print(f'Written as: --passes "{one.name}{{{example.name}={example.default or "..."}}}"')
 
 
 def show_targets(console: Console, targets: Sequence[Target]) -> None:

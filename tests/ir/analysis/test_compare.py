@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxpress.ir.analysis.compare import Comparison, Difference, accuracy, compare
+from onnxpress.ir.analysis.execute import Session
 from onnxpress.ir.data import open_data
 from onnxpress.ir.errors import InputError, OnnxpressError, UsageError
 from tests.support import Array, text_model
@@ -23,10 +25,15 @@ from tests.support import Array, text_model
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
 
 
+def floats(values: npt.ArrayLike) -> Array:
+    return np.asarray(values, np.float32)
+
+
 def scaled(gain: float, shift: float = 0.0, *, batch: str = "N", shape: str = "3") -> onnx_ir.Model:
     return text_model(
         HEADER
-        + f"net (float[{batch},{shape}] x) => (float[{batch},{shape}] y) <float k = {{{gain}}}, float d = {{{shift}}}> "
+        + f"net (float[{batch},{shape}] x) => (float[{batch},{shape}] y) <float k = {{{gain}}}, float d = "
+        f"{{{shift}}}> "
         "{ a = Mul(x, k) y = Add(a, d) }"
     )
 
@@ -42,10 +49,12 @@ def refused(kind: type[OnnxpressError], message: str, action: Callable[[], objec
 
 def difference(before: Array, after: Array) -> Difference:
     """Compare models whose outputs are these arrays, [N, ...]."""
-    text = HEADER + f"net (float{list(before.shape)} x, float{list(before.shape)} z) => (float{list(before.shape)} y)"
-    first, second = (text_model(text + " { y = Identity(%s) }" % name) for name in "xz")
+    text = (
+        HEADER
+        + f"net (float{list(before.shape)} x, float{list(before.shape)} z) => (float{list(before.shape)} y)"
+    )
+    first, second = (text_model(f"{text} {{ y = Identity({name}) }}") for name in "xz")
     source = open_data({"x": before, "z": after})
-    # NaN is refused as data, so it is made from finite numbers inside the models where a test wants it.
     return compare(first, second, source).outputs["y"]
 
 
@@ -70,7 +79,7 @@ def test_known_error() -> None:
 def test_sums_over_batches_are_those_of_all_samples(samples: int, limit: int, seed: int) -> None:
     x = normal(samples, 3, seed=seed)
     found = compare(scaled(1.5), scaled(1.0, 0.25), open_data(x), limit_bytes=limit).outputs["y"]
-    a, b = (np.float32(1.5) * x).astype(np.float64), (x + np.float32(0.25)).astype(np.float64)
+    a, b = (floats(1.5) * x).astype(np.float64), (x + floats(0.25)).astype(np.float64)
     assert found.sqnr_db == pytest.approx(10 * math.log10((a**2).sum() / ((a - b) ** 2).sum()), rel=1e-9)
     assert found.cosine == pytest.approx((a * b).sum() / math.sqrt((a**2).sum() * (b**2).sum()), rel=1e-9)
     assert found.max_abs == np.abs(a - b).max()
@@ -87,15 +96,17 @@ def test_sums_over_batches_are_those_of_all_samples(samples: int, limit: int, se
     ],
 )
 def test_extremes(before: list[float], after: list[float], expected: Difference) -> None:
-    assert difference(np.float32([before]), np.float32([after])) == expected
+    assert difference(floats([before]), floats([after])) == expected
 
 
 def test_infinities_that_agree_are_no_error() -> None:
     """Masks of attention are -inf in both models; one that is missing differs without bound."""
     text = HEADER + "net (float[N,3] x) => (float[N,3] y) { y = Log(x) }"
     clipped = HEADER + "net (float[N,3] x) => (float[N,3] y) { a = Abs(x) y = Log(a) }"
-    x = np.float32([[0.0, 1.0, 2.0], [3.0, -1.0, 4.0]])  # -inf and NaN
-    assert compare(text_model(text), text_model(text), open_data(x)).outputs["y"] == Difference(math.inf, 0.0, 1.0)
+    x = floats([[0.0, 1.0, 2.0], [3.0, -1.0, 4.0]])  # -inf and NaN
+    assert compare(text_model(text), text_model(text), open_data(x)).outputs["y"] == Difference(
+        math.inf, 0.0, 1.0
+    )
     found = compare(text_model(text), text_model(clipped), open_data(x)).outputs["y"]
     assert (found.sqnr_db, found.max_abs) == (-math.inf, math.inf)
 
@@ -103,14 +114,16 @@ def test_infinities_that_agree_are_no_error() -> None:
 def test_outputs_of_different_shapes_differ_without_bound() -> None:
     some = text_model(HEADER + "net (float[1,3] x) => (int64[2,M] y) { y = NonZero(x) }")
     none = text_model(HEADER + "net (float[1,3] x) => (int64[2,M] y) { a = Sub(x, x) y = NonZero(a) }")
-    x = open_data(np.float32([[1, 0, 2]]))
+    x = open_data(floats([[1, 0, 2]]))
     assert compare(some, none, x).outputs["y"] == Difference(-math.inf, math.inf, 0.0)
     assert compare(some, some, x).outputs["y"].sqnr_db == math.inf
 
 
 def test_models_with_different_batches() -> None:
     x = normal(7, 3)
-    found = compare(scaled(1.0, batch="4"), scaled(1.1, batch="1"), open_data({"x": x, "labels": np.zeros(7, int)}))
+    found = compare(
+        scaled(1.0, batch="4"), scaled(1.1, batch="1"), open_data({"x": x, "labels": np.zeros(7, int)})
+    )
     free = compare(scaled(1.0), scaled(1.1), open_data({"x": x, "labels": np.zeros(7, int)}))
     assert found.samples == free.samples == 7
     assert found.outputs["y"].sqnr_db == pytest.approx(free.outputs["y"].sqnr_db, abs=1e-9)
@@ -137,16 +150,13 @@ def test_samples_and_progress() -> None:
 
 @pytest.mark.parametrize("optimize", [False, True])
 def test_runtime_rewrites_are_asked_for(optimize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxpress.ir.analysis import compare as module
-
     asked: list[bool] = []
-    session = module.Session
 
     def watched(*given: Any, **named: Any) -> Any:
         asked.append(named["optimize"])
-        return session(*given, **named)
+        return Session(*given, **named)
 
-    monkeypatch.setattr(module, "Session", watched)
+    monkeypatch.setattr("onnxpress.ir.analysis.compare.Session", watched)
     compare(scaled(1.0), scaled(1.0), open_data(normal(2, 3)), optimize=optimize)
     assert asked == [optimize, optimize]
 
@@ -154,7 +164,7 @@ def test_runtime_rewrites_are_asked_for(optimize: bool, monkeypatch: pytest.Monk
 # Classes
 
 # Scores as they are, and with the last class raised so that it wins where the others are below 1.
-SCORES = np.float32([[3, 1, 0], [0, 2, 0], [0, 0, 0.5], [0.5, 0, 0]])  # classes 0 1 2 0
+SCORES = floats([[3.0, 1.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.5], [0.5, 0.0, 0.0]])  # classes 0 1 2 0
 RAISED = text_model(
     HEADER + "net (float[N,3] x) => (float[N,3] y) <float[3] d = {0.0, 0.0, 1.0}> { y = Add(x, d) }"
 )
@@ -201,11 +211,14 @@ def test_scores_of_one_sample_without_batch() -> None:
 
 
 def test_first_output_of_scores_is_taken() -> None:
-    text = HEADER + """net (float[N,3] x) => (float[N,1] first, float[N,3] second, float[N,3] third) {
+    text = (
+        HEADER
+        + """net (float[N,3] x) => (float[N,1] first, float[N,3] second, float[N,3] third) {
       first = ReduceSum <keepdims = 1> (x, axis)
       second = Identity(x)
       third = Neg(x)
     }"""
+    )
     model = text_model(text.replace("third) {", "third) <int64[1] axis = {1}> {"))
     found = compare(model, model, open_data({"x": SCORES, "labels": np.array([0, 1, 2, 0])}))
     assert list(found.outputs) == ["first", "second", "third"] and found.accuracy_before == 100.0
@@ -237,7 +250,7 @@ def test_accuracy_needs_labels_and_scores() -> None:
     refused(
         InputError,
         "accuracy needs labels of one class a sample, and an output of scores [N, classes] or classes [N]; "
-        "the model gives 'y' float [N, 3, 2]",
+        "the model gives 'y' float32 [N, 3, 2]",
         lambda: accuracy(
             scaled(1.0, shape="3,2"), open_data({"x": normal(2, 3, 2), "labels": np.zeros(2, np.int64)})
         ),
@@ -257,18 +270,21 @@ def test_interfaces_that_do_not_match() -> None:
     )
     refused(
         InputError,
-        "the models cannot be compared: input 'x': expected float [N, 3] as in the first model, got float [N, 4]",
+        "the models cannot be compared: input 'x': expected float32 [N, 3] as in the first model, got "
+        "float32 [N, 4]",
         lambda: compare(scaled(1.0), scaled(1.0, shape="4"), data),
     )
     refused(
         InputError,
-        "the models cannot be compared: input 'x': expected float [N, 3] as in the first model, got float [N, 3, 1]",
+        "the models cannot be compared: input 'x': expected float32 [N, 3] as in the first model, got "
+        "float32 [N, 3, 1]",
         lambda: compare(scaled(1.0), scaled(1.0, shape="3,1"), data),
     )
     half = text_model(HEADER + "net (float[N,3] x) => (float16[N,3] y) { y = Cast <to = 10> (x) }")
     refused(
         InputError,
-        "the models cannot be compared: output 'y': expected float [N, 3] as in the first model, got float16 [N, 3]",
+        "the models cannot be compared: output 'y': expected float32 [N, 3] as in the first model, got "
+        "float16 [N, 3]",
         lambda: compare(scaled(1.0), half, data),
     )
     refused(
@@ -293,7 +309,7 @@ def test_accuracy_of_a_real_model(assets: Path) -> None:
     model = onnx_ir.load(assets / "models/resnet20_cifar10.onnx")
     with np.load(assets / "datasets/cifar10_test.npz") as archive:
         pixels, labels = archive["images"][:400], archive["labels"][:400]
-    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    mean, std = floats([0.485, 0.456, 0.406]), floats([0.229, 0.224, 0.225])
     x = np.ascontiguousarray(((pixels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
     data = open_data({"images": x, "labels": labels})
     found = compare(model, model, data, samples=50)

@@ -7,12 +7,13 @@ import errno
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir
 import pytest
@@ -35,15 +36,20 @@ from tests.support import Array, random_feeds, run_named, text_model
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
 
-CHAIN = HEADER + """
+CHAIN = (
+    HEADER
+    + """
 net (float[N,3,5,7] x) => (float[N,2,3,5] y)
   <float[1,2,1,1] shift = {0.5, -1.5}> {
   [conv] a = Conv(x, w)
   [relu] b = Relu(a)
   [add] y = Add(b, shift)
 }"""
+)
 
-BRANCH = HEADER + """
+BRANCH = (
+    HEADER
+    + """
 net (float[N,3] x, bool flag) => (float[N,3] y) <float[3] k = {1.0, 2.0, 3.0}, float[3] d = {4.0, 5.0, 6.0}> {
   [before] a = Relu(x)
   [if] b = If(flag) <
@@ -52,6 +58,11 @@ net (float[N,3] x, bool flag) => (float[N,3] y) <float[3] k = {1.0, 2.0, 3.0}, f
   >
   [after] y = Add(b, d)
 }"""
+)
+
+
+def floats(values: npt.ArrayLike) -> Array:
+    return np.asarray(values, np.float32)
 
 
 def chain() -> onnx_ir.Model:
@@ -64,7 +75,8 @@ def fill(model: onnx_ir.Model, name: str, array: Array) -> None:
     """Make `name`, which nodes of the text use, an initializer."""
     value = next(value for node in model.graph for value in node.inputs if value and value.name == name)
     tensor = onnx_ir.tensor(array, name=name)
-    value.const_value, value.shape, value.type = tensor, tensor.shape, onnx_ir.TensorType(tensor.dtype)
+    value.const_value, value.type = tensor, onnx_ir.TensorType(tensor.dtype)
+    value.shape = onnx_ir.Shape(array.shape)
     model.graph.register_initializer(value)
 
 
@@ -80,7 +92,11 @@ def test_outputs_of_the_model() -> None:
     model = chain()
     feeds = random_feeds(model)
     session = Session(model)
-    assert (session.input_names, session.output_names, session.constant_names) == (("x",), ("y",), frozenset())
+    assert (session.input_names, session.output_names, session.constant_names) == (
+        ("x",),
+        ("y",),
+        frozenset(),
+    )
     np.testing.assert_array_equal(session.run(feeds)["y"], run_named(model, feeds)["y"])
 
 
@@ -95,7 +111,9 @@ def test_inner_values_inputs_and_initializers(optimize: bool) -> None:
     np.testing.assert_array_equal(outputs["x"], feeds["x"])
     np.testing.assert_array_equal(outputs["shift"].reshape(-1), [0.5, -1.5])
     np.testing.assert_array_equal(outputs["b"], np.maximum(outputs["a"], 0))
-    np.testing.assert_allclose(outputs["b"] + outputs["shift"], run_named(model, feeds)["y"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        outputs["b"] + outputs["shift"], run_named(model, feeds)["y"], rtol=1e-5, atol=1e-5
+    )
     assert onnx_ir.to_proto(model).SerializeToString() == before
 
 
@@ -106,14 +124,19 @@ def test_only_values_that_need_no_computation() -> None:
 
 
 def test_only_what_the_outputs_need_is_loaded() -> None:
-    model = text_model(HEADER + """
+    model = text_model(
+        HEADER
+        + """
     net (float[N,6] x, float[N,2] z) => (float[5,5] y) <int64[2] s = {5, 5}> {
       a = Relu(x)
       y = Reshape(a, s)
-    }""")
+    }"""
+    )
     x = np.ones((2, 6), np.float32)
     assert Session(model, outputs=["a"]).run({"x": x, "z": x[:, :2]})["a"].shape == (2, 6)
-    proto = onnx.load_from_string(bytes(partial_graph.serialize_partial(model, ["a"], Path())))  # type: ignore[arg-type]
+    content = partial_graph.serialize_partial(model, ["a"], Path())
+    assert isinstance(content, bytes)
+    proto = onnx.load_from_string(content)
     assert [node.op_type for node in proto.graph.node] == ["Relu"] and not proto.graph.initializer
     assert [value.name for value in proto.graph.input] == ["x", "z"]
 
@@ -133,11 +156,14 @@ def test_what_the_runtime_may_rewrite(optimize: bool, fold: bool | None) -> None
 
 def test_quantized_weights_are_computed_as_written() -> None:
     """The runtime's own rewrite of weight-only Q/DQ into integer kernels must not touch the reference."""
-    model = text_model(HEADER + """
+    model = text_model(
+        HEADER
+        + """
     net (float[N,64] x) => (float[N,16] y) <float s = {0.01}> {
       w = DequantizeLinear(q, s)
       y = MatMul(x, w)
-    }""")
+    }"""
+    )
     codes = np.random.default_rng(0).integers(-127, 128, (64, 16), np.int8)
     fill(model, "q", codes)
     feeds = random_feeds(model)
@@ -148,7 +174,7 @@ def test_quantized_weights_are_computed_as_written() -> None:
 @pytest.mark.parametrize("value", [True, False])
 def test_bodies_use_values_from_outside(value: bool) -> None:
     model = text_model(BRANCH)
-    feeds = {"x": np.float32([[1, -2, 3]]), "flag": np.array(value)}
+    feeds = {"x": floats([[1, -2, 3]]), "flag": np.array(value)}
     outputs = Session(model, outputs=["b", "y"]).run(feeds)
     np.testing.assert_array_equal(outputs["b"], [[1, 0, 9]] if value else [[-1, 0, -3]])
     np.testing.assert_array_equal(outputs["y"], run_named(model, feeds)["y"])
@@ -165,15 +191,25 @@ def test_functions_of_the_model() -> None:
 
 def test_input_with_a_default() -> None:
     model = text_model(HEADER + "net (float[N,3] x, float[3] k) => (float[N,3] y) { y = Mul(x, k) }")
-    model.graph.inputs[1].const_value = onnx_ir.tensor(np.float32([1, 2, 3]), name="k")
+    model.graph.inputs[1].const_value = onnx_ir.tensor(floats([1, 2, 3]), name="k")
     model.graph.register_initializer(model.graph.inputs[1])
     session = Session(model, outputs=["y", "k"])
-    x, other = np.ones((1, 3), np.float32), np.float32([4, 5, 6])
+    x, other = np.ones((1, 3), np.float32), floats([4, 5, 6])
     assert session.input_names == ("x",) and not session.constant_names
     assert session.run({"x": x})["y"].tolist() == [[1, 2, 3]]
     assert session.run({"x": x})["k"].tolist() == [1, 2, 3]
     assert session.run({"x": x, "k": other})["y"].tolist() == [[4, 5, 6]]
     assert session.run({"x": x, "k": other})["k"].tolist() == [4, 5, 6]
+    assert Session(model, outputs=["x"]).run({"x": x})["x"] is x
+
+
+def test_default_of_an_input_that_is_not_needed() -> None:
+    model = text_model(
+        HEADER + "net (float[N,3] x, float[3] k) => (float[N,3] y) { a = Relu(x) y = Mul(a, k) }"
+    )
+    model.graph.inputs[1].const_value = onnx_ir.tensor(floats([1, 2, 3]), name="k")
+    model.graph.register_initializer(model.graph.inputs[1])
+    assert Session(model, outputs=["a"]).run({"x": np.ones((1, 3), np.float32)})["a"].tolist() == [[1, 1, 1]]
 
 
 def test_path_and_bytes(tmp_path: Path) -> None:
@@ -212,16 +248,20 @@ def test_weights_through_a_file(through_a_file: Path, optimize: bool) -> None:
     model = chain()
     feeds = random_feeds(model)
     written: list[list[str]] = []
+    offsets: list[int] = []
     create = execute._create
 
     def watched(runtime: Any, source: str, options: Any) -> Any:
         written.append(sorted(path.name for path in Path(source).parent.iterdir()))
+        for tensor in onnx.load(source, load_external_data=False).graph.initializer:
+            offsets.extend(int(entry.value) for entry in tensor.external_data if entry.key == "offset")
         return create(runtime, source, options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execute, "_create", watched)
         session = Session(model, optimize=optimize)
     assert written == [["model.onnx", "weights"]] and not list(through_a_file.iterdir())
+    assert len(offsets) == 2 and all(offset % 4096 == 0 for offset in offsets)
     np.testing.assert_allclose(session.run(feeds)["y"], run_named(model, feeds)["y"], rtol=1e-5, atol=1e-5)
 
 
@@ -233,9 +273,11 @@ TYPES = [np.float32, np.float16, np.float64, np.int8, np.uint16, np.int64, np.bo
 def test_weights_of_every_type(dtype: Any, file: bool, request: pytest.FixtureRequest) -> None:
     if file:
         request.getfixturevalue("through_a_file")
-    array = np.array([[0, 1, 1], [1, 0, 3], [5, 0, 7]]).astype(dtype)  # an odd count: 4 bits end in half a byte
+    array = np.array([[0, 1, 1], [1, 0, 3], [5, 0, 7]]).astype(
+        dtype
+    )  # an odd count: 4 bits end in half a byte
     tensor = onnx_ir.tensor(array, name="w")
-    weight = onnx_ir.Value(name="w", const_value=tensor, shape=tensor.shape, type=onnx_ir.TensorType(tensor.dtype))
+    weight = onnx_ir.val("w", const_value=tensor)
     cast = onnx_ir.node("Cast", [weight], attributes={"to": onnx_ir.DataType.FLOAT}, name="cast")
     cast.outputs[0].name = "y"
     graph = onnx_ir.Graph([], cast.outputs, nodes=[cast], initializers=[weight], opset_imports={"": 21})
@@ -271,7 +313,7 @@ def test_weights_in_external_files(tmp_path: Path, file: bool, request: pytest.F
 
 
 def test_external_weights_inside_a_body(tmp_path: Path) -> None:
-    (tmp_path / "data").write_bytes(np.float32([1, 2, 3]).tobytes())
+    (tmp_path / "data").write_bytes(floats([1, 2, 3]).tobytes())
     model = text_model(BRANCH)
     body = model.graph.node("if").attributes["then_branch"].as_graph()
     tensor = onnx_ir.ExternalTensor(
@@ -282,14 +324,16 @@ def test_external_weights_inside_a_body(tmp_path: Path) -> None:
     )
     body.register_initializer(local)
     body[0].replace_input_with(1, local)
-    feeds = {"x": np.float32([[1, -2, 3]]), "flag": np.array(True)}
+    feeds = {"x": floats([[1, -2, 3]]), "flag": np.array(True)}
     np.testing.assert_array_equal(Session(model, outputs=["b"]).run(feeds)["b"], [[1, 0, 9]])
 
 
 def test_text_weights() -> None:
     model = text_model(HEADER + "net (float[1] x) => (string[2] y) { y = Identity(w) }")
     fill(model, "w", np.zeros(2, np.float32))
-    model.graph.initializers["w"].const_value = onnx_ir.StringTensor([b"ab", b"c"], shape=onnx_ir.Shape([2]), name="w")
+    model.graph.initializers["w"].const_value = onnx_ir.StringTensor(
+        [b"ab", b"c"], shape=onnx_ir.Shape([2]), name="w"
+    )
     assert Session(model).run({"x": np.zeros(1, np.float32)})["y"].tolist() == ["ab", "c"]
 
 
@@ -298,7 +342,9 @@ def test_text_weights() -> None:
 
 def test_values_that_cannot_be_fetched() -> None:
     model = text_model(BRANCH)
-    assert [fetchable(model, name) for name in ("x", "k", "a", "y", "t", "nothing")] == [True] * 4 + [False] * 2
+    assert [fetchable(model, name) for name in ("x", "k", "a", "y", "t", "nothing")] == [True] * 4 + [
+        False
+    ] * 2
     refused(
         UsageError,
         "value 't' lies in the body of a control-flow node and cannot be fetched",
@@ -312,12 +358,16 @@ def test_values_that_cannot_be_fetched() -> None:
             outputs=["relu_out"],
         ),
     )
-    sequence = text_model(HEADER + "net (float[N] x) => (float[N] y) { s = SequenceConstruct(x) y = Relu(x) }")
+    sequence = text_model(
+        HEADER + "net (float[N] x) => (float[N] y) { s = SequenceConstruct(x) y = Relu(x) }"
+    )
     for node in sequence.graph:
         if node.op_type == "SequenceConstruct":
             node.outputs[0].type = onnx_ir.SequenceType(onnx_ir.TensorType(onnx_ir.DataType.FLOAT))
     assert not fetchable(sequence, "s")
-    refused(UsageError, "value 's' is no tensor and cannot be fetched", lambda: Session(sequence, outputs=["s"]))
+    refused(
+        UsageError, "value 's' is no tensor and cannot be fetched", lambda: Session(sequence, outputs=["s"])
+    )
 
 
 def test_feeds_that_do_not_match() -> None:
@@ -337,17 +387,24 @@ def test_feeds_that_do_not_match() -> None:
 
 
 def test_model_that_does_not_load() -> None:
-    wrong_type = text_model(HEADER + "net (int8[N,3,4,4] x, int8[2,3,3,3] w) => (int8[N,2,2,2] y) { y = Conv(x, w) }")
+    wrong_type = text_model(
+        HEADER + "net (int8[N,3,4,4] x, int8[2,3,3,3] w) => (int8[N,2,2,2] y) { y = Conv(x, w) }"
+    )
     for source in (wrong_type, b"no model"):
         with pytest.raises(InputError, match=r"^onnxruntime cannot load the model: [^\[\n]+[^.\s]$"):
             Session(source)
 
 
 def test_node_that_fails_is_named() -> None:
-    model = text_model(HEADER + """
-    net (float[N,6] x) => (float[M,5] y) <int64[2] s = {-1, 5}> { [reshape_1] y = Reshape(x, s) }""")
+    model = text_model(
+        HEADER
+        + """
+    net (float[N,6] x) => (float[M,5] y) <int64[2] s = {-1, 5}> { [reshape_1] y = Reshape(x, s) }"""
+    )
     session = Session(model)
-    with pytest.raises(InputError, match=r"^onnxruntime cannot run node 'reshape_1' \(Reshape\): [^/\n]*\{2,6\}"):
+    with pytest.raises(
+        InputError, match=r"^onnxruntime cannot run node 'reshape_1' \(Reshape\): [^/\n]*\{2,6\}"
+    ):
         session.run({"x": np.zeros((2, 6), np.float32)})
 
 
@@ -355,21 +412,26 @@ def test_node_that_fails_is_named() -> None:
     ("raised", "said"),
     [
         (
-            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node. Name:'resh' "
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node. "
+            "Name:'resh' "
             "Status Message: /onnxruntime_src/onnxruntime/core/providers/cpu/tensor/reshape_helper.h:91 "
-            "onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&, bool) input_shape_size == "
+            "onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&, bool) "
+            "input_shape_size == "
             "requested_shape_size was false. The input tensor cannot be reshaped. Input shape:{2,6}\n",
             "node 'resh' (Reshape): The input tensor cannot be reshaped. Input shape:{2,6}",
         ),
         (
-            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running MatMul node. Name:'mm' "
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running MatMul node. "
+            "Name:'mm' "
             "Status Message: matmul_helper.h:59 Compute MatMul dimension mismatch",
             "node 'mm' (MatMul): Compute MatMul dimension mismatch",
         ),
         (
-            "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: x for the following "
+            "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: x for the "
+            "following "
             "indices\n index: 1 Got: 5 Expected: 6\n Please fix either the inputs/outputs or the model.",
-            "the model: Got invalid dimensions for input: x for the following indices index: 1 Got: 5 Expected: 6 "
+            "the model: Got invalid dimensions for input: x for the following indices index: 1 Got: 5 "
+            "Expected: 6 "
             "Please fix either the inputs/outputs or the model",
         ),
     ],
@@ -398,7 +460,8 @@ def test_no_room_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "serialize_partial", full)
     refused(
         UsageError,
-        f"cannot put the weights into the temporary folder {tempfile.gettempdir()!r} (No space left on device). "
+        f"cannot put the weights into the temporary folder {tempfile.gettempdir()!r} (No space left on "
+        "device). "
         "Set TMPDIR to a folder with room",
         lambda: Session(chain()),
     )
@@ -416,7 +479,10 @@ def test_no_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Batches
 
-SCALES = "net (float[{N},3] x) => (float[{N},3] y) <float[3] k = {{1.0, 2.0, 3.0}}> {{ a = Mul(x, k) y = Relu(a) }}"
+SCALES = """net (float[{N},3] x) => (float[{N},3] y) <float[3] k = {{1.0, 2.0, 3.0}}> {{
+  a = Mul(x, k)
+  y = Relu(a)
+}}"""
 
 
 def rows(samples: int, seed: int = 0) -> Array:
@@ -430,7 +496,9 @@ def rows(samples: int, seed: int = 0) -> Array:
     limit=st.none() | st.integers(1, 9),
 )
 @settings(max_examples=40)
-def test_result_does_not_depend_on_batches(fixed: str | int, samples: int, batch_size: int, limit: int | None) -> None:
+def test_result_does_not_depend_on_batches(
+    fixed: str | int, samples: int, batch_size: int, limit: int | None
+) -> None:
     model = text_model(HEADER + SCALES.format(N=fixed))
     runner = BatchRunner(model, Session(model, outputs=["y", "a", "k", "x"]))
     x = rows(samples)
@@ -438,9 +506,11 @@ def test_result_does_not_depend_on_batches(fixed: str | int, samples: int, batch
     results = [runner.run(batch) for batch in data.batches(batch_size, limit=limit)]
     used = x[:limit]
     np.testing.assert_array_equal(np.concatenate([result["x"] for result in results]), used)
-    np.testing.assert_array_equal(np.concatenate([result["a"] for result in results]), used * np.float32([1, 2, 3]))
     np.testing.assert_array_equal(
-        np.concatenate([result["y"] for result in results]), np.maximum(used * np.float32([1, 2, 3]), 0)
+        np.concatenate([result["a"] for result in results]), used * floats([1, 2, 3])
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([result["y"] for result in results]), np.maximum(used * floats([1, 2, 3]), 0)
     )
     assert all(result["k"].shape == (3,) for result in results)
 
@@ -457,6 +527,24 @@ def test_batch_of_one_written_into_the_graph() -> None:
     np.testing.assert_array_equal(one_batch(text, {"x": x})["y"], x.reshape(2, 2, 3))
 
 
+def test_batch_that_failed_once_is_not_tried_again() -> None:
+    text = "net (float[N,6] x) => (float[M,6] y) <int64[2] s = {1, 6}> { y = Reshape(x, s) }"
+    model = text_model(HEADER + text)
+    session = Session(model)
+    sizes: list[int] = []
+    run = session.run
+
+    def counted(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        sizes.append(len(feeds["x"]))
+        return run(feeds)
+
+    session.run = counted  # type: ignore[method-assign]
+    runner = BatchRunner(model, session)
+    for _ in range(2):
+        runner.run(Batch({"x": np.zeros((2, 6), np.float32)}))
+    assert sizes == [2, 1, 1, 1, 1]
+
+
 def test_output_that_mixes_samples_runs_them_alone() -> None:
     x = rows(4)
     text = "net (float[N,3] x) => (float[M,3] y) { y = ReduceMean <keepdims = 1> (x, axis) }"
@@ -468,14 +556,16 @@ def test_output_that_mixes_samples_runs_them_alone() -> None:
 
 
 def test_detections_of_changing_number_are_strung_together() -> None:
-    x = np.float32([[1, 0, 2], [0, 0, 3]])
+    x = floats([[1, 0, 2], [0, 0, 3]])
     text = "net (float[N,3] x) => (int64[2,M] y) { y = NonZero(x) }"
     np.testing.assert_array_equal(one_batch(text, {"x": x})["y"], [0, 0, 0, 2, 0, 2])
 
 
 def test_model_without_batch() -> None:
     x = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
-    text = "net (float[3,5] x) => (float[3] y) <int64[1] axis = {1}> { y = ReduceSum <keepdims = 0> (x, axis) }"
+    text = (
+        "net (float[3,5] x) => (float[3] y) <int64[1] axis = {1}> { y = ReduceSum <keepdims = 0> (x, axis) }"
+    )
     for samples in (4, 1):
         y = one_batch(text, {"x": x[:samples]})["y"]
         np.testing.assert_allclose(y, x[:samples].sum(axis=2), rtol=1e-5)
@@ -487,7 +577,11 @@ def test_inputs_without_shared_batch() -> None:
       sum = Add(x, total)
       y = Mul(sum, gain)
     }"""
-    x, state, gain = rows(4)[:, None], np.stack([rows(4, 1), rows(4, 2)], 1)[:, :, None], np.float32([1, 2, 3, 4])
+    x, state, gain = (
+        rows(4)[:, None],
+        np.stack([rows(4, 1), rows(4, 2)], 1)[:, :, None],
+        floats([1, 2, 3, 4]),
+    )
     y = one_batch(text, {"x": x, "state": state, "gain": gain})["y"]
     np.testing.assert_allclose(y, ((x + state.sum(1)) * gain[:, None, None])[:, 0], rtol=1e-5)
 
@@ -523,7 +617,9 @@ def test_stream_of_chosen_values() -> None:
     x = np.random.default_rng(3).standard_normal((7, 3, 5, 7)).astype(np.float32)
     progress = Recorder()
     data = open_data({"images": x})  # not bound to the model yet
-    found = list(stream(model, data, ["a", "x"], limit_bytes=4000, samples=6, optimize=False, progress=progress))
+    found = list(
+        stream(model, data, ["a", "x"], limit_bytes=4000, samples=6, optimize=False, progress=progress)
+    )
     # per sample: a 2*3*5*4 bytes, twice; and twice the largest value, a: 480; the input is not computed
     assert [batch["a"].shape for batch in found] == [(6, 2, 3, 5)]
     assert progress.told == [("running the model", 6), 6, "end"]

@@ -32,8 +32,9 @@ _RNG = np.random.default_rng(3)
 def _constants(model: onnx_ir.Model, **arrays: Array) -> onnx_ir.Model:
     for value in {value for node in model.graph for value in node.inputs if value is not None}:
         if value.name in arrays:
-            value.const_value = onnx_ir.tensor(arrays[value.name], name=value.name)
-            value.dtype, value.shape = value.const_value.dtype, value.const_value.shape
+            tensor = onnx_ir.tensor(arrays[value.name], name=value.name)
+            value.const_value, value.dtype = tensor, tensor.dtype
+            value.shape = onnx_ir.Shape(tensor.shape.numpy())
             model.graph.register_initializer(value)
     return model
 
@@ -58,9 +59,9 @@ def _two_convs(relu_zero_point: int = 0, last_weight: str = "vd") -> onnx_ir.Mod
     """)
     return _constants(
         model,
-        s=np.float32(0.05),
-        z=np.uint8(128),
-        rz=np.uint8(relu_zero_point),
+        s=np.array(0.05, np.float32),
+        z=np.array(128, np.uint8),
+        rz=np.array(relu_zero_point, np.uint8),
         w=_RNG.integers(-127, 128, (6, 6, 3, 3)).astype(np.int8),
         v=_RNG.standard_normal((6, 6, 3, 3)).astype(np.float32),
         ws=np.full(6, 0.002, np.float32),
