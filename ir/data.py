@@ -197,12 +197,13 @@ def open_data(
 
 
 def bind(source: DataSource, model: onnx_ir.Model) -> DataSource:
-    """Return the same samples fitted to the inputs of `model`.
+    """Return the same samples fitted to the inputs of `model`; `source` itself where they are.
 
     Raises:
         InputError: names, types or shapes do not fit.
     """
-    return _bind_reader(source._reader, source._columns, model)
+    bound = _bind_reader(source._reader, source._columns, model)
+    return source if bound._binding == source._binding else bound
 
 
 def check_data(source: DataSource, model: onnx_ir.Model, *, full: bool = True) -> None:
@@ -224,11 +225,7 @@ def check_data(source: DataSource, model: onnx_ir.Model, *, full: bool = True) -
 # Opening: which reader for which spec.
 
 
-def _open_path_or_function(
-    spec: str,
-    model: onnx_ir.Model | None,
-    preprocessing: _Table | None,
-) -> Reader:
+def _open_path_or_function(spec: str, model: onnx_ir.Model | None, preprocessing: _Table | None) -> Reader:
     path = Path(spec)
     if path.is_dir():
         return _open_folder(path, spec, model, preprocessing)
@@ -238,15 +235,19 @@ def _open_path_or_function(
         return readers.FileReader(spec, [_open_file(path, spec)], rows=True)
     if re.fullmatch(r"[\w.]+:\w+|.+\.py:\w+", spec):
         return _open_function(spec)
-    raise InputError(f"data {spec!r}: no such file or folder{_near_files(path)}")
+    siblings = [entry.name for entry in _entries(path.parent, spec)] if path.parent.is_dir() else []
+    raise InputError(f"data {spec!r}: no such file or folder{_hint(path.name, siblings)}")
 
 
-def _near_files(path: Path) -> str:
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return _sentence(near_names(path.name, siblings))
+def _entries(folder: Path, name: str) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"data {name!r}: cannot be read ({error.strerror})") from error
 
 
-def _sentence(near: str) -> str:
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = near_names(name, known)
     return f".{near}" if near else ""
 
 
@@ -270,12 +271,9 @@ def _open_file(path: Path, name: str) -> readers.Store:
 
 
 def _open_folder(
-    folder: Path,
-    name: str,
-    model: onnx_ir.Model | None,
-    preprocessing: _Table | None,
+    folder: Path, name: str, model: onnx_ir.Model | None, preprocessing: _Table | None
 ) -> Reader:
-    arrays = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".npy", ".npz"})
+    arrays = [path for path in _entries(folder, name) if path.suffix.lower() in {".npy", ".npz"}]
     if not arrays:
         return _open_images(folder, name, preprocessing)
     if preprocessing is not None:
@@ -295,11 +293,7 @@ def _is_table(columns: Mapping[str, Path], model: onnx_ir.Model | None) -> bool:
     return bool(names) and all(name in columns for name in names)
 
 
-def _open_images(
-    folder: Path,
-    name: str,
-    preprocessing: _Table | None,
-) -> Reader:
+def _open_images(folder: Path, name: str, preprocessing: _Table | None) -> Reader:
     found = images.find_images(folder)
     if not found:
         raise InputError(f"data {name!r}: the folder holds no .npz, no .npy and no images")
@@ -321,15 +315,11 @@ def _open_function(spec: str) -> Reader:
     if function is None:
         raise UsageError(
             f"data {spec!r}: {where!r} has no function {function_name!r}"
-            + _sentence(near_names(function_name, _function_names(module)))
+            + _hint(function_name, (key for key, value in vars(module).items() if callable(value)))
         )
     if not callable(function):
         raise UsageError(f"data {spec!r}: {function_name!r} is no function but {type(function).__name__}")
     return _open_callable(function, spec)
-
-
-def _function_names(module: Any) -> list[str]:
-    return [name for name, value in vars(module).items() if callable(value)]
 
 
 def _import(spec: str, where: str) -> Any:
@@ -360,7 +350,7 @@ def _open_callable(function: Callable[[], Any], name: str) -> Reader:
         raise InputError(f"data {name!r}: returned {type(made).__name__}, expected an iterable of feeds")
     if isinstance(made, DataSource):
         return made._reader
-    if not _is_one_shot(made):
+    if not _is_one_shot(made) or _can_rewind(made):
         return _open_object(made, name)
     waiting = [made]
     anew = _Anew(name, lambda: waiting.pop() if waiting else _call(function, name))
@@ -377,18 +367,20 @@ def _call(function: Callable[[], Any], name: str) -> Any:
 
 def _open_object(spec: Any, name: str | None = None) -> Reader:
     name = name or f"<{type(spec).__name__}>"
+    if isinstance(spec, type):
+        return _open_callable(spec, f"<{spec.__name__}>")
     if isinstance(spec, Mapping):
         return readers.ArrayReader(name, spec)
     if hasattr(spec, "__array__"):
         return readers.ArrayReader(name, {"array": spec})
-    if _is_data_reader(spec) and callable(getattr(spec, "rewind", None)):
+    if _can_rewind(spec):
         return readers.ItemReader(name, _Rewinding(spec).open)
     if _is_one_shot(spec):
         return readers.ItemReader(name, readers.Replay(name, _items_of(spec)).open)
     if isinstance(spec, Iterable):
         return readers.ItemReader(name, _Anew(name, lambda: iter(spec)).open)
-    if inspect.isroutine(spec) or callable(spec):
-        return _open_callable(spec, name if name != "<function>" else f"<function {spec.__name__}>")
+    if callable(spec):
+        return _open_callable(spec, f"<function {spec.__name__}>" if inspect.isfunction(spec) else name)
     raise UsageError(
         f"data: {type(spec).__name__} is nothing to read samples from. "
         "Give a path, 'module:function', arrays, an iterable of feeds, or a CalibrationDataReader"
@@ -397,6 +389,10 @@ def _open_object(spec: Any, name: str | None = None) -> Reader:
 
 def _is_data_reader(spec: Any) -> bool:
     return callable(getattr(spec, "get_next", None))
+
+
+def _can_rewind(spec: Any) -> bool:
+    return _is_data_reader(spec) and callable(getattr(spec, "rewind", None))
 
 
 def _is_one_shot(spec: Any) -> bool:
@@ -548,7 +544,7 @@ def _match_inputs(data_name: str, model: onnx_ir.Model, arrays: Sequence[str]) -
         got = _listing(arrays) if arrays else "only labels"
         raise InputError(
             f"data {data_name!r}: expected arrays named by the model's inputs, {names}; got {got}"
-            + _sentence(near_names(missing[0], arrays))
+            + _hint(missing[0], arrays)
         )
     return tuple(_declare(value, str(value.name)) for value in model.graph.inputs if value.name in arrays)
 

@@ -2,14 +2,16 @@
 
 onnx's version converter does the conversion, on the model without its weights. It knows nodes and values
 only, so what else hangs on them (metadata, doc strings, notes, known shapes, encodings of weights) is
-carried over by name; and where it puts another operator in a node's place (Upsample, now Resize), the new
-one takes the old one's name.
+carried over by name. Where it puts another operator in a node's place (Upsample, now Resize), it makes up
+names for the new one and for what it makes; they get the old names back.
 
 It also gets one conversion wrong: Upsample, and Resize before opset 11, place samples "asymmetric" and
 round down, and it leaves Resize's later defaults ("half_pixel", round half down) in their place.
 """
 
 from __future__ import annotations
+
+import re
 
 import onnx
 import onnx.version_converter
@@ -23,6 +25,7 @@ from onnxpress.ir.verify import checker_complaint
 __all__ = ["default_opset", "require_opset"]
 
 _FIRST_OPSET_WITH_RESIZE_MODES = 11
+_ASSERTION = re.compile(r"^.*Assertion `.*?` failed: ")  # the converter's source line, before its reason
 
 
 def default_opset(model: onnx_ir.Model) -> int:
@@ -73,6 +76,7 @@ def _convert(model: onnx_ir.Model, current: int, version: int, reason: str) -> o
     for name, value in model.graph.initializers.items():
         if name in upgraded.graph.initializers:
             upgraded.graph.initializers[name].const_value = value.const_value
+    _restore_names(model, upgraded)
     for old, new in zip(model.graphs(), upgraded.graphs(), strict=True):
         _carry_over(old, new)
         if current < _FIRST_OPSET_WITH_RESIZE_MODES <= version:
@@ -85,8 +89,8 @@ def _try_convert(skeleton: onnx_file.Skeleton, version: int) -> tuple[onnx.Model
     try:
         proto = onnx.version_converter.convert_version(onnx_file.probe(skeleton), version)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        lines = str(error).strip().splitlines()
-        return None, (lines[-1] if lines else type(error).__name__).strip().rstrip(".")
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return None, _ASSERTION.sub("", lines[-1]).strip().rstrip(".")
     real_inputs = [value for value in proto.graph.input if value.name not in skeleton.weights]
     initializers = {tensor.name: tensor for tensor in skeleton.proto.graph.initializer}
     initializers.update((tensor.name, tensor) for tensor in proto.graph.initializer)
@@ -100,6 +104,31 @@ def _try_convert(skeleton: onnx_file.Skeleton, version: int) -> tuple[onnx.Model
         del graph.value_info[:]
     complaint = checker_complaint(onnx_file.Skeleton(converted, skeleton.weights), strict=False)
     return (None, complaint) if complaint else (converted, None)
+
+
+def _restore_names(model: onnx_ir.Model, upgraded: onnx_ir.Model) -> None:
+    """Give nodes that took another's place its name, and what they make the name that its users knew.
+
+    Walks backwards: a replaced node is known by the names of what it makes, and those by who uses them.
+    """
+    old_nodes = {node.name: node for node in model.graph.all_nodes()}
+    old_values = {value.name: value for graph in model.graphs() for value in _values(graph)}
+    nodes = {node.name for node in upgraded.graph.all_nodes()}
+    values = {value.name for graph in upgraded.graphs() for value in _values(graph)}
+    for graph in reversed(list(upgraded.graphs())):  # inner graphs first: they use values of outer ones
+        for node in reversed(list(graph)):
+            before = old_nodes.get(node.name)
+            if before is None and node.outputs and node.outputs[0].name in old_values:
+                before = old_values[node.outputs[0].name].producer()
+                if before is None or before.name in nodes:
+                    continue
+                node.name = before.name
+                nodes.add(node.name)
+            for was, now in zip(before.inputs, node.inputs, strict=False) if before else ():
+                if was is None or now is None or now.name in old_values or was.name in values:
+                    continue
+                now.name = was.name
+                values.add(now.name)
 
 
 def _carry_over(old: onnx_ir.Graph, new: onnx_ir.Graph) -> None:
@@ -116,17 +145,12 @@ def _carry_over(old: onnx_ir.Graph, new: onnx_ir.Graph) -> None:
             value.metadata_props.update(before.metadata_props)
             value.meta.update(before.meta)
     old_nodes = {node.name: node for node in old}
-    surviving = {node.name for node in new}
     for node in new:
         namesake = old_nodes.get(node.name)
-        if namesake is None:
-            namesake = _predecessor(node, old_values)
-            if namesake is None or namesake.name in surviving:
-                continue
-            node.name = namesake.name
-        node.doc_string = namesake.doc_string
-        node.metadata_props.update(namesake.metadata_props)
-        node.meta.update(namesake.meta)
+        if namesake is not None:
+            node.doc_string = namesake.doc_string
+            node.metadata_props.update(namesake.metadata_props)
+            node.meta.update(namesake.meta)
 
 
 def _restore_resize_modes(graph: onnx_ir.Graph) -> None:
@@ -135,12 +159,6 @@ def _restore_resize_modes(graph: onnx_ir.Graph) -> None:
         if node.op_type == "Resize" and node.domain == "":
             for name, mode in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
                 node.attributes[name] = onnx_ir.AttrString(name, mode)
-
-
-def _predecessor(node: onnx_ir.Node, old_values: dict[str | None, onnx_ir.Value]) -> onnx_ir.Node | None:
-    """Return the node that made what `node` makes now."""
-    before = old_values.get(node.outputs[0].name) if node.outputs else None
-    return None if before is None else before.producer()
 
 
 def _values(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:

@@ -102,7 +102,8 @@ def from_surgeon(graph: gs.Graph, *, source: onnx_ir.Model | None = None) -> onn
         graph.ir_version is None
     ):  # made by hand: onnx's default is its newest version, which few runtimes know
         proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
-    weights = _collect_weights(proto, exported)
+    _gather_initializers(proto, source)
+    weights = _take_weights(proto, exported)
     if source is not None:
         _drop_inferred(proto, source)
         _restore_order(proto, source)
@@ -187,24 +188,29 @@ def _values_type() -> type[Any]:
     return Values
 
 
-def _collect_weights(
+def _gather_initializers(proto: onnx.ModelProto, source: onnx_ir.Model | None) -> None:
+    """Bring initializers of the main graph back there: graphsurgeon puts copies where they are used."""
+    main = {tensor.name for tensor in proto.graph.initializer}
+    known = main.union(() if source is None else source.graph.initializers)
+    for graph in onnx_file.graphs_of(proto.graph):
+        if graph is proto.graph:
+            continue
+        for tensor in [tensor for tensor in graph.initializer if tensor.name in known]:
+            if tensor.name not in main:
+                proto.graph.initializer.append(tensor)
+                main.add(tensor.name)
+            graph.initializer.remove(tensor)
+
+
+def _take_weights(
     proto: onnx.ModelProto, exported: dict[str, onnx_ir.TensorProtocol]
 ) -> dict[str, onnx_ir.TensorProtocol]:
-    """Return the weights by name, all back in the main graph: graphsurgeon copies them into subgraphs."""
+    """Clear the marks that stand for weights, and return these by name."""
     weights: dict[str, onnx_ir.TensorProtocol] = {}
-    hoisted: dict[str, onnx.TensorProto] = {}
-    for graph in onnx_file.graphs_of(proto.graph):
-        for tensor in list(graph.initializer):
-            keys = [entry.value for entry in tensor.external_data if entry.key == _KEY]
-            if not keys:
-                continue
+    for tensor in proto.graph.initializer:
+        for key in [entry.value for entry in tensor.external_data if entry.key == _KEY]:
             del tensor.external_data[:]
-            if graph is not proto.graph and tensor.name not in weights:
-                hoisted[tensor.name] = onnx.TensorProto.FromString(tensor.SerializeToString())
-            if graph is not proto.graph:
-                graph.initializer.remove(tensor)
-            weights[tensor.name] = exported[keys[0]]
-    proto.graph.initializer.extend(hoisted.values())
+            weights[tensor.name] = exported[key]
     return weights
 
 

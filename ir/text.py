@@ -177,7 +177,9 @@ def _initializer(value: onnx_ir.Value, weights: bool, comma: str) -> str:
 
 
 def _described(encoded: encodings.Encoded) -> str:
-    return f"{encoded.label}, {encoded.bits_per_weight:.4g} bits/weight, sha256 {_digest(encoded.packed())}"
+    parameters = [encoded.parameters[name] for name in sorted(encoded.parameters)]
+    content = [encoded.packed(), *(np.asarray(value).tobytes() for value in parameters if value is not None)]
+    return f"{encoded.label}, {encoded.bits_per_weight:.4g} bits/weight, sha256 {_digest(b''.join(content))}"
 
 
 def _bytes(tensor: onnx_ir.TensorProtocol) -> bytes:

@@ -24,7 +24,7 @@ import onnx_ir
 
 from onnxpress.ir.errors import InputError, InternalError, OnnxpressError, UsageError
 from onnxpress.passes.base import Amount, Context, Pass, Rewrites
-from onnxpress.passes.instrument import ModelPrinter, Printer, Progress, Timing, Timings
+from onnxpress.passes.instrument import ModelPrinter, Printer, Progress, Timings
 from onnxpress.passes.pipeline import format_pipeline, to_spec
 from onnxpress.passes.reproducer import write_reproducer
 from onnxpress.passes.verify_each import Check, OutputVerifier
@@ -53,6 +53,18 @@ class PassRecord:
     check: Check | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What a manager does around each pass; `PassManager` documents the fields."""
+
+    verify_each: bool
+    print_after_all: bool
+    print_after_change: bool
+    crash_dir: str | os.PathLike[str] | None
+    printer: Printer
+    repeat_flags: tuple[str, ...]
+
+
 class PassManager:
     """A pipeline of passes, checked for order once and run on any number of models."""
 
@@ -78,12 +90,14 @@ class PassManager:
             UsageError: a pass stands before one that it must come after.
         """
         self._passes = tuple(passes)
-        self._verify_each = verify_each
-        self._print_every = print_after_all
-        self._print_changes = print_after_change
-        self._crash_dir = crash_dir
-        self._printer = printer or _print_to_stderr
-        self._repeat_flags = tuple(repeat_flags)
+        self._settings = _Settings(
+            verify_each=verify_each,
+            print_after_all=print_after_all,
+            print_after_change=print_after_change,
+            crash_dir=crash_dir,
+            printer=printer or _print_to_stderr,
+            repeat_flags=tuple(repeat_flags),
+        )
         _check_order(self._passes)
 
     def run(self, model: onnx_ir.Model, context: Context) -> tuple[onnx_ir.Model, list[PassRecord]]:
@@ -95,87 +109,82 @@ class PassManager:
             InputError: `model` is broken before the first pass.
         """
         _check_input(model)
-        printer = ModelPrinter(self._printer, every=self._print_every, changes=self._print_changes)
-        printer.start(model)
-        verifier = OutputVerifier(context.data, seed=context.seed) if self._verify_each else None
-        current, records = model, list[PassRecord]()
-        amount = _weigh(model)
-        progress = context.progress or Progress()
-        with progress.task("passes", len(self._passes)) as task:
-            for index, one in enumerate(self._passes):
-                candidate, rewrites, timing, check = self._step(index, model, current, context, verifier)
-                before, amount = amount, _weigh(candidate) if rewrites.modified else amount
-                options = one.options.model_dump(mode="json")
-                records.append(
-                    PassRecord(
-                        one.name,
-                        options,
-                        timing.seconds,
-                        rewrites,
-                        before,
-                        amount,
-                        timing.cpu_seconds,
-                        check,
-                    )
-                )
-                printer.show(str(to_spec(one)), candidate)
-                current = candidate
+        run = _Run(model, context, self._settings)
+        with (context.progress or Progress()).task("passes", len(self._passes)) as task:
+            for index in range(len(self._passes)):
+                run.apply(self._passes, index)
                 task.advance()
-        return (current if records else _clone(model)), records
+        return (run.current if run.records else _clone(model)), run.records
 
-    def _step(
-        self,
-        index: int,
-        original: onnx_ir.Model,
-        before: onnx_ir.Model,
-        context: Context,
-        verifier: OutputVerifier | None,
-    ) -> tuple[onnx_ir.Model, Rewrites, Timing, Check | None]:
-        """Run pass `index` on a clone of `before` and check what it leaves."""
-        one = self._passes[index]
-        candidate = _clone(before)
+
+class _Run:
+    """One run over one model. current: the model after the passes so far, and `original` before the first."""
+
+    def __init__(self, original: onnx_ir.Model, context: Context, settings: _Settings) -> None:
+        self.current = original
+        self.records: list[PassRecord] = []
+        self._original = original
+        self._context = context
+        self._settings = settings
+        self._amount = _weigh(original)
+        self._verifier = OutputVerifier(context.data, seed=context.seed) if settings.verify_each else None
+        self._printer = ModelPrinter(
+            settings.printer, every=settings.print_after_all, changes=settings.print_after_change
+        )
+        self._printer.start(original)
+
+    def apply(self, passes: Sequence[Pass], index: int) -> None:
+        """Run `passes[index]` on a clone of the current model, check what it leaves, and record it."""
+        one, after = passes[index], _clone(self.current)
         try:
             with Timings().measure(one.name) as timing:
-                rewrites = one.run(candidate, context)
+                rewrites = one.run(after, self._context)
             if not isinstance(rewrites, Rewrites):
                 raise InternalError(f"run returned {type(rewrites).__name__}, not Rewrites")
-            _check_result(candidate, before)
-            check = verifier.check(one, rewrites, before, candidate) if verifier else None
+            _check_result(after, self.current)
+            check = self._verifier.check(one, rewrites, self.current, after) if self._verifier else None
         except Exception as error:
             if isinstance(error, OnnxpressError) and error.exit_code != InternalError.exit_code:
                 _name_pass(one.name, error)
                 raise
-            self._fail(index, original, before, context, error)
-        return candidate, rewrites, timing, check
+            self._fail(passes[: index + 1], error)
+        before, self._amount = self._amount, _weigh(after) if rewrites.modified else self._amount
+        self.current = after
+        self.records.append(
+            PassRecord(
+                name=one.name,
+                options=one.options.model_dump(mode="json"),
+                seconds=timing.seconds,
+                rewrites=rewrites,
+                before=before,
+                after=self._amount,
+                cpu_seconds=timing.cpu_seconds,
+                check=check,
+            )
+        )
+        self._printer.show(str(to_spec(one)), after)
 
-    def _fail(
-        self,
-        index: int,
-        original: onnx_ir.Model,
-        before: onnx_ir.Model,
-        context: Context,
-        error: Exception,
-    ) -> NoReturn:
-        """Raise the InternalError that tells of `error`, after writing the reproducer if one is wanted."""
-        name = self._passes[index].name
-        what = f"{name}: {_describe_failure(error)}"
-        if self._crash_dir is None:
+    def _fail(self, passes: Sequence[Pass], error: Exception) -> NoReturn:
+        """Raise the InternalError that tells of `error` in the last of `passes`, and write its reproducer."""
+        what = _describe_failure(passes[-1].name, error)
+        crash_dir = self._settings.crash_dir
+        if crash_dir is None:
             raise InternalError(f"{what}. Run again with --crash-dir DIR to get what repeats it") from error
-        flags = [*self._repeat_flags, *(["--verify-each"] if self._verify_each else [])]
+        flags = [*self._settings.repeat_flags, *(["--verify-each"] if self._verifier else [])]
         try:
             folder = write_reproducer(
-                self._crash_dir,
-                original=original,
-                before=before,
-                passes=self._passes[: index + 1],
-                context=context,
+                crash_dir,
+                original=self._original,
+                before=self.current,
+                passes=passes,
+                context=self._context,
                 flags=flags,
                 error=error,
             )
         except Exception as second:  # telling the first cause matters more than keeping it
-            reason = _one_line(second)
+            where, reason = os.fspath(crash_dir), _one_line(second)
             raise InternalError(
-                f"{what}. The reproducer could not be written to {os.fspath(self._crash_dir)}: {reason}"
+                f"{what}. The reproducer could not be written to {where}: {reason}"
             ) from error
         raise InternalError(f"{what}. What repeats it is in {folder}, see repeat.txt") from error
 
@@ -314,16 +323,16 @@ def _name_pass(name: str, error: OnnxpressError) -> None:
         error.args = (f"{name}: {error}",)
 
 
-def _describe_failure(error: Exception) -> str:
-    """Say in one line what went wrong: the first cause, and the node in hand where one can be told."""
+def _describe_failure(name: str, error: Exception) -> str:
+    """Say in one line what went wrong in pass `name`: the first cause, and the node in hand, if known."""
     if isinstance(error, OnnxpressError):
-        return _one_line(error)
+        return f"{name}: {_one_line(error).removeprefix(f'{name}: ')}"
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     node = _node_in_hand(cause.__traceback__)
     where = f" at node {node.name!r} ({node.op_type})" if node is not None else ""
-    return f"failed{where}: {_one_line(cause)}"
+    return f"{name}: failed{where}: {_one_line(cause)}"
 
 
 def _node_in_hand(traceback: types.TracebackType | None) -> onnx_ir.Node | None:

@@ -142,10 +142,15 @@ def to_spec(built: Pass) -> PassSpec:
     """Return the spec of a built pass: only options that differ from their defaults, in declared order.
 
     Raises:
-        TypeError: an option's value has no pipeline text.
+        UsageError: an option's value, set in Python, has no pipeline text.
     """
-    given = built.options.model_dump(exclude_defaults=True)
-    return PassSpec(built.name, {key: _to_plain(value) for key, value in given.items()})
+    options: dict[str, Value] = {}
+    for key, value in built.options.model_dump(exclude_defaults=True).items():
+        try:
+            options[key] = _to_plain(value)
+        except TypeError as error:
+            raise UsageError(f"{built.name}: option {key!r}: {error}") from None
+    return PassSpec(built.name, options)
 
 
 def _to_plain(value: object) -> Value:

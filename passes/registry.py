@@ -187,9 +187,16 @@ def _describe_option(name: str, field: FieldInfo) -> OptionInfo:
     return OptionInfo(
         name=name,
         type=", ".join([_type_text(field.annotation), *map(_bound_text, field.metadata)]).rstrip(", "),
-        default=format_value(default) if has_default else None,
+        default=_default_text(default) if has_default else None,
         description=field.description or "",
     )
+
+
+def _default_text(default: object) -> str:
+    try:
+        return format_value(default)
+    except TypeError:  # can be set in Python only
+        return repr(default)
 
 
 def _type_text(annotation: Any) -> str:

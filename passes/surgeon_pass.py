@@ -193,11 +193,8 @@ def _amounts(model: onnx_ir.Model) -> dict[str, Amount]:
 
 
 def _names(values: Iterable[onnx_ir.Value | None]) -> list[str]:
-    """Return names of values, "" for one that is left out; such ones at the end mean nothing."""
-    names = [(value.name or "") if value is not None else "" for value in values]
-    while names and not names[-1]:
-        names.pop()
-    return names
+    """Return names of values, "" for one that is left out."""
+    return [(value.name or "") if value is not None else "" for value in values]
 
 
 def _attributes(node: onnx_ir.Node) -> dict[str, bytes | list[list[str]]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import onnx_ir
 
 from onnxpress.ir import model_io
-from onnxpress.ir.errors import BudgetError, InternalError, OnnxpressError, UsageError
+from onnxpress.ir.data import DataSource
+from onnxpress.ir.errors import BudgetError, InputError, InternalError, OnnxpressError, UsageError
 from onnxpress.ir.verify import verify
 from onnxpress.passes.base import Context, Pass, Site, SiteOptions
 from onnxpress.passes.instrument import ModelPrinter, Printer, Progress
@@ -30,11 +32,17 @@ from onnxpress.passes.reproducer import write_reproducer
 from onnxpress.targets.base import Target
 from onnxpress.targets.legality import Illegal
 from onnxpress.targets.lowering.report import LoweringReport
-from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, ModelLike, inspect_kernels, smoke_run
+from onnxpress.targets.runtimes.onnxruntime_cpu import (
+    Kernels,
+    RuntimeRefusalError,
+    inspect_kernels,
+    smoke_run,
+)
 from onnxpress.tools.measure import (
     Effort,
     Pair,
     Subject,
+    first_feeds,
     measure_pair,
     peak_rss_bytes,
     source_bytes,
@@ -49,7 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["Watch", "compress", "run"]
 
 _WORST_SITES = 3  # as many as a message can name and a user can exclude by hand
-_SERIALIZED_LIMIT_BYTES = 2**31 - 2**20  # protobuf's limit, with room for the graph
+_NOT_RUN = "the result was loaded but not run: its input sizes are open. Give --data to try it on a sample"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +148,11 @@ def run(plan: Plan, watch: Watch | None = None) -> Result:
         report,
         lowering=lowering.forms,
         notes=(*lowering.notes, *_summarize(findings), *report.notes),
-        seconds=time.perf_counter() - started,
+        seconds=plan.seconds + time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
     _require_drop(plan, report)
-    return Result(model, report, plan.recipe)
+    return Result(model, report)
 
 
 def _lower(plan: Plan, model: onnx_ir.Model, context: Context, watch: Watch) -> LoweringReport:
@@ -157,7 +165,7 @@ def _lower(plan: Plan, model: onnx_ir.Model, context: Context, watch: Watch) -> 
     printer.start(model)
     try:
         report = plan.target.lower(model, context)
-        verify(model, full=False)
+        verify(model)
     except OnnxpressError as error:
         if error.exit_code != InternalError.exit_code:
             raise
@@ -202,24 +210,18 @@ def _fail_lowering(
     raise InternalError(f"{what}. What repeats it is in {folder}, see repeat.txt") from error
 
 
-def _measure(
-    plan: Plan,
-    model: onnx_ir.Model,
-    records: Sequence[PassRecord],
-    watch: Watch,
-) -> Report:
+def _measure(plan: Plan, model: onnx_ir.Model, records: Sequence[PassRecord], watch: Watch) -> Report:
     """Load and run the result once, and measure it beside the original.
 
     Raises:
-        RuntimeRefusalError: the runtime does not load or run the result.
+        BudgetError: the runtime does not load or run the result.
     """
-    result = _serialized(model)
-    smoke_run(result.runnable)
-    kernels = inspect_kernels(result.runnable)
-    original = _original(plan)
+    result, original = _serialized(model), _original(plan)
     source = plan.eval_data or plan.data
+    did_run = _try(result, source)
+    kernels = inspect_kernels(result.runnable)
     is_evaluation = plan.eval_data is not None or plan.max_drop is not None
-    bounded = Effort.check(original.count().macs, watch.latency_rounds)
+    bounded = Effort.check(original.counted.macs, watch.latency_rounds)
     effort = dataclasses.replace(bounded, run=None) if is_evaluation else bounded
     pair = measure_pair(original, result, source, effort, watch.progress)
     return Report(
@@ -231,7 +233,7 @@ def _measure(
         after=pair.after,
         passes=tuple(records),
         headlines=tuple(_headlines(pair, records, kernels)),
-        notes=pair.notes,
+        notes=pair.notes if did_run else (_NOT_RUN, *pair.notes),
         samples=pair.samples,
         sqnr_samples=pair.sqnr_samples,
         samples_of=None if source is None else source.name,
@@ -241,11 +243,25 @@ def _measure(
     )
 
 
+def _try(result: Subject, source: DataSource | None) -> bool:
+    """Load the result and run it once. Returns False where only loading could be tried, for lack of samples.
+
+    Raises:
+        BudgetError: the runtime refuses it.
+    """
+    try:
+        return smoke_run(result.runnable, None if source is None else first_feeds(result, source))
+    except RuntimeRefusalError as error:
+        raise BudgetError(f"the result is refused: {error}. Nothing is written.") from error
+
+
 def _serialized(model: onnx_ir.Model) -> Subject:
     """Return the result as bytes, serialized once for all sessions; as a model where it is too large."""
-    size_bytes = model_io.size_bytes(model)
-    runnable: ModelLike = model_io.to_proto_bytes(model) if size_bytes < _SERIALIZED_LIMIT_BYTES else model
-    return Subject(model, runnable, size_bytes)
+    try:
+        content = model_io.to_proto_bytes(model)
+    except InputError:
+        return Subject(model, model, model_io.size_bytes(model))
+    return Subject(model, content, len(content))
 
 
 def _original(plan: Plan) -> Subject:
@@ -319,7 +335,8 @@ def _suggest(passes: Sequence[Pass], report: Report) -> str:
     named = ", ".join(f"{site.name!r} ({_describe_error(site)})" for _, site in worst)
     given = [to_spec(one) for one in passes]
     spared = [_without(one, [site.name for name, site in worst if name == one.name]) for one in passes]
-    advice = f" Leave them alone with: --passes '{format_pipeline(spared)}'" if spared != given else ""
+    text = shlex.quote(format_pipeline(spared))
+    advice = f" Leave them alone with: --passes {text}" if spared != given else ""
     return f" Worst sites: {named}.{advice}"
 
 

@@ -7,6 +7,7 @@ the two models take turns; it is CPU time of one thread, which a busy machine do
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
     "Effort",
     "Pair",
     "Subject",
+    "first_feeds",
     "measure_pair",
     "peak_rss_bytes",
     "source_bytes",
@@ -79,8 +81,9 @@ class Subject:
     runnable: ModelLike
     size_bytes: int
 
-    def count(self) -> Metrics:
-        """Return the numbers that need no run."""
+    @functools.cached_property
+    def counted(self) -> Metrics:
+        """The numbers that need no run."""
         return Metrics.counted(cost(self.model), self.size_bytes)
 
 
@@ -108,7 +111,7 @@ def measure_pair(
     progress: Progress | None = None,
 ) -> Pair:
     """Measure two models with the same inputs and outputs. data: None leaves out fidelity and accuracy."""
-    pair = Pair(before.count(), after.count())
+    pair = Pair(before.counted, after.counted)
     if data is not None:
         pair = _compared(pair, before.model, after.model, data, effort, progress)
     return _timed(pair, before, after, data, effort.rounds)
@@ -158,7 +161,7 @@ def _timed(pair: Pair, before: Subject, after: Subject, data: DataSource | None,
     try:
         latency = interleaved_latency(
             {"before": before.runnable, "after": after.runnable},
-            _one_batch(before, data),
+            first_feeds(before, data),
             rounds=rounds,
             warmup=_WARMUP_ROUNDS,
             max_seconds=_LATENCY_SECONDS,
@@ -172,15 +175,26 @@ def _timed(pair: Pair, before: Subject, after: Subject, data: DataSource | None,
     )
 
 
+def first_feeds(subject: Subject, data: DataSource | None) -> dict[str, np.ndarray]:
+    """Return feeds of the smallest batch that the model takes: real where there is data, else made up."""
+    if data is None:
+        return example_feeds(subject.runnable)
+    size = batch_dimension(subject.model) or 1
+    ranks = {value.name: len(value.shape) for value in subject.model.graph.inputs if value.shape is not None}
+    return {
+        # A model without an axis of samples takes one sample as it is. One with a fixed batch above the
+        # number of samples gets them repeated: time does not depend on the values.
+        name: array[0] if array.ndim == ranks.get(name, 0) + 1 else np.resize(array, (size, *array.shape[1:]))
+        for name, array in data.head(size).feeds.items()
+    }
+
+
 def source_bytes(source: object, model: onnx_ir.Model) -> int:
     """Return what the model takes where it came from: a file with its data files, or serialized."""
     if not isinstance(source, str | os.PathLike):
         return model_io.size_bytes(model)
     path = Path(source)
-    size = path.stat().st_size
-    if size > cost(model).weight_bytes:
-        return size  # the weights are inside
-    return size + sum(file.stat().st_size for file in _data_files(path))
+    return path.stat().st_size + sum(file.stat().st_size for file in _data_files(path, model))
 
 
 def peak_rss_bytes() -> int:
@@ -193,19 +207,12 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _data_files(path: Path) -> set[Path]:
+def _data_files(path: Path, model: onnx_ir.Model) -> set[Path]:
+    weights = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    if path.stat().st_size > sum(tensor.nbytes for tensor in weights if tensor is not None):
+        return set()  # all weights are inside
     tensors = onnx_file.tensors_of(onnx_file.read(path).proto)
     locations = (
         entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"
     )
     return {path.parent / location for location in locations}
-
-
-def _one_batch(subject: Subject, data: DataSource | None) -> dict[str, np.ndarray]:
-    """Return feeds of the smallest batch that the model takes: real where there is data, else made up."""
-    if data is None:
-        return example_feeds(subject.runnable)
-    size = batch_dimension(subject.model) or 1
-    feeds = data.head(size).feeds
-    # A model with a fixed batch above the number of samples: repeat them, time does not depend on the values.
-    return {name: np.resize(array, (size, *array.shape[1:])) for name, array in feeds.items()}

@@ -24,13 +24,14 @@ def check_outputs(
     """Check that every output can be written, before any work is done for it.
 
     outputs, inputs: paths by the flag or argument that the user knows them by; None is not given, and `-` for
-    --json is stdout. With `force` OUT may replace MODEL; no other output may be an input.
+    --json is stdout. Inputs that are no files count for nothing. With `force` OUT may replace MODEL; no other
+    output may be an input.
 
     Raises:
         UsageError: two outputs are one file; an output is an input, exists (without `force`), is a folder, or
             its folder is missing or cannot be written.
     """
-    taken = {_resolved(path): flag for flag, path in inputs.items() if path is not None}
+    taken = {_resolved(path): flag for flag, path in inputs.items() if path is not None and _exists(path)}
     for flag, path in outputs.items():
         if path is None or (flag == "--json" and path == STDOUT):
             continue
@@ -85,6 +86,13 @@ def _check_output(flag: str, path: Path, *, force: bool) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{shown} cannot be written: {error.strerror}. Give another path.") from error
+
+
+def _exists(path: str | os.PathLike[str]) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for a path, as pipeline text may be
+        return False
 
 
 def _resolved(path: str | os.PathLike[str]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,12 +32,14 @@ class Plan:
     """A run that is fully checked and has not begun.
 
     source: what was given. model: as loaded. name: what reports call it. pipeline: canonical text.
+    target_spec: the target as a command line names it. seconds: that loading and checking took.
     """
 
     source: Any
     model: onnx_ir.Model
     name: str
     target: Target
+    target_spec: str
     passes: tuple[Pass, ...]
     pipeline: str
     data: DataSource | None
@@ -44,12 +47,13 @@ class Plan:
     max_drop: float | None
     seed: int
     recipe: Recipe
+    seconds: float
 
     @property
     def repeat_flags(self) -> tuple[str, ...]:
         """Flags that a reproducer's command needs beside model, passes, data and seed."""
-        profile = self.recipe.target or self.target.name
-        return ("--target", os.fspath(Path(profile).resolve()) if Path(profile).is_file() else profile)
+        profile = Path(self.target_spec)
+        return ("--target", os.fspath(profile.resolve()) if profile.is_file() else self.target_spec)
 
 
 def prepare(
@@ -65,6 +69,7 @@ def prepare(
     """Load and check everything that a run needs, cheapest first. Arguments and errors: see `compress`."""
     from onnxpress.ir.analysis.execute import require_runtime
 
+    started = time.perf_counter()
     require_runtime()
     _check_numbers(max_drop, seed, has_data=data is not None or eval_data is not None)
     chosen = target if isinstance(target, Target) else load_target(target)
@@ -95,6 +100,7 @@ def prepare(
         model=loaded,
         name=name,
         target=chosen,
+        target_spec=os.fspath(target) if isinstance(target, str | os.PathLike) else chosen.name,
         passes=tuple(built),
         pipeline=pipeline,
         data=calibration,
@@ -102,6 +108,7 @@ def prepare(
         max_drop=max_drop,
         seed=seed,
         recipe=recipe,
+        seconds=time.perf_counter() - started,
     )
 
 

@@ -26,7 +26,7 @@ class Report:
     all is well. notes: what else is worth a line. samples: how many of `samples_of` accuracy and agreement
     were measured on, as the runtime runs the models; sqnr_samples: how many SQNR, of the models as written.
     calibration_samples: how many there were. lowering: how often each form was emitted. kernels: what the
-    runtime makes of the result. seconds: of the run, measuring included. peak_rss_bytes: of the process.
+    runtime makes of the result. seconds: of all, measuring included. peak_rss_bytes: of the process.
     """
 
     model: str
@@ -98,7 +98,11 @@ class Result:
 
     model: onnx_ir.Model
     report: Report
-    recipe: Recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        """What repeats the run."""
+        return self.report.recipe
 
 
 class DropError(BudgetError):
@@ -122,6 +126,7 @@ def _record_json(record: PassRecord) -> dict[str, Any]:
         "name": record.name,
         "options": record.options,
         "seconds": record.seconds,
+        "cpu_seconds": record.cpu_seconds,
         "sites": [
             {
                 "name": site.name,
@@ -136,6 +141,7 @@ def _record_json(record: PassRecord) -> dict[str, Any]:
         "declined": [dataclasses.asdict(declined) for declined in record.rewrites.declined],
         "before": _weighed(record.before).to_json(),
         "after": _weighed(record.after).to_json(),
+        "check": None if record.check is None else dataclasses.asdict(record.check),
     }
 
 

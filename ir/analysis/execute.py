@@ -118,10 +118,9 @@ class Session:
         runtime = require_runtime()
         fold = optimize if fold_quantization is None else fold_quantization
         options = _session_options(runtime, optimize=optimize, fold_quantization=fold, threads=threads)
-        self._passed: dict[
-            str, _Array | None
-        ] = {}  # outputs without computation: inputs (None) and initializers
         self._session: Any = None
+        # Outputs that take no computation: None for an input, or what an initializer holds.
+        self._passed: dict[str, _Array | None] = {}
         if isinstance(model, onnx_ir.Model):
             self._load(runtime, options, model, outputs)
             return
@@ -166,7 +165,7 @@ class Session:
         for name in feeds:
             if name not in self._known_inputs:
                 raise InputError(
-                    f"cannot run the model: it has no input {name!r}.{near_names(name, self._known_inputs)}"
+                    f"cannot run the model: it has no input {name!r}{_hint(name, self._known_inputs)}"
                 )
         computed = [name for name in self.output_names if name not in self._passed]
         results = dict(zip(computed, self._compute(computed, feeds), strict=True))
@@ -318,14 +317,17 @@ def stream(
         InputError: the data does not fit the model, or the model fails on it.
         UsageError: a value that cannot be fetched.
     """
-    session = Session(model, outputs=values, optimize=optimize, threads=threads)
-    runner = BatchRunner(model, session)
     source = bind(data, model)
+    runner = BatchRunner(model, Session(model, outputs=values, optimize=optimize, threads=threads))
     size = batch_size_within(model, values, limit_bytes)
-    with track(progress, label, source, samples) as task:
-        for batch in source.batches(size, limit=samples):
-            yield runner.run(batch)
-            task.advance(batch.size)
+
+    def run() -> Iterator[dict[str, _Array]]:
+        with track(progress, label, source, samples) as task:
+            for batch in source.batches(size, limit=samples):
+                yield runner.run(batch)
+                task.advance(batch.size)
+
+    return run()  # what is wrong with the arguments is said before the first batch is asked for
 
 
 @contextlib.contextmanager
@@ -405,7 +407,7 @@ def _require_fetchable(model: onnx_ir.Model, names: Sequence[str]) -> Sequence[s
                 raise UsageError(
                     f"value {name!r} lies in the body of a control-flow node and cannot be fetched"
                 )
-            raise UsageError(f"the model has no value {name!r}.{near_names(name, values)}")
+            raise UsageError(f"the model has no value {name!r}{_hint(name, values)}")
         if not _is_tensor(values[name]):
             raise UsageError(f"value {name!r} is no tensor and cannot be fetched")
     return names
@@ -456,6 +458,11 @@ def _create_from_graph(
 # Errors.
 
 
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = near_names(name, known)
+    return f".{near}" if near else ""
+
+
 def _got(feeds: Mapping[str, _Array]) -> str:
     return f", got {', '.join(map(repr, feeds))}" if feeds else ""
 
@@ -471,6 +478,6 @@ def _explain(verb: str, error: Exception) -> str:
     if failed:
         where = f"node {failed[2]!r} ({failed[1]})"
         text = text[failed.end() :]
-    text = re.sub(r"(?:/\S+|\w+\.(?:h|cc)):\d+ (?:[^()]*::[^()]*\([^()]*\)(?: const)? )?", "", text)
+    text = re.sub(r"\S+\.(?:h|cc|cpp):\d+ (?:[^()]*::[^()]*\([^()]*\)(?: const)? )?", "", text)
     text = re.sub(r"^.*? was false\. (?=.)", "", text)
     return f"onnxruntime cannot {verb} {where}: {text.strip().rstrip('.')}"

@@ -21,13 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from onnxpress.ir.analysis.execute import Session, batch_size_within
-from onnxpress.ir.data import DataSource
+from onnxpress.ir.analysis.execute import BatchRunner, Session, batch_size_within
+from onnxpress.ir.data import DataSource, bind
 from onnxpress.ir.encodings import Encoded
 from onnxpress.ir.linear import Linear
 from onnxpress.ir.opset import default_opset
 from onnxpress.ir.quantization import Quantization, integer_parameters
-from onnxpress.ir.shapes import batch_dimension
 
 __all__ = ["LayerError", "RoundedLayer", "measure_layer_errors"]
 
@@ -70,22 +69,20 @@ def measure_layer_errors(
 
     samples: how many calibration samples to run; the cost is about twice the float model's on them.
     limit_bytes: roughly what inner values may take at once; one sample (or the model's fixed batch) runs whatever
-        its size. A fixed batch that the samples do not fill is left out.
+        its size.
     """
     if not layers:
         return []
-    fixed = batch_dimension(model)
-    batch_size = fixed or batch_size_within(model, [layer.linear.output.name or "" for layer in layers], limit_bytes)
+    size = batch_size_within(model, [layer.linear.output.name or "" for layer in layers], limit_bytes)
     probe = model.clone()
     nodes = {node.name: node for node in probe.graph}
     names = [_add_twin(probe, nodes[layer.linear.node.name], layer, index) for index, layer in enumerate(layers)]
     _keep_only(probe.graph, [name for triple in names for name in triple])
     session = Session(probe, optimize=True, fold_quantization=False)
+    runner = BatchRunner(probe, session)
     sums = [_Sums() for _ in layers]
-    for batch in data.batches(batch_size, limit=max(samples, batch_size)):
-        if fixed is not None and batch.size != fixed:
-            continue
-        outputs = session.run(batch.feeds)
+    for batch in bind(data, model).batches(size, limit=samples):
+        outputs = runner.run(batch)
         for total, triple in zip(sums, names, strict=True):
             total.add(*(outputs[name] for name in triple))
     return [total.result() for total in sums]
@@ -98,8 +95,8 @@ class _Sums:
         self.means: list[_Array] = []
 
     def add(self, noise: _Array, signal: _Array, means: _Array) -> None:
-        self.noise += float(noise)
-        self.signal += float(signal)
+        self.noise += float(noise.sum(dtype=np.float64))
+        self.signal += float(signal.sum(dtype=np.float64))
         self.means.append(means.astype(np.float64))
 
     def result(self) -> LayerError:
@@ -116,7 +113,7 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _add_twin(model: onnx_ir.Model, node: onnx_ir.Node, layer: RoundedLayer, index: int) -> tuple[str, str, str]:
-    """Append the twin of `node` and three reductions; return the names of noise, signal and mean per channel."""
+    """Append the twin of `node` and three reductions; return the names of noise [N], signal [N] and means [N, out_channels]."""
     graph, view = model.graph, layer.linear
     prefix = f"onnxpress.layer_error.{index}"
     scale, zero_point = integer_parameters(layer.data, signed=False, symmetric=False)
@@ -133,9 +130,12 @@ def _add_twin(model: onnx_ir.Model, node: onnx_ir.Node, layer: RoundedLayer, ind
     inputs[view.weight_index] = _constant(graph, f"{prefix}.weight", layer.weight.dense())
     twin = tape.op(node.op_type, inputs, attributes=node.attributes)
     error = tape.op("Sub", [node.outputs[0], twin])
-    noise = tape.op("ReduceSumSquare", [error], attributes={"keepdims": 0})
-    signal = tape.op("ReduceSumSquare", [node.outputs[0]], attributes={"keepdims": 0})
-    means = _channel_means(tape, model, error, view, prefix)
+    rank = view.output.shape.rank() if view.output.shape is not None else len(view.kernel) + 2
+    inner = list(range(1, rank))
+    positions = [axis for axis in inner if axis != view.output_axis % rank]
+    noise = _reduce(tape, model, "ReduceSumSquare", error, inner)
+    signal = _reduce(tape, model, "ReduceSumSquare", node.outputs[0], inner)
+    means = _reduce(tape, model, "ReduceMean", error, positions) if positions else tape.op("Identity", [error])
     for value, suffix in ((noise, "noise"), (signal, "signal"), (means, "means")):
         value.name = f"{prefix}.{suffix}"
         value.dtype = onnx_ir.DataType.FLOAT
@@ -143,17 +143,13 @@ def _add_twin(model: onnx_ir.Model, node: onnx_ir.Node, layer: RoundedLayer, ind
     return noise.name or "", signal.name or "", means.name or ""
 
 
-def _channel_means(tape: Any, model: onnx_ir.Model, error: onnx_ir.Value, view: Linear, prefix: str) -> onnx_ir.Value:
-    """Mean of `error` over everything but sample and channel: [N, out_channels]."""
-    rank = view.output.shape.rank() if view.output.shape is not None else len(view.kernel) + 2
-    channel = view.output_axis % rank
-    axes = [axis for axis in range(1, rank) if axis != channel]
-    if not axes:
-        return tape.op("Identity", [error])  # type: ignore[no-any-return]
-    if default_opset(model) >= 18:
-        positions = _constant(model.graph, f"{prefix}.axes", np.asarray(axes, np.int64))
-        return tape.op("ReduceMean", [error, positions], attributes={"keepdims": 0})  # type: ignore[no-any-return]
-    return tape.op("ReduceMean", [error], attributes={"axes": axes, "keepdims": 0})  # type: ignore[no-any-return]
+def _reduce(tape: onnx_ir.tape.Tape, model: onnx_ir.Model, op: str, value: onnx_ir.Value, axes: list[int]) -> onnx_ir.Value:
+    """Reduce `value` over `axes`, which became an input in opset 18."""
+    if default_opset(model) < 18:
+        return tape.op(op, [value], attributes={"axes": axes, "keepdims": 0})
+    name = f"onnxpress.layer_error.axes.{'.'.join(map(str, axes))}"
+    held = model.graph.initializers.get(name) or _constant(model.graph, name, np.asarray(axes, np.int64))
+    return tape.op(op, [value, held], attributes={"keepdims": 0})
 
 
 def _constant(graph: onnx_ir.Graph, name: str, array: _Array) -> onnx_ir.Value:

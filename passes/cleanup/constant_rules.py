@@ -33,7 +33,6 @@ CHEAP_ELEMENTS = 8192  # onnxscript's default limit; here for operators that are
 
 _GROWTH_BYTES = 1024  # room for masks and position tables, not for weights
 _NARROW_BITS = 32  # types below are how weights are stored compactly
-_UNKNOWN_SIZE = "the size of its result is unknown"
 
 # Linear in their operands, so that no size is too much.
 _CHEAP = frozenset(
@@ -82,8 +81,7 @@ def _may_fold(node: onnx_ir.Node) -> bool:
         return constant_tensor(node.inputs[0]) is not None
     if node.op_type in _RESOLVED_BY_ONNXSCRIPT:
         return True
-    # An unknown size is a reason to look: onnxscript infers shapes as it goes.
-    return _is_constant_expression(node) and _reason_against(node) in (None, _UNKNOWN_SIZE)
+    return should_fold(node)
 
 
 def _obstacle(model: onnx_ir.Model, nodes: Iterable[onnx_ir.Node]) -> str | None:
@@ -141,7 +139,7 @@ def _reason_against(node: onnx_ir.Node) -> str | None:
         return f"{encoded[0]!r} is an encoded weight"
     size_bytes = _static_bytes(output)
     if size_bytes is None:
-        return _UNKNOWN_SIZE
+        return "the size of its result is unknown"
     tensors = [tensor for value in operands if (tensor := constant_tensor(value)) is not None]
     elements = sum(tensor.size for tensor in tensors)
     if node.op_type not in _CHEAP and elements > CHEAP_ELEMENTS:

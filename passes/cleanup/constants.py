@@ -20,8 +20,8 @@ from contextlib import contextmanager
 import onnx_ir
 import onnx_ir.passes.common
 
+from onnxpress.ir.inference import infer_shapes
 from onnxpress.ir.linear import constant_tensor
-from onnxpress.ir.onnx_file import mark_inferred
 from onnxpress.ir.quantization import note, quantization_of
 from onnxpress.passes.base import Declined, Site
 from onnxpress.passes.cleanup.constant_rules import CHEAP_ELEMENTS, should_fold
@@ -54,7 +54,8 @@ def lift(model: onnx_ir.Model) -> list[str]:
 
     Those behind a graph output stay.
     """
-    nodes = [node for node in model.graph.all_nodes() if node.op_type == "Constant" and is_default_domain(node)]
+    found = (node for node in model.graph.all_nodes() if node.op_type == "Constant")
+    nodes = [node for node in found if is_default_domain(node)]
     if not nodes:
         return []
     lift_constants = onnx_ir.passes.common.LiftConstantsToInitializersPass
@@ -64,7 +65,10 @@ def lift(model: onnx_ir.Model) -> list[str]:
 
 
 def fold(model: onnx_ir.Model) -> Folded:
-    """Fold constants in place, in every graph. Names, types and shapes of inputs and outputs stay."""
+    """Fold constants in place, in every graph. Names, types and shapes of inputs and outputs stay.
+
+    What the constants reveal of other shapes is inferred.
+    """
     from onnxscript import optimizer
 
     before = _Snapshot(model)
@@ -73,7 +77,7 @@ def fold(model: onnx_ir.Model) -> Folded:
         try:
             optimizer.fold_constants(
                 model,
-                onnx_shape_inference=before.has_gaps,
+                onnx_shape_inference=False,  # `infer_shapes` knows more, and keeps the interface
                 input_size_limit=CHEAP_ELEMENTS,
                 output_size_limit=_UNLIMITED,
                 should_fold=_ask,
@@ -85,7 +89,10 @@ def fold(model: onnx_ir.Model) -> Folded:
     allow_initializers(model)
     lift(model)
     _spell_out_constants(model)
-    return Folded(before.sites(model), failure)
+    sites = before.sites(model)
+    if sites and _has_gaps(model):
+        infer_shapes(model)
+    return Folded(sites, failure)
 
 
 def _spell_out_constants(model: onnx_ir.Model) -> None:
@@ -141,10 +148,7 @@ class _Face:
 
 
 class _Snapshot:
-    """What onnxscript may lose on the way: faces, names, notes. And what was there, to tell what is new.
-
-    has_gaps: whether a type or shape is not fully known, so that inferring again may find more.
-    """
+    """What onnxscript may lose on the way: faces, names, notes. And what was there, to tell what is new."""
 
     def __init__(self, model: onnx_ir.Model) -> None:
         graph = model.graph
@@ -154,9 +158,6 @@ class _Snapshot:
         outputs = [value for origin in self._origins for value in origin.node.outputs]
         notes = {value.name: quantization_of(value) for value in outputs}
         self._notes = {name: quantization for name, quantization in notes.items() if quantization is not None}
-        self._described = {
-            value.name for value in outputs if value.type is not None and value.shape is not None
-        }
 
     def restore(self, model: onnx_ir.Model) -> None:
         """Put back names, faces and notes, and take off what onnxscript left on values and removed nodes."""
@@ -169,8 +170,6 @@ class _Snapshot:
             value.metadata_props.pop(_ORIGIN_KEY, None)
             if value.name in self._notes and quantization_of(value) is None:
                 note(value, self._notes[value.name])
-            if value.name not in self._described and not value.is_graph_output():
-                mark_inferred(value)
         for origin in self._gone():
             release_bodies(origin.node)
         self._restore_node_names(model)
@@ -202,10 +201,17 @@ class _Snapshot:
                 node.name = fresh_name(stem, taken)
 
 
-def _has_gap(value: onnx_ir.Value) -> bool:
-    if value.type is None or value.shape is None:
-        return bool(value.name)
-    return not all(isinstance(dim, int) or dim.value in wanted for dim in value.shape)
+def _has_gaps(model: onnx_ir.Model) -> bool:
+    """Whether a type or dimension of some value is known neither as a number nor by an input's name."""
+    shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
+    names = {dim.value for shape in shapes for dim in shape if not isinstance(dim, int)} - {None}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name and (value.type is None or value.shape is None):
+                return True
+            if any(not isinstance(dim, int) and dim.value not in names for dim in value.shape or ()):
+                return True
+    return False
 
 
 def _values(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:

@@ -119,7 +119,7 @@ def match(norm: onnx_ir.Node, opset: int) -> Match | Declined | None:
     if not (spread > 0).all():
         channel = int(np.argmin(spread > 0))
         return _declined(
-            norm, f"var + epsilon is {spread[channel]:g} in channel {channel}, needs to be positive"
+            norm, f"var + epsilon is {spread[channel]:g} in channel {channel}, must be above 0"
         )
     scale = gamma / np.sqrt(spread)
     return _fold(linear, norm, scale, beta - mean * scale)

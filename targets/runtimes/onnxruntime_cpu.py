@@ -88,6 +88,8 @@ _DECODING = _SAME_VALUES | {
 # room for its strides, and some models accept only one side length or a multiple of 32.
 _GUESSED_SIZES = (1, 32, 224, 640)
 
+_RENAMED = re.compile(r"/MatMulAddFusion|_token_\d+$")  # what the runtime's rewrites add to names
+
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # protobuf's hard limit, less room for the graph itself
 _MESSAGE_LIMIT = 300  # characters of a runtime's message that are kept
 
@@ -444,7 +446,7 @@ class _NodeNames:
                     self._known.setdefault(key, name)
 
     def find(self, node: onnx_ir.Node) -> str:
-        plain = re.sub(r"_token_\d+$", "", node.name or "")
+        plain = _RENAMED.sub("", node.name or "")
         for key in (node.name or "", plain, *_weight_names(node)):
             if key in self._known:
                 return self._known[key]

@@ -222,6 +222,8 @@ OBJECTS: dict[str, Callable[[Array], Any]] = {
     "reader": Reader,
     "reader with rewind": RewindingReader,
     "loader": Loader,
+    "function that returns a reader": lambda x: lambda reader=RewindingReader(x): reader,  # noqa: B008
+    "class": lambda x: type("Fixed", (Loader,), {"__init__": lambda self: Loader.__init__(self, x)}),
 }
 
 
@@ -236,7 +238,9 @@ def test_python_objects_can_be_read_twice(kind: str) -> None:
         if source.has_labels:
             np.testing.assert_array_equal(samples.labels, np.arange(10))
     assert source.count == 10
-    assert source.has_labels is (kind in {"dict of arrays", "list of pairs", "list of lists", "loader"})
+    assert source.has_labels is (
+        kind in {"dict of arrays", "list of pairs", "list of lists", "loader", "class"}
+    )
 
 
 def test_reader_is_rewound_only_after_use() -> None:
@@ -270,7 +274,9 @@ def test_data_source_passes_through_and_binds() -> None:
     source = open_data(images(2))
     assert open_data(source) is source and source.input_names == ("array",)
     assert open_data(source, model=model()).input_names == ("x",)
-    assert bind(source, model()).head(1).feeds["x"].shape == (1, 3, 5, 7)
+    bound = bind(source, model())
+    assert bound.head(1).feeds["x"].shape == (1, 3, 5, 7)
+    assert bind(bound, model()) is bound
 
 
 def test_samples_of_changing_shape_do_not_stack() -> None:

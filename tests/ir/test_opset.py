@@ -96,13 +96,7 @@ def test_subgraphs_are_upgraded(condition: bool) -> None:
 
 
 def test_what_the_converter_does_not_know_is_carried_over() -> None:
-    model = _model(
-        """<ir_version: 4, opset_import: ["": 9]>
-        g (float[N,3,5,4] x) => (float[N,16,H,W] y) <float[16,3,3,3] w, float[16] b>
-        { [up] u = Upsample (x, s)  [conv] y = Conv (u, w, b) }""".replace(
-            "float[16] b>", "float[16] b, float[4] s = {1, 1, 2, 2}>"
-        )
-    ) if False else _convolution()
+    model = _convolution()
     graph = model.graph
     graph.doc_string, graph.metadata_props["graph"] = "about the graph", "g"
     node = next(node for node in graph if node.name == "up")
@@ -166,25 +160,21 @@ def test_an_opset_beyond_the_installed_onnx_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         require_opset(_model(), newest + 1, reason="quantize-int8")
     assert str(caught.value) == (
-        f"quantize-int8 needs opset {newest + 1}, and the installed onnx {onnx.__version__} knows opsets up to "
-        f"{newest}. Install a newer onnx."
+        f"quantize-int8 needs opset {newest + 1}, and the installed onnx {onnx.__version__} knows opsets up "
+        f"to {newest}. Install a newer onnx."
     )
 
 
 def test_an_impossible_upgrade_is_refused_and_leaves_the_model() -> None:
     model = _model(
-        """<ir_version: 4, opset_import: ["": 8]>
-        g (float[N,3,5,4] x, float[4] s) => (float[N,3,H,W] y) { [scan] y = Scatter (x) }""".replace(
-            "Scatter (x)", "Relu (x)"
-        )
+        """<ir_version: 4, opset_import: ["": 5]>
+        g (int64[N] x) => (float[N] y) { [cast] y = Cast <to = "FLOAT"> (x) }"""
     )
-    model.graph.node(0).op_type = "Gone"
     before = to_text(model)
     with pytest.raises(InputError) as caught:
         require_opset(model, 13, reason="quantize-int8 per channel")
-    message = str(caught.value)
-    assert message.startswith(
-        "quantize-int8 per channel needs opset 13, and the model's opset 8 cannot be upgraded: "
+    assert str(caught.value) == (
+        "quantize-int8 per channel needs opset 13, and the model's opset 5 cannot be upgraded: "
+        "No Adapter From Version $5 for Cast. Export the model with opset 13 or higher."
     )
-    assert message.endswith(". Export the model with opset 13 or higher.") and "\n" not in message
     assert to_text(model) == before

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 import time
 
 import onnx_ir
 import pytest
 
+from onnxpress.passes import instrument
 from onnxpress.passes.instrument import ModelPrinter, Progress, Timings
 
 
@@ -79,3 +81,7 @@ def test_print_after_a_change_only_shows_the_difference() -> None:
 def test_print_nothing_unless_asked() -> None:
     assert _record() == []
     assert len(_record(every=True, changes=True)) == 4
+
+
+def test_docstring_examples() -> None:
+    assert doctest.testmod(instrument).failed == 0

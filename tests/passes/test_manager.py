@@ -398,7 +398,17 @@ def test_failure_names_the_node_that_the_innermost_code_had_in_hand() -> None:
         rewrite_one(model.graph[1])
         assert first
 
-    assert str(_refusal(_pass(rewrite))) == f"my-pass: failed at node 'relu' (Relu): ValueError: no weight. {_RERUN}"
+    assert (
+        str(_refusal(_pass(rewrite)))
+        == f"my-pass: failed at node 'relu' (Relu): ValueError: no weight. {_RERUN}"
+    )
+
+
+def test_internal_error_of_a_pass_is_named_once() -> None:
+    def fail(model: onnx_ir.Model) -> None:
+        raise InternalError("my-pass: lost count")
+
+    assert str(_refusal(_pass(fail))) == f"my-pass: lost count. {_RERUN}"
 
 
 def test_failure_without_a_node_or_a_message() -> None:
@@ -648,6 +658,18 @@ def test_verify_each_skips_what_never_ran_here() -> None:
     check = _run(_pass(_nothing), model=model, verify_each=True)[0].check
     assert check is not None and (check.samples, check.sqnr_db) == (0, None)
     assert check.skipped.startswith("the model before it does not run here: ")
+
+
+def test_verify_each_compares_tensors_only() -> None:
+    model = _load("""
+        <ir_version: 10, opset_import: ["": 18]>
+        main (float[N, 3] x) => (float[N, 3] y, seq(float[N, 3]) s) {
+            [relu] y = Relu (x)
+            [sequence] s = SequenceConstruct (x, y)
+        }
+    """)
+    check = _run(_pass(_set_type("relu", "Relu")), model=model, verify_each=True)[0].check
+    assert check is not None and (check.samples, check.sqnr_db, check.skipped) == (2, np.inf, "")
 
 
 def test_verify_each_leaves_decisions_of_rounded_scores_out() -> None:

@@ -227,7 +227,9 @@ def test_built_pass_survives_its_text(options: dict[str, Any]) -> None:
     assert build(format_pipeline([to_spec(built)]))[0].options == built.options
 
 
-@pytest.mark.parametrize("word", ["8", "-0", "0.5", "1e5", "inf", "nan", "true", "false", "", "a b", "a#b", "[*", "'"])
+@pytest.mark.parametrize(
+    "word", ["8", "-0", "0.5", "1e5", "inf", "nan", "true", "false", "", "a b", "a#b", "[*", "'"]
+)
 def test_string_that_would_read_as_something_else_is_quoted(word: str) -> None:
     text = format_pipeline([PassSpec("p", {"k": word})])
     assert text == f'p{{k="{word}"}}'
@@ -241,10 +243,30 @@ def test_plain_string_is_not_quoted(word: str) -> None:
 
 
 def test_to_spec_keeps_only_what_differs_from_the_defaults() -> None:
-    assert to_spec(_Tuned(ratio=0.5, rounds=3, tags={"b", "a"}, path=Path("x.npz"), mode="sure")) == PassSpec(
-        "tuned", {"rounds": 3, "tags": ["a", "b"], "mode": "sure", "path": "x.npz"}
+    built = _Tuned(ratio=0.5, rounds=3, tags=set("hgfedcba"), path=Path("x.npz"), mode="sure")
+    assert to_spec(built) == PassSpec(
+        "tuned", {"rounds": 3, "tags": list("abcdefgh"), "mode": "sure", "path": "x.npz"}
     )
     assert str(to_spec(_Tuned(limit=None, include="a b"))) == 'tuned{include=["a b"],limit=none}'
+
+
+def test_to_spec_of_what_only_python_can_set() -> None:
+    class Mapped(Options):
+        table: dict[str, int] = {}  # noqa: RUF012
+
+    class MappedPass(Pass):
+        name = "mapped"
+        fidelity = "bits"
+        options_type = Mapped
+
+        def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
+            return Rewrites()
+
+    assert to_spec(MappedPass()) == PassSpec("mapped")
+    assert registry.describe(MappedPass).options[0].default == "{}"
+    with pytest.raises(UsageError) as caught:
+        to_spec(MappedPass(table={"a": 1}))
+    assert str(caught.value) == "mapped: option 'table': a dict has no pipeline text: {'a': 1}"
 
 
 def test_format_value_of_foreign_numbers() -> None:

@@ -126,6 +126,13 @@ def test_a_channel_less_than_a_multiple_of_32_saves_nothing(
     assert less >= costs.node_seconds(_conv(**whole), precision)
 
 
+def test_channels_are_computed_in_steps() -> None:
+    costs = _costs()
+    assert costs.explain(_conv(channels=20)).compute == costs.explain(_conv(channels=32)).compute
+    assert costs.explain(_conv(outputs=20)).compute == costs.explain(_conv(outputs=32)).compute
+    assert costs.explain(_conv(channels=12)).compute < costs.explain(_conv(channels=16)).compute
+
+
 @given(st.sampled_from(_PRECISIONS), st.integers(1, 60), st.integers(1, 60), st.integers(1, 600))
 def test_products_grow_with_each_side(precision: Precision, rows: int, depth: int, outputs: int) -> None:
     costs = _costs()

@@ -26,6 +26,7 @@ _CONSTANTS: dict[str, Array] = {
     "s1": np.array([0.03], np.float32),
     "z": np.array(128, np.uint8),
     "z0": np.array(0, np.uint8),
+    "z2": np.array(2, np.uint8),
     "zs": np.array(0, np.int8),
     "zero": np.array(0, np.float32),
     "six": np.array(6, np.float32),
@@ -286,6 +287,13 @@ _CASES = [
         "Clip_4",
     ),
     _Case(
+        "clip-range",
+        _CONV_CLIP,
+        _CONV_CLIP.replace("z0", "z2"),
+        "its output has the range [-0.0470588, 5.95294], must lie inside [0, 6]",
+        "Clip_4",
+    ),
+    _Case(
         "bias-scale",
         _CONV_BIAS,
         _CONV_BIAS.replace("bs)", "bs_off)"),
@@ -416,6 +424,17 @@ def test_bodies_of_control_flow_are_visited() -> None:
         }
     """)
     assert [(found.op_type, found.rule) for found in _found(model)] == [("Relu", "unknown-domain")]
+
+
+def test_an_output_of_the_model_is_read_in_float() -> None:
+    model = _model(_CONV)
+    assert _found(model) == []
+    conv = model.graph[3]
+    conv.outputs[0].shape = onnx_ir.Shape([1, 6, 9, 9])
+    conv.outputs[0].dtype = onnx_ir.DataType.FLOAT
+    model.graph.outputs.append(conv.outputs[0])
+    assert [(found.rule, found.node) for found in _found(model)] == [("open-output", "Conv_3")]
+    assert inspect_kernels(model).unfused == ("Conv_3",)
 
 
 def test_a_packed_weight_counts_as_stored() -> None:

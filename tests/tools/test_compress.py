@@ -215,6 +215,36 @@ def test_print_after_change_shows_passes_and_lowering(folder: Path, cli: Command
     assert "// after lowering for host-cpu" in ran.err
 
 
+def test_result_that_the_runtime_refuses_is_not_given(
+    repository_demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError
+
+    def refuse(*_: Any) -> bool:
+        raise RuntimeRefusalError("onnxruntime 0: does not load the model: no kernel")
+
+    monkeypatch.setattr("onnxpress.tools.compress.smoke_run", refuse)
+    with pytest.raises(BudgetError) as caught:
+        compress(repository_demo / "digits.onnx", passes=[])
+    assert str(caught.value) == (
+        "the result is refused: onnxruntime 0: does not load the model: no kernel. Nothing is written."
+    )
+
+
+def test_result_that_could_only_be_loaded_is_told() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> '
+        "g (float[N, S] x) => (float[N, 11] y) <int64[2] s = {-1, 11}> {y = Reshape(x, s)}"
+    )
+    notes = compress(model, passes=[]).report.notes
+    assert (
+        "the result was loaded but not run: its input sizes are open. Give --data to try it on a sample"
+        in notes
+    )
+    samples = np.ones((2, 11), np.float32)
+    assert not any("not run" in note for note in compress(model, passes=[], data=samples).report.notes)
+
+
 # What a user must not miss.
 
 
@@ -489,6 +519,14 @@ def test_plan_is_checked_before_work(repository_demo: Path) -> None:
     plan = prepare(repository_demo / "digits.onnx", passes="cleanup")
     assert plan.pipeline == "cleanup"
     assert plan.repeat_flags == ("--target", "host-cpu")
+
+
+def test_own_profile_is_named_in_full_where_a_run_is_repeated(tmp_path: Path, repository_demo: Path) -> None:
+    profile = tmp_path / "phone.toml"
+    profile.write_text('extends = "mobile-cpu"\nname = "phone"\n')
+    plan = prepare(repository_demo / "digits.onnx", target=profile, passes="cleanup")
+    assert plan.repeat_flags == ("--target", str(profile))
+    assert plan.recipe.target == "phone.toml"
 
 
 def test_worst_sites_come_by_sqnr_then_by_size_of_error(demo: Result) -> None:

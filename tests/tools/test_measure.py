@@ -79,6 +79,13 @@ def test_latency_of_a_fixed_batch_needs_no_such_many_samples() -> None:
     assert pair.after.sqnr_db == math.inf
 
 
+def test_a_model_without_an_axis_of_samples_is_fed_one() -> None:
+    model = _model("g (float[3, 4] x) => (float[3, 4] y) {y = Relu(x)}")
+    source = open_data([{"x": np.ones((3, 4), np.float32)}, {"x": np.zeros((3, 4), np.float32)}], model=model)
+    pair = measure_pair(_subject(model), _subject(model), source, Effort(rounds=2))
+    assert pair.after.latency_ms is not None
+
+
 def test_latency_is_left_out_where_no_input_can_be_made_up() -> None:
     model = _model("g (float[N, S] x) => (float[N, 5] y) <int64[2] s = {-1, 5}> {y = Reshape(x, s)}")
     pair = measure_pair(_subject(model), _subject(model), None, Effort(rounds=1))

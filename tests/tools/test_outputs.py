@@ -23,6 +23,13 @@ def test_free_paths_pass_and_nothing_is_created(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_files_are_inputs() -> None:
+    check_outputs({"OUT": "cleanup"}, {"--passes": "cleanup", "--target": "x" * 5000})
+    Path("cleanup").write_text("cleanup")
+    with pytest.raises(UsageError, match="the same file as --passes"):
+        check_outputs({"OUT": "cleanup"}, {"--passes": "cleanup"}, force=True)
+
+
 def test_same_file_under_two_names_is_found() -> None:
     Path("real").mkdir()
     Path("link").symlink_to("real")

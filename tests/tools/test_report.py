@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from onnxpress.tools.report.console import console
 from onnxpress.tools.report.json_output import json_text, write_json
-from onnxpress.tools.report.progress import BarProgress, LogProgress, progress_for
+from onnxpress.tools.report.progress import BarProgress, LogProgress, watch_progress
 
 
 def test_json_is_strict_and_plain() -> None:
@@ -71,26 +70,26 @@ def test_a_log_gets_a_line_now_and_then(
     assert capsys.readouterr().err == "reading: 7 done\n"
 
 
-def test_a_terminal_gets_bars_that_vanish() -> None:
-    stream = io.StringIO()
-    terminal = Console(file=stream, force_terminal=True, width=100)
-    with progress_for(terminal) as progress:
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_bars_that_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with watch_progress() as progress:
         assert isinstance(progress, BarProgress)
         with progress.task("calibrating", 100) as task:
             task.advance(40)
             progress._bars.refresh()
-        assert progress._bars.tasks == []
-    assert "calibrating" in stream.getvalue() and "40/100" in stream.getvalue()
-
-
-def test_a_failed_step_takes_its_bar_away() -> None:
-    with progress_for(Console(file=io.StringIO(), force_terminal=True)) as progress:
-        assert isinstance(progress, BarProgress)
-        with pytest.raises(ValueError, match="broken"), progress.task("step", 3):
+        with pytest.raises(ValueError, match="broken"), progress.task("failing", 3):
             raise ValueError("broken")
         assert progress._bars.tasks == []
+    assert "calibrating" in terminal.getvalue() and "40/100" in terminal.getvalue()
 
 
 def test_no_terminal_gets_no_bars() -> None:
-    with progress_for(Console(file=io.StringIO())) as progress:
+    with watch_progress() as progress:
         assert isinstance(progress, LogProgress)

@@ -45,13 +45,12 @@ def compare(
     from onnxpress.tools.outputs import check_outputs
     from onnxpress.tools.report.console import console
     from onnxpress.tools.report.json_output import write_json
-    from onnxpress.tools.report.progress import progress_for
+    from onnxpress.tools.report.progress import watch_progress
     from onnxpress.tools.report.tables import show_comparison
 
     check_outputs({"--json": json}, {"A": a, "B": b, "--data": data}, force=force)
-    people = console()
-    with progress_for(people) as progress:
+    with watch_progress() as progress:
         result = measure(a, b, data=data, min_sqnr=min_sqnr, min_agreement=min_agreement, progress=progress)
-    show_comparison(people, result)
+    show_comparison(console(), result)
     write_json(json, result.to_json(), overwrite=force)
     result.require()

@@ -100,7 +100,14 @@ def compress(
     destination = _destination(model, out, output)
     check_outputs(
         {"OUT": destination, "--json": json, "--save-recipe": save_recipe},
-        {"MODEL": model, "--data": data, "--eval-data": eval_data, "--recipe": recipe},
+        {
+            "MODEL": model,
+            "--data": data,
+            "--eval-data": eval_data,
+            "--recipe": recipe,
+            "--passes": passes,
+            "--target": target,
+        },
         force=force,
     )
     given = _read_recipe(recipe)
@@ -151,7 +158,7 @@ def _read_recipe(path: Path | None) -> Recipe:
 
 def _check_recipe(given: Recipe, planned: Recipe, *, data_given: bool) -> None:
     """Check that the files at hand are the recipe's, and tell of versions that may change the result."""
-    from onnxpress.tools.report.console import say
+    from onnxpress.tools.report.facts import say
 
     if planned.model_digest is not None:
         given.check_model(planned.model_digest, planned.model or "model")

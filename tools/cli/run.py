@@ -34,16 +34,14 @@ def compress_and_tell(
     """
     from onnxpress.ir import model_io
     from onnxpress.tools.compress import Watch, run
-    from onnxpress.tools.report.console import console, say
+    from onnxpress.tools.report.facts import say, show_plan
     from onnxpress.tools.report.json_output import write_json
-    from onnxpress.tools.report.progress import progress_for
-    from onnxpress.tools.report.tables import show_plan, show_report
+    from onnxpress.tools.report.progress import watch_progress
     from onnxpress.tools.result import DropError
 
-    people = console()
-    show_plan(people, plan)
+    show_plan(plan)
     try:
-        with progress_for(people) as progress:
+        with watch_progress() as progress:
             watch = Watch(
                 verify_each=verify_each,
                 print_after_all=print_after_all,
@@ -54,14 +52,22 @@ def compress_and_tell(
             )
             result = run(plan, watch)
     except DropError as error:
-        show_report(people, error.report)
+        _show(error.report)
         raise
     if destination is not None:
         model_io.save(result.model, destination, overwrite=force)
     if save_recipe is not None:
         result.recipe.write(save_recipe, overwrite=force)
-    show_report(people, result.report)
+    _show(result.report)
     if destination is not None:
         say(f"written: {os.fspath(destination)}")
     write_json(json, result.report.to_json(), overwrite=force)
     return result.report
+
+
+def _show(report: Report) -> None:
+    # Imported late, so that the tables' memory does not come on top of the run's.
+    from onnxpress.tools.report.console import console
+    from onnxpress.tools.report.tables import show_report
+
+    show_report(console(), report)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "say"]
+__all__ = ["console"]
 
 # Without a terminal there is nothing to wrap for, so a log keeps names whole, up to what is readable.
 _LOG_WIDTH = 160
@@ -23,8 +22,3 @@ def console() -> Console:
     if plain.is_terminal or "COLUMNS" in os.environ:
         return plain
     return Console(stderr=True, highlight=False, emoji=False, markup=False, width=_LOG_WIDTH)
-
-
-def say(line: str) -> None:
-    """Print one line for people, as it is."""
-    print(line, file=sys.stderr, flush=True)

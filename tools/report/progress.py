@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from onnxpress.passes.instrument import Progress, Task
-from onnxpress.tools.report.console import say
+from onnxpress.tools.report.console import console
+from onnxpress.tools.report.facts import say
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress as RichBars
     from rich.progress import TaskID
 
-__all__ = ["BarProgress", "LogProgress", "progress_for"]
+__all__ = ["BarProgress", "LogProgress", "watch_progress"]
 
 _LOG_SECONDS = 10.0  # a log gets at most one line per step in this time, and none for shorter steps
 
 
 @contextlib.contextmanager
-def progress_for(console: Console) -> Iterator[Progress]:
-    """Give the progress that suits the console. Bars vanish when their step is done."""
-    if not console.is_terminal:
+def watch_progress() -> Iterator[Progress]:
+    """Give the progress that suits stderr. Bars vanish when their step is done."""
+    if not sys.stderr.isatty():
         yield LogProgress()
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichBars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with RichBars(*columns, console=console, transient=True, refresh_per_second=4) as bars:
+    with RichBars(*columns, console=console(), transient=True, refresh_per_second=4) as bars:
         yield BarProgress(bars)
 
 

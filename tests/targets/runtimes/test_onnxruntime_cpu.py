@@ -207,6 +207,56 @@ def test_an_unfused_conv_is_named_though_the_runtime_renamed_it() -> None:
     assert unfused(_two_convs(relu_zero_point=128)) == ["first"]
 
 
+def _quantized_product(body: str, zero_point: int) -> onnx_ir.Model:
+    model = text_model(f"""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[3,6] x) => (float[3,4] y) {{
+            xq = QuantizeLinear(x, s, z)
+            xd = DequantizeLinear(xq, s, z)
+            wd = DequantizeLinear<axis = 1>(w, ws, wz)
+            {body}
+            rq = QuantizeLinear(r, s, rz)
+            y = DequantizeLinear(rq, s, rz)
+        }}
+    """)
+    return _constants(
+        model,
+        s=np.array(0.05, np.float32),
+        z=np.array(128, np.uint8),
+        rz=np.array(zero_point, np.uint8),
+        w=_RNG.integers(-127, 128, (6, 4)).astype(np.int8),
+        ws=np.full(4, 0.002, np.float32),
+        wz=np.zeros(4, np.int8),
+        b=np.ones(4, np.float32),
+    )
+
+
+def test_a_fused_gemm_is_known_by_its_weight_and_a_fused_sum_by_its_name() -> None:
+    gemm = "[product] c = Gemm(xd, wd) [relu] r = Relu(c)"
+    assert inspect_kernels(_quantized_product(gemm, zero_point=128)).unfused == ("product",)
+    total = "[product] c = MatMul(xd, wd) [sum] r = Add(c, b)"
+    assert inspect_kernels(_quantized_product(total, zero_point=128)).integer == ("product",)
+
+
+def test_a_packed_weight_counts_as_quantized() -> None:
+    model = _constants(
+        text_model("""
+            <ir_version: 10, opset_import: ["" : 21]>
+            g (float[1,6,9,9] x) => (float[1,6,7,7] y) {
+                p = Cast<to = 3>(w)
+                q = Mul(p, m)
+                d = DequantizeLinear<axis = 0>(q, ws)
+                [conv] y = Conv(x, d)
+            }
+        """),
+        w=_RNG.integers(-127, 128, (6, 6, 3, 3)).astype(np.int32),
+        m=np.array(1, np.int8),
+        ws=np.full(6, 0.002, np.float32),
+    )
+    kernels = inspect_kernels(model)
+    assert (kernels.unfused, kernels.left_float) == (("conv",), ())
+
+
 def test_a_conv_left_in_float_on_purpose_is_told_apart() -> None:
     model = text_model("""
         <ir_version: 8, opset_import: ["" : 17]>

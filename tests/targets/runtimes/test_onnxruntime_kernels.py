@@ -73,6 +73,33 @@ def test_reasons_name_operator_version_and_types() -> None:
     assert table.missing(node, 5) == "no kernel for Abs of opset 1"
 
 
+class _Definition:
+    """A kernel as the runtime's binding shows it."""
+
+    domain, op_name = "", "Sigmoid"
+
+    def __init__(self, first: int, last: int, provider: str = "CPUExecutionProvider") -> None:
+        self.version_range = (first, last)
+        self.type_constraints = {"T": ["tensor(float)"]}
+        self.provider = provider
+
+
+@pytest.mark.parametrize(
+    ("definition", "served"),
+    [
+        (_Definition(13, 2**31 - 1), True),
+        (_Definition(6, 12), False),
+        (_Definition(6, 13), True),
+        # An open end means: written for 6, before 13 changed the operator.
+        (_Definition(6, 2**31 - 1), False),
+        (_Definition(13, 13, "CUDAExecutionProvider"), False),
+    ],
+)
+def test_versions_match_as_the_runtime_matches_them(definition: _Definition, served: bool) -> None:
+    table = KernelTable("0", [definition])
+    assert (table.missing(_model("Sigmoid", "FLOAT").graph[0], 17) is None) == served
+
+
 def test_what_needs_no_kernel_is_not_missed() -> None:
     table = KernelTable("0", [])
     constant = onnx_ir.Node("", "Constant", [])
