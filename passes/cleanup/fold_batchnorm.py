@@ -50,7 +50,7 @@ from onnxpress.passes.selectors import Selection
 
 __all__ = ["FoldBatchnorm", "Match", "match", "rewrite"]
 
-_EPSILON = 1e-5  # ONNX BatchNormalization's default, all opsets
+_EPSILON = float(np.float32(1e-5))  # ONNX default, all opsets; attributes are float32, also for float64 data
 _FIRST_OPSET = 7  # from here on the number of outputs, later an attribute, tells training from inference
 
 Floats = npt.NDArray[np.floating]
@@ -118,9 +118,7 @@ def match(norm: onnx_ir.Node, opset: int) -> Match | Declined | None:
     spread = var + norm.attributes.get_float("epsilon", _EPSILON)
     if not (spread > 0).all():
         channel = int(np.argmin(spread > 0))
-        return _declined(
-            norm, f"var + epsilon is {spread[channel]:g} in channel {channel}, must be above 0"
-        )
+        return _declined(norm, f"var + epsilon is {spread[channel]:g} in channel {channel}, must be above 0")
     scale = gamma / np.sqrt(spread)
     return _fold(linear, norm, scale, beta - mean * scale)
 

@@ -24,7 +24,7 @@ from onnxpress.passes.constraints import CostEstimator
 from onnxpress.passes.quantize.min_cut import FlowGraph
 from onnxpress.passes.quantize.units import Unit
 
-__all__ = ["place"]
+__all__ = ["place", "values_between"]
 
 _INT8, _FLOAT = "int8", "float"
 

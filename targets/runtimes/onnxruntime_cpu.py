@@ -90,7 +90,7 @@ _GUESSED_SIZES = (1, 32, 224, 640)
 
 _RENAMED = re.compile(r"/MatMulAddFusion|_token_\d+$")  # what the runtime's rewrites add to names
 
-_PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # protobuf's hard limit, less room for the graph itself
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _MESSAGE_LIMIT = 300  # characters of a runtime's message that are kept
 
 
@@ -159,8 +159,8 @@ def smoke_run(model: ModelLike, feeds: Mapping[str, np.ndarray] | None = None) -
     feeds: real input where there is some; else deterministic made-up input (floats 1/2, everything else 0),
     with several sizes tried for dimensions that the model leaves open.
 
-    Returns: True when it ran. False when it loaded, but no guessed size of its open dimensions gave a run:
-    then the guess may be what is wrong, and nothing more is known without real feeds.
+    Returns: True when it ran. False when it loaded, but made-up input was no use: no guessed size of its open
+    dimensions gave a run, or an input has a type that numpy lacks. Real feeds would tell.
 
     Raises:
         RuntimeRefusalError: it does not load, or it does not run on inputs whose shape is certain.
@@ -170,8 +170,11 @@ def smoke_run(model: ModelLike, feeds: Mapping[str, np.ndarray] | None = None) -
         _run(session, _fit(session, feeds))
         return True
     for size in _GUESSED_SIZES:
+        made_up = _made_up(session, size)
+        if made_up is None:
+            return False
         try:
-            _run(session, _made_up(session, size))
+            _run(session, made_up)
             return True
         except RuntimeRefusalError:
             if not _has_open_dimensions(session):
@@ -183,8 +186,16 @@ def example_feeds(model: ModelLike, *, free_size: int = 1, batch: int = 1) -> di
     """Return deterministic input for `model`: floats 1/2, everything else 0.
 
     batch: size of an open leading dimension. free_size: size of every other open dimension.
+
+    Raises:
+        InputError: an input has a type that numpy lacks, or is no tensor. RuntimeRefusalError: it does not load.
     """
-    return _made_up(_open(model, optimize=False), free_size, batch=batch)
+    session = _open(model, optimize=False)
+    feeds = _made_up(session, free_size, batch=batch)
+    if feeds is None:
+        kinds = ", ".join(f"{value.name!r} is {value.type}" for value in session.get_inputs())
+        raise InputError(f"no input can be made up for this model: {kinds}. Give real data")
+    return feeds
 
 
 def inspect_kernels(model: ModelLike) -> Kernels:
@@ -214,7 +225,8 @@ def inspect_kernels(model: ModelLike) -> Kernels:
         if node.op_type in _FLOAT_LINEAR and not _is_quantized_on_paper(node)
     ]
     # The runtime quantizes a float weight by itself where data and output are quantized.
-    left_float = [name for name in left_float if name not in integer]
+    taken = set(integer)
+    left_float = [name for name in left_float if name not in taken]
     return Kernels(operators, tuple(integer), tuple(unfused), tuple(left_float))
 
 
@@ -314,27 +326,17 @@ def _source(model: ModelLike) -> Iterator[str | bytes]:
     if isinstance(model, str | os.PathLike):
         yield os.fspath(model)
         return
-    if isinstance(model, onnx.ModelProto):
-        yield model.SerializeToString()
-        return
-    if _weight_bytes(model) < _PROTOBUF_LIMIT_BYTES:
-        yield onnx_ir.to_proto(model).SerializeToString()
-        return
     from onnxpress.ir import model_io
 
+    if isinstance(model, onnx.ModelProto):
+        model = onnx_ir.from_proto(model)
+    if model_io.size_bytes(model) <= _PROTOBUF_LIMIT_BYTES:
+        yield model_io.to_proto_bytes(model)
+        return
     with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
         path = pathlib.Path(folder) / "model.onnx"
         model_io.save(model, path)
         yield str(path)
-
-
-def _weight_bytes(model: onnx_ir.Model) -> int:
-    return sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
 
 
 def _run(session: Any, feeds: Mapping[str, np.ndarray]) -> None:
@@ -364,14 +366,12 @@ _NUMPY_TYPES = {
 }
 
 
-def _made_up(session: Any, size: int, *, batch: int = 1) -> dict[str, np.ndarray]:
+def _made_up(session: Any, size: int, *, batch: int = 1) -> dict[str, np.ndarray] | None:
     feeds = {}
     for value in session.get_inputs():
         kind = _NUMPY_TYPES.get(value.type)
         if kind is None:
-            raise RuntimeRefusalError(
-                f"onnxruntime: input {value.name!r} is a {value.type}: give real input data"
-            )
+            return None
         shape = [
             dim if isinstance(dim, int) else (batch if position == 0 else size)
             for position, dim in enumerate(value.shape)

@@ -140,8 +140,10 @@ def test_symbolic_dimensions_and_interface_order_are_kept() -> None:
     assert interface(again) == interface(model)
 
 
-def test_weights_are_views_of_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shift", range(4))  # protobuf aligns nothing
+def test_weights_are_views_of_the_file(tmp_path: Path, shift: int) -> None:
     proto = _conv_proto()
+    proto.producer_name = "p" * (shift + 1)
     model = model_io.load(_conv_file(tmp_path, proto))
     for tensor in proto.graph.initializer:
         array = tensor_of(model, tensor.name).numpy()
@@ -256,6 +258,24 @@ def test_functions_are_inlined_and_unused_ones_dropped() -> None:
     assert [node.name for node in model.graph.all_nodes()] == ["add", "Add", "if", "add_2", "Add_2", "keep"]
     feeds: dict[str, Array] = {"x": np.array([[1, -2, 3]], np.float32), "c": np.array(True)}
     np.testing.assert_array_equal(run(model, feeds)[0], 4 * feeds["x"])
+
+
+def test_inlined_values_do_not_shadow_those_of_subgraphs() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "local": 1]>
+        g (float[N,3] x, bool c) => (float[N,3] y)
+        {
+           t = local.Double (x)
+           y = If (c) <then_branch = a () => (float[N,3] p) { half = Neg (t)  p = Add (half, half) },
+                       else_branch = b () => (float[N,3] q) { half = Abs (t)  q = Add (half, half) }>
+        }
+        <domain: "local", opset_import: ["": 17]>
+        Double (v) => (sum) { half = Identity (v)  sum = Add (half, half) }"""
+    )
+    model = model_io.load(proto)
+    verify(model)
+    feeds: dict[str, Array] = {"x": np.array([[1, -2, 3]], np.float32), "c": np.array(True)}
+    np.testing.assert_array_equal(run(model, feeds)[0], -4 * feeds["x"])
 
 
 def test_functions_that_cannot_be_inlined_are_refused() -> None:
@@ -542,6 +562,10 @@ def test_external_data_of_a_proto_needs_its_path(tmp_path: Path) -> None:
         (b"\x08\x08", "is not an ONNX model, or is damaged (2 bytes). Export it again."),
         (b"\xff" * 30, "is not an ONNX model, or is damaged (30 bytes). Export it again."),
         (
+            b"\x08\x08\x3a\x03\x2a\x70\0" + b"\x42\x7e" + bytes(126),
+            "is not an ONNX model, or is damaged (135 bytes). Export it again.",
+        ),
+        (
             b"\x08\x08\x3a\x7f\x2a\x70\0",
             "the model is cut off or damaged: it needs at least 131 bytes and has 7. "
             "Copy it again, or export it again.",
@@ -693,6 +717,12 @@ def test_equal_models_give_equal_bytes_and_digests(tmp_path: Path) -> None:
     written = model_io.save(first, tmp_path / "m.onnx")
     assert written == model_io.size_bytes(first) == (tmp_path / "m.onnx").stat().st_size
     assert model_io.digest(tmp_path / "m.onnx") == model_io.digest(_conv_proto()) == model_io.digest(first)
+
+
+def test_the_digest_does_not_depend_on_inner_shapes() -> None:
+    proto = _conv_proto()
+    proto.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, ["N", 16, "H", "W"]))
+    assert model_io.digest(proto) == model_io.digest(_conv_proto())
 
 
 def test_encoded_weights_are_written_dense(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_notes_can_come_from_a_named_source() -> None:
 
 def test_scripts_see_shapes_and_numbers_and_may_change_both() -> None:
     model = _model()
+    model.graph.initializers["w"].const_value = onnx_ir.tensor(np.array([1, 2, 3], np.float32), name="w")
     before = to_text(model)
     graph = to_surgeon(model)
     add = graph.nodes[0]
@@ -129,6 +130,16 @@ def test_stale_shapes_do_not_survive_a_script() -> None:
     again = from_surgeon(graph)
     verify(again)
     assert again.graph.node(0).outputs[0].shape == ["N", 5]
+
+
+def test_stale_shapes_are_not_mistaken_for_knowledge() -> None:
+    model = _model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,4] x) => (float[N,M] y) { h = Relu (x)  y = Relu (h) }"""
+    )
+    graph = to_surgeon(model)
+    graph.inputs[0].shape = ["N", "M"]
+    assert from_surgeon(graph).graph.node(0).outputs[0].shape == ["N", "M"]
 
 
 def _two_layers() -> onnx_ir.Model:

@@ -72,6 +72,14 @@ def _confuse(model: onnx_ir.Model) -> None:
     _node(model, "add").replace_input_with(1, onnx_ir.Value(name="w"))
 
 
+def _leak(model: onnx_ir.Model) -> None:
+    _node(model, "if").replace_input_with(0, _node(model, "neg").outputs[0])
+    node = onnx_ir.node("Abs", [_node(model, "neg").outputs[0]], name="late")
+    node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+    node.outputs[0].name = "late_out"
+    model.graph.append(node)
+
+
 def _drop_type(model: onnx_ir.Model) -> None:
     _node(model, "relu").outputs[0].type = None
 
@@ -109,6 +117,11 @@ def _foreign_output(model: onnx_ir.Model) -> None:
             _confuse,
             "node 'add' (Add): input 1 'w' is not the value that has this name: "
             "the node refers to one that was replaced",
+        ),
+        (
+            _leak,
+            "node 'if' (If): input 0 'p' is made by node 'neg', which does not come before it; "
+            "node 'late' (Abs): input 0 'p' is made by node 'neg', which does not come before it",
         ),
         (_drop_type, "node 'relu' (Relu): output 'r' has no type"),
         (_drop_input_type, "graph input 'c' has no type"),
@@ -168,6 +181,32 @@ def test_operators_that_nobody_knows_may_stay_untyped() -> None:
     )
     assert model.graph.node(1).outputs[0].type is None
     verify(model)
+
+
+def test_subgraphs_that_nobody_infers_may_stay_untyped() -> None:
+    model = _model(
+        """<ir_version: 8, opset_import: ["": 17, "com.example": 1]>
+        g (float[N] x) => (float[N] y)
+        { y = com.example.Map <body = b () => (float[N] p) { a = Relu (x)  p = Neg (a) }> (x) }"""
+    )
+    inner = next(node for node in model.graph.all_nodes() if node.op_type == "Relu")
+    assert inner.outputs[0].type is None
+    verify(model.clone())
+
+
+def test_names_are_free_again_outside_their_subgraph() -> None:
+    verify(
+        _model(
+            """<ir_version: 8, opset_import: ["": 17]>
+            g (float[N] x, bool c) => (float[N] y)
+            {
+               i = If (c) <then_branch = t () => (float[N] p) { a = Neg (x)  p = Relu (a) },
+                           else_branch = e () => (float[N] q) { a = Abs (x)  q = Relu (a) }>
+               a = Relu (i)
+               y = Relu (a)
+            }"""
+        )
+    )
 
 
 # Interface.
