@@ -33,7 +33,7 @@ class DataFiles:
     where: str
     folder: Path
     model_path: Path | None = None
-    _opened: dict[Path, onnx_file.Buffer] = dataclasses.field(default_factory=dict)
+    _opened: dict[Path, onnx_file.Buffer] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def tensor(
         self, location: str, offset: int, length: int | None, declared: onnx_file.Declaration
@@ -67,16 +67,24 @@ class DataFiles:
 
     def _inside(self, location: str, weight: str) -> Path:
         """Return the real path of a data file that may be read."""
-        parts = (*PurePosixPath(location).parts, *PureWindowsPath(location).parts)
-        absolute = PurePosixPath(location).is_absolute() or bool(PureWindowsPath(location).anchor)
-        path = Path(os.path.realpath(self.folder / location))
-        if not location or absolute or ".." in parts or not any(path.is_relative_to(r) for r in self._roots):
+        if not self._is_plain(location) or not self._is_within(self.folder / location):
             raise InputError(
                 f"{self.where}: weight {weight!r} keeps its data in {location!r}, outside the model's folder "
                 f"{self.folder}: refused, because a model could read any file that way. "
                 "Move the data file into that folder and save the model with its plain name."
             )
-        return path
+        return Path(os.path.realpath(self.folder / location))
+
+    @staticmethod
+    def _is_plain(location: str) -> bool:
+        """Tell whether a location is relative and goes only down, on every system."""
+        posix, windows = PurePosixPath(location), PureWindowsPath(location)
+        if not location or "\0" in location or posix.is_absolute() or windows.anchor:
+            return False
+        return ".." not in posix.parts and ".." not in windows.parts
+
+    def _is_within(self, path: Path) -> bool:
+        return any(Path(os.path.realpath(path)).is_relative_to(root) for root in self._roots)
 
     @functools.cached_property
     def _roots(self) -> Sequence[Path]:

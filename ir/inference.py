@@ -4,7 +4,7 @@ onnx infers a model as a whole and refuses it as a whole. Here a refusal (mostly
 exporter or a hand edit left behind) costs only what cannot be known: the model is inferred again without
 its inner annotations, and where inference then stays silent the annotations are kept.
 
-What is declared at the interface (graph inputs and outputs) is never changed.
+What the model's own inputs and outputs declare is never changed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ def infer_shapes(model: onnx_ir.Model) -> None:
     if inferred is None:
         for graph in onnx_file.graphs_of(proto.graph):
             del graph.value_info[:]
+            for output in graph.output if graph is not proto.graph else ():
+                output.ClearField("type")
         inferred = _try_infer(proto, strict=True)
     model.graph.meta[_INCONSISTENT] = inferred is None
     inferred = inferred or _try_infer(proto, strict=False)
     if inferred is not None:
-        _merge(model.graph, inferred.graph)
+        _merge(model.graph, inferred.graph, frozenset(model.graph.outputs))
 
 
 def _try_infer(proto: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto | None:
@@ -55,23 +57,23 @@ def is_beyond(value: onnx_ir.Value) -> bool:
     return bool(value.meta.get(_BEYOND))
 
 
-def _merge(graph: onnx_ir.Graph, inferred: onnx.GraphProto) -> None:
-    """Take over what `inferred` knows of the values that the nodes of `graph` make."""
+def _merge(graph: onnx_ir.Graph, inferred: onnx.GraphProto, declared: frozenset[onnx_ir.Value]) -> None:
+    """Take over what `inferred` knows of the values that nodes make; `declared` ones only where unknown."""
     found = {info.name: info.type for info in inferred.value_info}
     found.update((info.name, info.type) for info in inferred.output)
     for node, node_proto in zip(graph, inferred.node, strict=True):
         for value in node.outputs:
             if value.name in found:
-                _annotate(value, found[value.name])
+                _annotate(value, found[value.name], value in declared)
             if value.type is None:
                 value.meta[_BEYOND] = True
         for name, attribute in node.attributes.items():
             if attribute.type == onnx_ir.AttributeType.GRAPH:
-                _merge(attribute.as_graph(), _attribute(node_proto, name).g)
+                _merge(attribute.as_graph(), _attribute(node_proto, name).g, declared)
             elif attribute.type == onnx_ir.AttributeType.GRAPHS:
                 protos = _attribute(node_proto, name).graphs
                 for inner, inner_proto in zip(attribute.as_graphs(), protos, strict=True):
-                    _merge(inner, inner_proto)
+                    _merge(inner, inner_proto, declared)
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
@@ -79,10 +81,9 @@ def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
     return found
 
 
-def _annotate(value: onnx_ir.Value, found: onnx.TypeProto) -> None:
+def _annotate(value: onnx_ir.Value, found: onnx.TypeProto, declared: bool) -> None:
     if found.WhichOneof("value") in (None, "map_type", "opaque_type"):  # onnx-ir has no such types
         return
-    declared = value.is_graph_output()
     if not declared and (value.type is None or value.shape is None):
         onnx_file.mark_inferred(value)
     if value.type is None or not declared:

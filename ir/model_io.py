@@ -236,13 +236,17 @@ def _densify(proto: onnx.ModelProto, where: str) -> None:
 def _dense(sparse: onnx.SparseTensorProto, where: str) -> onnx.TensorProto:
     """Return the dense form. Indices are [NNZ], counted in C order, or [NNZ, rank]."""
     dims = tuple(sparse.dims)
+    if onnx.TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
+        raise InputError(
+            f"{where}: sparse initializer {sparse.values.name!r} keeps its data in a file. Export it dense."
+        )
     try:
         values = onnx.numpy_helper.to_array(sparse.values)
         indices = onnx.numpy_helper.to_array(sparse.indices)
         flat = np.ravel_multi_index(tuple(indices.T), dims) if indices.ndim == 2 else indices
         dense = np.zeros(math.prod(dims), values.dtype)
         dense[flat] = values
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, TypeError) as error:
         raise InputError(
             f"{where}: sparse initializer {sparse.values.name!r} cannot be read: {error}. Export it dense."
         ) from None
@@ -254,7 +258,7 @@ def _separate_initializers(proto: onnx.ModelProto) -> None:
     graph = proto.graph
     initializers = {tensor.name for tensor in graph.initializer}
     listed = initializers.intersection(value.name for value in graph.input)
-    always_listed = proto.ir_version < _FIRST_IR_WITH_PLAIN_INITIALIZERS
+    always_listed = 0 < proto.ir_version < _FIRST_IR_WITH_PLAIN_INITIALIZERS
     if always_listed:
         proto.ir_version = _FIRST_IR_WITH_PLAIN_INITIALIZERS
     if not listed or (listed < initializers and not always_listed):
@@ -281,27 +285,24 @@ def _inline_functions(model: onnx_ir.Model, where: str) -> None:
             "Inline them first: onnx.inliner.inline_local_functions(model, convert_version=True)."
         ) from error
     model.functions.clear()
-    _rename_shadowing_values(model.graph, set())
+    _rename_shadowing_values(model.graph, frozenset())
 
 
-def _rename_shadowing_values(graph: onnx_ir.Graph, outer: set[str]) -> None:
-    """Number inner values that inlining gave a name of an enclosing graph. The interface is never renamed."""
-    taken = set(outer)
-    taken.update(value.name for value in graph.inputs if value.name)
-    taken.update(graph.initializers)
-    for node in graph:
-        for value in node.outputs:
-            if value.name:
-                if value.name in taken:
-                    value.name = _numbered(value.name, taken)
-                taken.add(value.name)
+def _rename_shadowing_values(graph: onnx_ir.Graph, outer: frozenset[str]) -> None:
+    """Number values of inner graphs where inlining gave their name to a value of an enclosing one."""
+    own = list(onnx_file.own_values(graph))
+    taken = set(outer).union(value.name or "" for value in own)
+    for value in own:
+        if value.name in outer:
+            value.name = _numbered(value.name, taken)
+            taken.add(value.name)
     for node in graph:
         for attribute in node.attributes.values():
             if attribute.type == onnx_ir.AttributeType.GRAPH:
-                _rename_shadowing_values(attribute.as_graph(), taken)
+                _rename_shadowing_values(attribute.as_graph(), frozenset(taken))
             elif attribute.type == onnx_ir.AttributeType.GRAPHS:
                 for inner in attribute.as_graphs():
-                    _rename_shadowing_values(inner, taken)
+                    _rename_shadowing_values(inner, frozenset(taken))
 
 
 def name_nodes(model: onnx_ir.Model) -> None:

@@ -43,6 +43,7 @@ __all__ = [
     "mark_inferred",
     "of_model",
     "of_proto",
+    "own_values",
     "probe",
     "read",
     "size_bytes",
@@ -191,10 +192,12 @@ def map_file(path: Path, what: str) -> Buffer:
     removed. Windows cannot replace a mapped file, so files are read whole there.
 
     Raises:
-        InputError: there is no such file, it is a folder, it is empty, or it cannot be read.
+        InputError: there is no such file, it is no regular file, it is empty, or it cannot be read.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder, not a {what} file. Name the file inside it.")
+    if path.exists() and not path.is_file():  # opening a pipe would wait forever
+        raise InputError(f"{path}: is a device or pipe, not a {what} file. Name a file.")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -395,7 +398,8 @@ def of_model(
 
     Metadata that onnx-ir writes twice is written once. Types and shapes of initializers, which the tensors
     repeat, are left out, and so are those of inner values that inference can find again (see
-    `mark_inferred`), unless `with_inferred`.
+    `mark_inferred`), unless `with_inferred`. While this runs, other threads must leave the model alone: its
+    large tensors are set aside and put back.
 
     Raises:
         InternalError: an initializer has no tensor.
@@ -486,6 +490,14 @@ def _drop_value_info(model: onnx_ir.Model, proto: onnx.ModelProto, with_inferred
 
 def _is_described(value: onnx_ir.Value) -> bool:
     return bool(value.metadata_props or value.doc_string)
+
+
+def own_values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
+    """Yield what a graph owns: its inputs, its initializers, and the named values that its nodes make."""
+    yield from graph.inputs
+    yield from (value for value in graph.initializers.values() if not value.is_graph_input())
+    for node in graph:
+        yield from (value for value in node.outputs if value.name)
 
 
 def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -112,9 +112,9 @@ def _restore_names(model: onnx_ir.Model, upgraded: onnx_ir.Model) -> None:
     Walks backwards: a replaced node is known by the names of what it makes, and those by who uses them.
     """
     old_nodes = {node.name: node for node in model.graph.all_nodes()}
-    old_values = {value.name: value for graph in model.graphs() for value in _values(graph)}
+    old_values = {value.name: value for graph in model.graphs() for value in onnx_file.own_values(graph)}
     nodes = {node.name for node in upgraded.graph.all_nodes()}
-    values = {value.name for graph in upgraded.graphs() for value in _values(graph)}
+    values = {value.name for graph in upgraded.graphs() for value in onnx_file.own_values(graph)}
     for graph in reversed(list(upgraded.graphs())):  # inner graphs first: they use values of outer ones
         for node in reversed(list(graph)):
             before = old_nodes.get(node.name)
@@ -136,8 +136,8 @@ def _carry_over(old: onnx_ir.Graph, new: onnx_ir.Graph) -> None:
     new.doc_string = old.doc_string
     new.metadata_props.update(old.metadata_props)
     new.meta.update(old.meta)
-    old_values = {value.name: value for value in _values(old)}
-    for value in _values(new):
+    old_values = {value.name: value for value in onnx_file.own_values(old)}
+    for value in onnx_file.own_values(new):
         before = old_values.get(value.name)
         if before is not None:
             value.type, value.shape = before.type or value.type, before.shape or value.shape
@@ -159,9 +159,3 @@ def _restore_resize_modes(graph: onnx_ir.Graph) -> None:
         if node.op_type == "Resize" and node.domain == "":
             for name, mode in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
                 node.attributes[name] = onnx_ir.AttrString(name, mode)
-
-
-def _values(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
-    """Return all values that a graph owns."""
-    made = (value for node in graph for value in node.outputs if value.name)
-    return [*graph.inputs, *(v for v in graph.initializers.values() if not v.is_graph_input()), *made]

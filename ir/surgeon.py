@@ -244,10 +244,10 @@ def _carry_over(source: onnx_ir.Model, model: onnx_ir.Model) -> None:
     model.doc_string = source.doc_string
     model.metadata_props.update(source.metadata_props)
     model.graph.metadata_props.update(source.graph.metadata_props)
-    values = {value.name: value for graph in source.graphs() for value in _values(graph)}
+    values = {value.name: value for graph in source.graphs() for value in onnx_file.own_values(graph)}
     nodes = {node.name: node for node in source.graph.all_nodes()}
     for graph in model.graphs():
-        for value in _values(graph):
+        for value in onnx_file.own_values(graph):
             before = values.get(value.name)
             if before is not None:
                 value.doc_string = before.doc_string
@@ -259,10 +259,3 @@ def _carry_over(source: onnx_ir.Model, model: onnx_ir.Model) -> None:
                 node.doc_string = namesake.doc_string
                 node.metadata_props.update(namesake.metadata_props)
                 node.meta.update(namesake.meta)
-
-
-def _values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs

@@ -136,7 +136,12 @@ def checker_complaint(skeleton: onnx_file.Skeleton, *, strict: bool) -> str | No
     """Return the first line of what onnx's checker has against a model, or None. strict: infer shapes too."""
     try:
         onnx.checker.check_model(onnx_file.probe(skeleton), full_check=strict)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         contexts = [line.removeprefix(_CONTEXT) for line in lines if line.startswith(_CONTEXT)]
         where = f" ({contexts[0].strip()})" if contexts else ""

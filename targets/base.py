@@ -94,7 +94,10 @@ class Target:
         return check_model(model, self.profile)
 
     def lower(self, model: onnx_ir.Model, context: Context | None = None) -> LoweringReport:
-        """Turn notes and encodings of `model` into operators of the target's runtime, in place."""
+        """Turn notes and encodings of `model` into operators of the target's runtime, in place.
+
+        context: what passes know, for the lowerings of plugins; the built-in ones need none of it.
+        """
         report = LoweringReport()
         for step in self.profile.lowering:
             report.add(_lowering(step)(model, self.profile.quantization.scheme()))
@@ -179,14 +182,16 @@ def _extend(base: Mapping[str, Any], raw: dict[str, Any], origin: str) -> dict[s
     without = raw.pop("without_rules", [])
     if not isinstance(without, list):
         raise UsageError(f"{origin}: without_rules = {without!r}: must be a list")
-    inherited = [rule["id"] for rule in base.get("rules", [])]
+    rules = base.get("rules", [])
+    inherited = [rule.get("id") for rule in rules] if _are_tables(rules) else []
     for name in without:
         if name not in inherited:
             raise UsageError(
                 f"{origin}: without_rules: there is no rule {name!r}.{near_names(name, inherited)}"
             )
-    kept = [rule for rule in base.get("rules", []) if rule["id"] not in without]
-    return _merge({**base, "rules": kept}, raw)
+    if without:
+        base = {**base, "rules": [rule for rule in rules if rule.get("id") not in without]}
+    return _merge(base, raw)
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,12 +201,15 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
             merged[key] = _merge(old, value)
-        elif key == "rules" and isinstance(old, list) and isinstance(value, list):
-            by_id = {rule.get("id"): rule for rule in [*old, *value] if isinstance(rule, dict)}
-            merged[key] = list(by_id.values())
+        elif key == "rules" and _are_tables(old) and _are_tables(value):
+            merged[key] = list({rule.get("id"): rule for rule in [*old, *value]}.values())
         else:
             merged[key] = value
     return merged
+
+
+def _are_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def _profile(raw: Mapping[str, Any], origin: str) -> Profile:

@@ -10,32 +10,17 @@ Nothing is executed here, so a model for a device far away is checked in a momen
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.linear import constant_tensor
+from onnxpress.targets.patterns import dequantize_of, is_quantize, is_stored, quantizers_of
 from onnxpress.targets.schema import Profile, Rule, Severity
 
 __all__ = ["CHECKS", "Illegal", "check_model"]
-
-# Operators that weights are decoded with; others are taken for computation.
-_DECODING = frozenset(
-    {
-        "BitShift",
-        "BitwiseAnd",
-        "Cast",
-        "DequantizeLinear",
-        "Gather",
-        "Mul",
-        "QuantizeLinear",
-        "Reshape",
-        "Sub",
-    }
-    | {"Transpose", "Unsqueeze"}
-)
 
 Array = npt.NDArray[np.generic]
 
@@ -70,22 +55,31 @@ class _Site:
 
 
 def check_model(model: onnx_ir.Model, profile: Profile) -> list[Illegal]:
-    """Return every place where `model` breaks a rule of `profile`: versions first, then in graph order."""
+    """Return every place where `model` breaks a rule of `profile`: versions first, then in graph order.
+
+    A node that the runtime refuses is reported once, by the first rule that says so.
+    """
     found = list(_check_versions(model, profile))
     by_op: dict[str, list[Rule]] = {}
     for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_identifier() in model.functions:
+            continue  # the runtime puts the function's body in its place
         if node.op_type not in by_op:
             by_op[node.op_type] = [rule for rule in profile.rules if not rule.ops or node.op_type in rule.ops]
-        for rule in by_op[node.op_type]:
-            reason = CHECKS[rule.check](_Site(node, rule, model.opset_imports.get(node.domain, 1)))
-            if reason is not None:
-                found.append(_illegal(node, rule, reason))
+        found += _check_node(node, by_op[node.op_type], model.opset_imports.get(node.domain, 1))
     return found
 
 
-def _illegal(node: onnx_ir.Node, rule: Rule, reason: str) -> Illegal:
-    name = node.name or node.outputs[0].name or ""
-    return Illegal(name, node.op_type, rule.id, rule.severity, reason, rule.source, rule.advice)
+def _check_node(node: onnx_ir.Node, rules: Sequence[Rule], opset: int) -> Iterator[Illegal]:
+    name = node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
+    refused = False
+    for rule in rules:
+        if refused and rule.severity == "illegal":
+            continue
+        reason = CHECKS[rule.check](_Site(node, rule, opset))
+        if reason is not None:
+            refused = refused or rule.severity == "illegal"
+            yield Illegal(name, node.op_type, rule.id, rule.severity, reason, rule.source, rule.advice)
 
 
 def _check_versions(model: onnx_ir.Model, profile: Profile) -> Iterator[Illegal]:
@@ -147,8 +141,8 @@ def _check_kernel(site: _Site) -> str | None:
 
 def _check_true_scalar(site: _Site) -> str | None:
     """Scales and zero points around the operator are true scalars, not tensors of shape [1]."""
-    around = [_dequantize(value) for value in site.node.inputs]
-    around += [use.node for value in site.node.outputs for use in value.uses() if _is_quantize(use.node)]
+    around = [dequantize_of(value) for value in site.node.inputs]
+    around += [use.node for value in site.node.outputs for use in value.uses() if is_quantize(use.node)]
     for node in around:
         for value in () if node is None else node.inputs[1:3]:
             if value is not None and value.shape is not None and value.shape.dims == (1,):
@@ -163,7 +157,7 @@ def _check_weight_axis(site: _Site) -> str | None:
     if weight is None or weight.inputs[0] is None or weight.inputs[1] is None:
         return None
     shape, scale = weight.inputs[0].shape, weight.inputs[1].shape
-    if shape is None or scale is None or len(scale) != 1 or scale.dims == (1,):
+    if shape is None or scale is None or len(shape) == 0 or len(scale) != 1 or scale.dims == (1,):
         return None
     axis = weight.attributes.get_int("axis", 1) % len(shape)
     is_outputs_last = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _is_transposed(node))
@@ -177,7 +171,7 @@ def _check_weight_axis(site: _Site) -> str | None:
 def _check_weight_only(site: _Site) -> str | None:
     """A weight behind a DequantizeLinear meets data that are quantized too."""
     weight = _quantized_weight(site.node)
-    if weight is None or _dequantize(site.node.inputs[0]) is not None:
+    if weight is None or dequantize_of(site.node.inputs[0]) is not None:
         return None
     return "its weight is quantized and its data are not"
 
@@ -187,7 +181,7 @@ def _check_weight_type(site: _Site) -> str | None:
     weight = _quantized_weight(site.node)
     kind = _element_type(weight.inputs[0]) if weight is not None else None
     allowed = site.rule.inputs.get(1, frozenset())
-    if kind is None or kind in allowed or _dequantize(site.node.inputs[0]) is None:
+    if kind is None or kind in allowed or dequantize_of(site.node.inputs[0]) is None:
         return None
     return f"its weight goes into DequantizeLinear as {kind}, must be {', '.join(sorted(allowed))}"
 
@@ -202,10 +196,10 @@ def _check_weight_zero_point(site: _Site) -> str | None:
 
 def _check_open_output(site: _Site) -> str | None:
     """The output of a quantized operator is read by QuantizeLinear alone, in one way."""
-    if _quantized_weight(site.node) is None or _dequantize(site.node.inputs[0]) is None:
+    if _quantized_weight(site.node) is None or dequantize_of(site.node.inputs[0]) is None:
         return None
     output = _behind_activation(site.node).outputs[0]
-    quantizers = _quantizers(output)
+    quantizers = quantizers_of(output)
     if not quantizers:
         return f"its output {output.name!r} is also read in float"
     ways = {tuple(quantize.inputs[1:]) for quantize in quantizers}
@@ -214,7 +208,7 @@ def _check_open_output(site: _Site) -> str | None:
 
 def _check_activation_zero_point(site: _Site) -> str | None:
     """The quantized output of a Relu starts at the lowest integer."""
-    for quantize in _quantizers(site.node.outputs[0]):
+    for quantize in quantizers_of(site.node.outputs[0]):
         zero_point, lowest, _ = _integers(quantize)
         if zero_point is not None and zero_point != lowest:
             return f"its output has zero point {zero_point}, must be {lowest}"
@@ -224,12 +218,11 @@ def _check_activation_zero_point(site: _Site) -> str | None:
 def _check_clip_range(site: _Site) -> str | None:
     """The integers behind a Clip reach no further than its limits, by less than half a step."""
     low, high = _clip_limits(site.node)
-    for quantize in _quantizers(site.node.outputs[0]):
+    for quantize in quantizers_of(site.node.outputs[0]):
         zero_point, lowest, highest = _integers(quantize)
-        scale = _constant(quantize.inputs[1])
-        if zero_point is None or scale is None or scale.size != 1 or low is None or high is None:
+        step = _scalar(quantize.inputs[1])
+        if zero_point is None or step is None or step <= 0 or low is None or high is None:
             continue
-        step = float(scale.reshape(()))
         if low / step + zero_point > lowest + 0.5 or high / step + zero_point < highest - 0.5:
             first, last = (lowest - zero_point) * step, (highest - zero_point) * step
             return f"its output has the range [{first:g}, {last:g}], must lie inside [{low:g}, {high:g}]"
@@ -239,18 +232,18 @@ def _check_clip_range(site: _Site) -> str | None:
 def _check_bias_scale(site: _Site) -> str | None:
     """Reads `tolerance`: how far, relatively, a bias's scale may be from data scale x weight scale."""
     node = site.node
-    bias = _dequantize(node.inputs[2]) if len(node.inputs) > 2 else None
-    data, weight = _dequantize(node.inputs[0]), _quantized_weight(node)
+    bias = dequantize_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    data, weight = dequantize_of(node.inputs[0]), _quantized_weight(node)
     if bias is None or data is None or weight is None:
         return None
-    scales = [_constant(found.inputs[1]) for found in (bias, data, weight)]
-    if any(scale is None for scale in scales):
+    actual, factor, scale = _constant(bias.inputs[1]), _scalar(data.inputs[1]), _constant(weight.inputs[1])
+    if actual is None or factor is None or scale is None:
         return None
-    actual, first, second = (np.asarray(scale, np.float64).reshape(-1) for scale in scales)
-    expected = first * second
+    expected = factor * scale.astype(np.float64).reshape(-1)
     if actual.size not in (1, expected.size) and expected.size != 1:
         return f"its bias has {actual.size} scales, must have {expected.size}"
-    error = float(np.max(np.abs(actual / np.maximum(expected, np.finfo(np.float64).tiny) - 1)))
+    quotients = actual.astype(np.float64).reshape(-1) / np.maximum(expected, np.finfo(np.float64).tiny)
+    error = float(np.abs(quotients - 1).max())
     if error <= (site.rule.tolerance or 0.0):
         return None
     return f"the scale of its bias is off from data scale x weight scale by a factor of up to {1 + error:.3g}"
@@ -262,7 +255,7 @@ def _check_shared_signed(site: _Site) -> str | None:
     uses = len(node.outputs[0].uses())
     zero_point = node.inputs[2] if len(node.inputs) > 2 else None
     kind = _element_type(node.inputs[0]) or _element_type(zero_point)
-    if kind != "int8" or uses < 2 or _is_stored(node.inputs[0]):
+    if kind != "int8" or uses < 2 or is_stored(node.inputs[0]):
         return None
     return f"the signed activation {node.outputs[0].name!r} is read {uses} times"
 
@@ -280,7 +273,7 @@ def _check_beta(site: _Site) -> str | None:
 def _check_between_integers(site: _Site) -> str | None:
     """The operator does not stand between DequantizeLinear and QuantizeLinear."""
     node = site.node
-    if not node.inputs or _dequantize(node.inputs[0]) is None or not _quantizers(node.outputs[0]):
+    if not node.inputs or dequantize_of(node.inputs[0]) is None or not quantizers_of(node.outputs[0]):
         return None
     return "is quantized on both sides"
 
@@ -299,17 +292,17 @@ def _check_float_weight(site: _Site) -> str | None:
     """A float weight does not stand between quantized data and a quantized output."""
     node = site.node
     weight = node.inputs[1] if len(node.inputs) > 1 else None
-    if weight is None or constant_tensor(weight) is None or _dequantize(node.inputs[0]) is None:
+    if weight is None or constant_tensor(weight) is None or dequantize_of(node.inputs[0]) is None:
         return None
-    return (
-        "its weight is float32 between integers" if _quantizers(_behind_activation(node).outputs[0]) else None
-    )
+    if not quantizers_of(_behind_activation(node).outputs[0]):
+        return None
+    return "its weight is float32 between integers"
 
 
 def _check_float_data(site: _Site) -> str | None:
     """A quantized weight of a matrix product does not meet float data: they would be quantized on the way."""
     node = site.node
-    if _quantized_weight(node) is None or _dequantize(node.inputs[0]) is not None:
+    if _quantized_weight(node) is None or dequantize_of(node.inputs[0]) is not None:
         return None
     if node.op_type == "Gemm" and _is_transposed(node):
         return None
@@ -353,22 +346,10 @@ def _constant(value: onnx_ir.Value | None) -> Array | None:
     return None if tensor is None else tensor.numpy()
 
 
-def _is_stored(value: onnx_ir.Value | None) -> bool:
-    """Whether `value` is a constant, or decoded from constants alone."""
-    if value is None or constant_tensor(value) is not None:
-        return True
-    node = value.producer()
-    return node is not None and node.op_type in _DECODING and all(map(_is_stored, node.inputs))
-
-
-def _is_quantize(node: onnx_ir.Node) -> bool:
-    return node.op_type == "QuantizeLinear"
-
-
-def _dequantize(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
-    """Return the DequantizeLinear that makes `value`, if one does."""
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
+def _scalar(value: onnx_ir.Value | None) -> float | None:
+    """Return the number that `value` holds; None where it is not constant or not one number."""
+    stored = _constant(value)
+    return None if stored is None or stored.size != 1 else float(stored.reshape(()))
 
 
 def _is_transposed(gemm: onnx_ir.Node) -> bool:
@@ -377,14 +358,8 @@ def _is_transposed(gemm: onnx_ir.Node) -> bool:
 
 def _quantized_weight(node: onnx_ir.Node) -> onnx_ir.Node | None:
     """Return the DequantizeLinear that decodes the stored second input of `node`, if one does."""
-    found = _dequantize(node.inputs[1]) if len(node.inputs) > 1 else None
-    return found if found is not None and _is_stored(found.inputs[0]) else None
-
-
-def _quantizers(value: onnx_ir.Value) -> list[onnx_ir.Node]:
-    """Return the QuantizeLinear that read `value`; none where anything else reads it too."""
-    readers = [use.node for use in value.uses()]
-    return readers if all(map(_is_quantize, readers)) and not value.is_graph_output() else []
+    found = dequantize_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    return found if found is not None and is_stored(found.inputs[0]) else None
 
 
 def _behind_activation(node: onnx_ir.Node) -> onnx_ir.Node:
@@ -416,6 +391,5 @@ def _clip_limits(node: onnx_ir.Node) -> tuple[float | None, float | None]:
         if value is None:
             limits.append(node.attributes.get_float(name, default))
             continue
-        stored = _constant(value)
-        limits.append(None if stored is None else float(stored.reshape(())))
+        limits.append(_scalar(value))
     return limits[0], limits[1]

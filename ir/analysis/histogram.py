@@ -91,7 +91,8 @@ class Histogram:
     @property
     def centers(self) -> npt.NDArray[np.float64]:
         """[B] float64: the middle of each bin, in real units."""
-        return (self.first + np.arange(self.counts.size) + 0.5) * self.width
+        bins = self.first + np.arange(self.counts.size, dtype=np.float64)
+        return (bins + 0.5) * self.width
 
     def _cover(self, low: float, high: float) -> None:
         while True:

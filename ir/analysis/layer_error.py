@@ -63,7 +63,12 @@ class LayerError:
 
 
 def measure_layer_errors(
-    model: onnx_ir.Model, layers: Sequence[RoundedLayer], data: DataSource, *, samples: int, limit_bytes: int = 4 << 20
+    model: onnx_ir.Model,
+    layers: Sequence[RoundedLayer],
+    data: DataSource,
+    *,
+    samples: int,
+    limit_bytes: int = 4 << 20,
 ) -> list[LayerError]:
     """Return the error of each layer of `model`, in order. The model is not changed.
 
@@ -143,7 +148,9 @@ def _add_twin(model: onnx_ir.Model, node: onnx_ir.Node, layer: RoundedLayer, ind
     return noise.name or "", signal.name or "", means.name or ""
 
 
-def _reduce(tape: onnx_ir.tape.Tape, model: onnx_ir.Model, op: str, value: onnx_ir.Value, axes: list[int]) -> onnx_ir.Value:
+def _reduce(
+    tape: onnx_ir.tape.Tape, model: onnx_ir.Model, op: str, value: onnx_ir.Value, axes: list[int]
+) -> onnx_ir.Value:
     """Reduce `value` over `axes`, which became an input in opset 18."""
     if default_opset(model) < 18:
         return tape.op(op, [value], attributes={"axes": axes, "keepdims": 0})

@@ -11,7 +11,7 @@ so each weight is scaled and rounded once, at the end.
 One range then serves all channels: what per-tensor quantization would lose in small channels, it keeps.
 Weights quantized per channel gain only through the inputs of their layer.
 
-Legal where `scaling_links` says. A channel that is zero on either side keeps its scale; no channel is
+Legal where `scaling_links` says. A channel that is zero on either side, or
 scaled by more than 1024 in all, for that of a nearly dead one would blow up its bias.
 Fidelity: exact up to rounding. Each layer's weight and bias is rounded once more, to within u = 6e-8 of
 itself for float32, so one pair's outputs are off by at most 3 u times the sum of magnitudes behind them.
@@ -163,10 +163,16 @@ def _solve(links: Sequence[Link], iterations: int, threshold: float) -> dict[Lin
 
 
 def _step(scale: Floats, writing: Floats, reading: Floats) -> Floats:
-    """Return the scale after one step of eq. 11, within its limit; dead channels keep theirs."""
+    """Return the scale after one step of eq. 11; outliers take the middle of the others."""
     alive = (writing > 0) & (reading > 0)
-    ratio = np.sqrt(np.divide(writing, reading, out=np.ones_like(scale), where=alive))
-    return np.clip(scale * ratio, 1 / _LARGEST_SCALE, _LARGEST_SCALE)
+    if not alive.any():
+        return scale
+    ratio = np.divide(writing, reading, out=np.ones_like(scale), where=alive)
+    wanted = np.log(scale) + 0.5 * np.log(ratio)
+    middle = np.median(wanted[alive])
+    is_outlier = ~alive | (np.abs(wanted - middle) > math.log(_LARGEST_SCALE))
+    new: Floats = np.exp(np.where(is_outlier, middle, wanted))
+    return new
 
 
 def _change(factor: Floats) -> float:
@@ -208,10 +214,8 @@ def _site(link: Link, scale: Floats) -> Site:
     """Describe a link before it is applied."""
     writing = _Ranges(link.first).of_outputs()
     node, other = link.first.node, link.second.node
-    spread = f"ranges {_spread(writing):.3g}x apart, now {_spread(writing / scale):.3g}x"
-    return Site(
-        node.name or "", node.op_type, detail=f"equalized with {other.op_type} {other.name!r}: {spread}"
-    )
+    spread = f"channels were {_spread(writing):.3g}x apart, now {_spread(writing / scale):.3g}x"
+    return Site(node.name or "", node.op_type, detail=f"with {other.op_type} {other.name!r}: {spread}")
 
 
 def _spread(ranges: Floats) -> float:

@@ -35,7 +35,17 @@ from onnxpress.ir.encodings import Affine, grid_scale
 from onnxpress.ir.linear import Linear, constant_tensor
 from onnxpress.ir.opset import require_opset
 from onnxpress.ir.quantization import Quantization, integer_parameters, note
-from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
+from onnxpress.passes.base import (
+    Amount,
+    Context,
+    Declined,
+    Fidelity,
+    Options,
+    Pass,
+    Rewrites,
+    Site,
+    SiteOptions,
+)
 from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.passes.quantize.calibration import observe_ranges
 from onnxpress.passes.quantize.placement import place, values_between
@@ -189,7 +199,9 @@ def _least_scale(
     least = np.abs(bias) / (data_scale * _LARGEST_BIAS)
     if scale.ndim == 0:
         return np.asarray(least.max(initial=0.0), np.float32)
-    return least.reshape(linear.groups if scale.size < least.size else 1, -1).max(axis=0).astype(np.float32)
+    # ConvTranspose stores one scale for the same channel of every group.
+    by_scale = least.reshape(linear.groups if scale.size < least.size else 1, -1)
+    return np.asarray(by_scale.max(axis=0), np.float32)
 
 
 def _rounded(unit: Unit, ranges: Mapping[onnx_ir.Value, Quantization], weights: Mapping[Unit, Affine]) -> RoundedLayer:

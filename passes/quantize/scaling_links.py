@@ -90,8 +90,10 @@ def _follow(first: Linear) -> Link | str:
         if isinstance(user, str):
             return user
         second = as_linear(user)
+        if isinstance(second, str):
+            return f"{user.op_type} {user.name!r}: {second}"
         if second is not None:
-            return second if isinstance(second, str) else _link(first, second, way, tuple(between))
+            return _link(first, second, way, tuple(between))
         step = _step(user, way)
         if isinstance(step, str):
             return step

@@ -53,7 +53,9 @@ def find_units(graph: onnx_ir.Graph, scheme: QuantizationScheme) -> tuple[list[U
     for node in graph.all_nodes():
         if node.domain not in ("", "ai.onnx") or node.op_type not in scheme.compute | scheme.carry:
             continue
-        found = _as_unit(node, scheme) if node.graph is graph else "inside a subgraph body: its values have no statistics"
+        found = (
+            _as_unit(node, scheme) if node.graph is graph else "inside a subgraph body: its values have no statistics"
+        )
         if isinstance(found, Unit):
             units.append(found)
         else:
@@ -86,6 +88,7 @@ def _as_unit(node: onnx_ir.Node, scheme: QuantizationScheme) -> Unit | str:
         return f"{len(node.outputs)} outputs: only single-output forms have an integer kernel"
     same_scale = node.op_type in scheme.same_scale
     linear: Linear | None = None
+    inputs: tuple[onnx_ir.Value, ...]
     if node.op_type in scheme.compute:
         view = as_linear(node)
         if not isinstance(view, Linear):

@@ -12,7 +12,7 @@ The result computes the noted model's function up to the float rounding of the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir
@@ -30,9 +30,7 @@ __all__ = ["lower_qdq"]
 _QDQ_OPSET = 13  # DequantizeLinear takes an axis; Pad, Slice, MaxPool and friends take 8-bit integers
 
 # Operators that move or compare values without computing new ones: they do the same to integers.
-_MOVES = frozenset(
-    {"Concat", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-)
+_MOVES = frozenset({"Concat", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 def lower_qdq(model: onnx_ir.Model, scheme: QuantizationScheme) -> LoweringReport:
@@ -76,23 +74,26 @@ class _Values:
         """Return, for each float value that now comes from integers, those integers."""
         nodes = list(self.graph)
         for value in self.graph.inputs:
-            self._insert_pair(value, lambda pair: self.graph.insert_before(nodes[0], pair))
+            self._insert_pair(value, None)
         for node in nodes:
             if self._is_move(node):
                 self._move_integers(node)
                 continue
             for value in node.outputs:
-                self._insert_pair(value, lambda pair, after=node: self.graph.insert_after(after, pair))
+                self._insert_pair(value, node)
         return self.integers
 
-    def _insert_pair(self, value: onnx_ir.Value, insert: Callable[[Sequence[onnx_ir.Node]], None]) -> None:
+    def _insert_pair(self, value: onnx_ir.Value, producer: onnx_ir.Node | None) -> None:
         noted = quantization_of(value)
         if noted is None:
             return
         integers = self.emit.value(f"{value.name}_q", self.dtype, value.shape)
         dequantize = self._dequantize(value, integers, noted)
         quantize = self.emit.node("QuantizeLinear", [value, *dequantize.inputs[1:]], integers)
-        insert([quantize, dequantize])
+        if producer is not None:
+            self.graph.insert_after(producer, [quantize, dequantize])
+        else:
+            self.graph.insert_before(self.graph[0], [quantize, dequantize])
         self.report.forms["value -> QuantizeLinear, DequantizeLinear"] += 1
 
     def _is_move(self, node: onnx_ir.Node) -> bool:
@@ -105,8 +106,7 @@ class _Values:
             return False
         scale, zero_point = self._numbers(noted)
         return all(
-            self.integers[value].scale == scale and self.integers[value].zero_point == zero_point
-            for value in operands
+            self.integers[value].scale == scale and self.integers[value].zero_point == zero_point for value in operands
         )
 
     def _move_integers(self, node: onnx_ir.Node) -> None:
@@ -152,9 +152,7 @@ class _Values:
                 self.graph.outputs[index] = real
 
     def _numbers(self, noted: Quantization) -> tuple[float, int]:
-        scale, zero_point = integer_parameters(
-            noted, signed=self.scheme.signed, symmetric=self.scheme.symmetric
-        )
+        scale, zero_point = integer_parameters(noted, signed=self.scheme.signed, symmetric=self.scheme.symmetric)
         return float(scale), int(zero_point)
 
 

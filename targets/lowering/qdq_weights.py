@@ -65,9 +65,7 @@ def lower_weights(
         if encoded is not None:
             value.const_value = onnx_ir.tensor(encoded.dense(), name=value.name)
             report.forms[f"{encoded.label} -> dense"] += 1
-            report.notes.append(
-                f"{value.name!r} ({encoded.label}) is stored dense: no smaller form is legal here"
-            )
+            report.notes.append(f"{value.name!r} ({encoded.label}) is stored dense: no smaller form is legal here")
 
 
 class _Weights:
@@ -82,9 +80,7 @@ class _Weights:
         self.scheme = scheme
         self.integers = integers
         self.report = report
-        self.done: dict[
-            tuple[onnx_ir.Value, bool], onnx_ir.Value
-        ] = {}  # shared weights are lowered once a form
+        self.done: dict[tuple[onnx_ir.Value, bool], onnx_ir.Value] = {}  # shared weights are lowered once a form
 
     def lower(self, view: Linear) -> None:
         encoded = encoding_of(view.weight_value)
@@ -160,9 +156,7 @@ class _Weights:
         if shape is not None:
             shape[1] = view.in_channels + missing
         producer = view.data.producer()
-        assert producer is not None and producer.op_type == "DequantizeLinear", (
-            "integers are read through a DQ"
-        )
+        assert producer is not None and producer.op_type == "DequantizeLinear", "integers are read through a DQ"
         padded = self.emit.value(name, data.value.dtype or onnx_ir.DataType.UINT8, shape)
         real = self.emit.value(f"{name}_dq", onnx_ir.DataType.FLOAT, shape)
         widths = self.emit.constant(f"{name}_widths", pads)

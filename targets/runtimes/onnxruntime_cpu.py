@@ -33,6 +33,7 @@ import onnx
 import onnx_ir
 
 from onnxpress.ir.errors import BudgetError, InputError
+from onnxpress.targets.patterns import MOVES, dequantize_of, is_stored
 
 __all__ = [
     "Kernels",
@@ -71,17 +72,6 @@ _INTEGER_LINEAR = {
     "QGemm",
     "QLinearConv",
     "QLinearMatMul",
-}
-_SAME_VALUES = {"Cast", "Flatten", "Identity", "Reshape", "ReorderInput", "Squeeze", "Transpose", "Unsqueeze"}
-_DECODING = _SAME_VALUES | {
-    "BitShift",
-    "BitwiseAnd",
-    "Constant",
-    "DequantizeLinear",
-    "Gather",
-    "Mul",
-    "QuantizeLinear",
-    "Sub",
 }
 
 # Sizes tried for dimensions that the model leaves open, when it is run on made-up input: a conv net needs
@@ -188,7 +178,8 @@ def example_feeds(model: ModelLike, *, free_size: int = 1, batch: int = 1) -> di
     batch: size of an open leading dimension. free_size: size of every other open dimension.
 
     Raises:
-        InputError: an input has a type that numpy lacks, or is no tensor. RuntimeRefusalError: it does not load.
+        InputError: an input has a type that numpy lacks, or is no tensor.
+        RuntimeRefusalError: the model does not load.
     """
     session = _open(model, optimize=False)
     feeds = _made_up(session, free_size, batch=batch)
@@ -416,22 +407,16 @@ def _nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
 def _is_quantized_on_paper(node: onnx_ir.Node) -> bool:
     """Whether a float operator's weight, or each of its two operands, comes out of a DequantizeLinear."""
     operands = [_dequantize_behind(value) for value in node.inputs[:2]]
-    return all(operands) or any(found is not None and _is_constant(found.inputs[0]) for found in operands)
+    return all(operands) or any(found is not None and is_stored(found.inputs[0]) for found in operands)
 
 
 def _dequantize_behind(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
+    """Return the DequantizeLinear that the numbers of `value` come from, through operators that move them."""
     node = None if value is None else value.producer()
-    while node is not None and node.op_type in _SAME_VALUES and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
-
-
-def _is_constant(value: onnx_ir.Value | None) -> bool:
-    """Whether `value` is an initializer, or decoded from initializers alone."""
-    if value is None or value.is_initializer():
-        return True
-    node = value.producer()
-    return node is not None and node.op_type in _DECODING and all(_is_constant(each) for each in node.inputs)
+    while node is not None and node.op_type in MOVES and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return dequantize_of(value)
 
 
 class _NodeNames:

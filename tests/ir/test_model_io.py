@@ -267,15 +267,16 @@ def test_inlined_values_do_not_shadow_those_of_subgraphs() -> None:
         {
            t = local.Double (x)
            y = If (c) <then_branch = a () => (float[N,3] p) { half = Neg (t)  p = Add (half, half) },
-                       else_branch = b () => (float[N,3] q) { half = Abs (t)  q = Add (half, half) }>
+                       else_branch = b () => (float[N,3] q) <float[1] half = {2}> { q = Mul (t, half) }>
         }
         <domain: "local", opset_import: ["": 17]>
         Double (v) => (sum) { half = Identity (v)  sum = Add (half, half) }"""
     )
     model = model_io.load(proto)
     verify(model)
-    feeds: dict[str, Array] = {"x": np.array([[1, -2, 3]], np.float32), "c": np.array(True)}
-    np.testing.assert_array_equal(run(model, feeds)[0], -4 * feeds["x"])
+    for condition, factor in ((True, -4), (False, 4)):
+        feeds: dict[str, Array] = {"x": np.array([[1, -2, 3]], np.float32), "c": np.array(condition)}
+        np.testing.assert_array_equal(run(model, feeds)[0], factor * feeds["x"])
 
 
 def test_functions_that_cannot_be_inlined_are_refused() -> None:
@@ -362,11 +363,36 @@ def test_sparse_initializers_become_dense(layout: str) -> None:
     np.testing.assert_array_equal(tensor_of(model_io.load(proto), "w").numpy(), dense)
 
 
+def test_sparse_initializers_in_files_are_refused() -> None:
+    proto = _conv_proto()
+    sparse = proto.graph.sparse_initializer.add(dims=[4])
+    sparse.values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "s"))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.zeros(1, np.int64)))
+    sparse.values.data_location = TensorProto.EXTERNAL
+    assert _refusal(lambda: model_io.load(proto)) == (
+        "the model: sparse initializer 's' keeps its data in a file. Export it dense."
+    )
+
+
 def test_stale_inner_shapes_are_inferred_anew() -> None:
     proto = _conv_proto()
     proto.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [1, 8, 5, 5]))
     model = model_io.load(proto)
     assert to_text(model).count("float[N,16,?,?]") == 1
+    assert inference.is_consistent(model)
+    verify(model)
+
+
+def test_stale_outputs_of_subgraphs_are_inferred_anew() -> None:
+    model = model_io.load(
+        onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["": 17]>
+            g (float[N,3] x, bool c) => (float[N,3] y)
+            { y = If (c) <then_branch = t () => (float[N,4] p) { p = Neg (x) },
+                          else_branch = e () => (float[N,5] q) { q = Abs (x) }> }"""
+        )
+    )
+    assert to_text(model).count("float[N,3]") == 7
     assert inference.is_consistent(model)
     verify(model)
 
@@ -481,7 +507,9 @@ def _outside(location: str, folder: Path) -> str:
     )
 
 
-@pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "C:\\w.bin", "sub/../../w", "..\\w"])
+@pytest.mark.parametrize(
+    "location", ["../weights.bin", "/etc/passwd", "C:\\w.bin", "sub/../../w", "..\\w", "w\0"]
+)
 def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
     folder = tmp_path / "inner"
     folder.mkdir()
@@ -506,6 +534,14 @@ def test_external_data_behind_a_link_out_of_the_folder_is_refused(tmp_path: Path
     source = onnx_ir.load(path)
     assert _refusal(lambda: model_io.load(source)) == _outside(location, folder).replace(
         str(folder / "model.onnx"), "the model"
+    )
+
+
+def test_a_pipe_instead_of_a_data_file_is_refused(tmp_path: Path) -> None:
+    path = _external_file(tmp_path, location="pipe")
+    os.mkfifo(tmp_path / "pipe")
+    assert _refusal(lambda: model_io.load(path)) == (
+        f"{tmp_path / 'pipe'}: is a device or pipe, not a data file. Name a file."
     )
 
 

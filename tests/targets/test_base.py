@@ -313,3 +313,12 @@ def test_a_model_is_only_read_by_check() -> None:
     before = onnx_ir.to_proto(model).SerializeToString(deterministic=True)
     load_target("host-cpu").check(model)
     assert onnx_ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_rules_that_are_no_tables_are_said_even_when_inherited(tmp_path: Path) -> None:
+    _file(tmp_path, 'extends = "host-cpu"\nname = "a"\nrules = [3]', "a.toml")
+    path = _file(tmp_path, 'extends = "a.toml"\nname = "b"\n[[rules]]\nid = "c"', "b.toml")
+    assert _error(tmp_path / "a.toml").startswith(f"target profile {tmp_path}/a.toml: rules.0 = 3: must be ")
+    assert _error(path) == f"target profile {path}: key rules.c.check is missing"
+    path = _file(tmp_path, 'extends = "a.toml"\nname = "b"\nwithout_rules = ["c"]', "b.toml")
+    assert _error(path) == f"target profile {path}: without_rules: there is no rule 'c'."

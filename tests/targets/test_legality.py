@@ -32,6 +32,7 @@ _CONSTANTS: dict[str, Array] = {
     "six": np.array(6, np.float32),
     "w": _RNG.integers(-127, 128, (6, 6, 3, 3)).astype(np.int8),
     "wu": _RNG.integers(0, 256, (6, 6, 3, 3)).astype(np.uint8),
+    "wdouble": np.ones((6, 6, 3, 3), np.float64),
     "wf": _RNG.standard_normal((6, 6, 3, 3)).astype(np.float32),
     "ws": _RNG.uniform(0.001, 0.003, 6).astype(np.float32),
     "wzu": np.full(6, 128, np.uint8),
@@ -171,6 +172,14 @@ _CASES = [
         "y = acme.Relu(x)",
         "unknown domain 'acme'",
         "Relu_0",
+        seen=_is_refused,
+    ),
+    _Case(
+        "conv-type",
+        "i = Cast<to = 1>(x) y = Conv(i, wf)",
+        "i = Cast<to = 11>(x) y = Conv(i, wdouble)",
+        "input 0 is float64, may be float16, float32",
+        "Conv_1",
         seen=_is_refused,
     ),
     _Case(
@@ -367,7 +376,7 @@ _CASES = [
 
 def _build(body: str, data: str) -> onnx_ir.Model:
     model = _model(body, data, mt=np.ascontiguousarray(_CONSTANTS["m"].T), w4=_INT4)
-    if "Cast<to = 12>" in body or "Cast<to = 1>(x)" in body:
+    if body.startswith("i = Cast<"):
         model.graph[0].outputs[0].dtype = onnx_ir.DataType(model.graph[0].attributes.get_int("to"))
     return model
 
@@ -465,3 +474,49 @@ def test_the_kernel_rule_names_operator_types_and_version() -> None:
 def test_an_unknown_opset_of_a_domain_is_no_crash() -> None:
     model = _model("y = com.microsoft.Gelu(x)")
     assert _found(model) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Conv(x, w0)",
+        "wd = DequantizeLinear(w0, s) y = Conv(x, wd)",
+        "xd = DequantizeLinear(x, s) wd = DequantizeLinear<axis = 3>(w, ws) y = Conv(xd, wd, s1)",
+        "xd = DequantizeLinear(x, ws) wd = DequantizeLinear(w, s)"
+        "bd = DequantizeLinear(b, ms) y = Conv(xd, wd, bd)",
+        "xd = DequantizeLinear(x, s) wd = DequantizeLinear(w, s) bd = DequantizeLinear(b, ms) y = Conv(xd, wd, bd)",
+        "c = Clip(x, s, w) q = QuantizeLinear(c, none, z) y = DequantizeLinear(q, none, z)",
+        "c = Clip(x, x, six) q = QuantizeLinear(c, x) y = DequantizeLinear(q, x)",
+        "c = Clip(x) q = QuantizeLinear(c, s6, z) y = DequantizeLinear(q, s6, z)",
+        "y = MatMulNBits(x)",
+        "y = Gemm<beta = 0.5>(x, x)",
+    ],
+)
+def test_odd_models_are_no_crash(body: str) -> None:
+    """Invalid graphs too: another check speaks about those."""
+    for target in ("host-cpu", "mobile-cpu"):
+        check_model(
+            _model(body, none=np.array(0, np.float32), w0=np.array(3, np.int8)), load_target(target).profile
+        )
+
+
+def test_a_node_that_is_refused_is_reported_once() -> None:
+    model = _build("i = Cast<to = 11>(x) y = Conv(i, wdouble)", _IMAGE)
+    assert [found.rule for found in _found(model)] == ["conv-type"]  # and not no-kernel as well
+
+
+def test_calls_of_functions_are_their_bodies() -> None:
+    model = text_model("""
+        <ir_version: 10, opset_import: ["" : 21, "mine" : 1]>
+        g (float[2] x) => (float[2] y) { y = mine.Twice(x) }
+        <domain: "mine", opset_import: ["" : 21]>
+        Twice (a) => (b) { b = Add(a, a) }
+    """)
+    assert _found(model) == []
+
+
+def test_a_long_chain_before_a_quantizer_is_not_followed() -> None:
+    """Each step reads the last one twice: following all of them would never end."""
+    body = "v0 = Mul(x, x)" + "".join(f" v{i + 1} = Mul(v{i}, v{i})" for i in range(3000))
+    body += " q = QuantizeLinear(v3000, s, zs) d = DequantizeLinear(q, s, zs) a = Add(d, d) y = Relu(a)"
+    assert [found.rule for found in _found(_model(body))] == ["signed-residual"]

@@ -1,6 +1,6 @@
 """Benchmarks: every published figure stands behind a command here.
 
-    python -m onnxpress.tools.bench ptq [MODEL ...] [--rounds N] [--limit N] [--json FILE|-] [--keep DIR]
+python -m onnxpress.tools.bench ptq [MODEL ...] [--rounds N] [--limit N] [--json FILE|-] [--keep DIR]
 """
 
 from __future__ import annotations

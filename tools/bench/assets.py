@@ -70,7 +70,9 @@ def select(names: list[str]) -> list[Asset]:
     known = [asset.model for asset in ASSETS]
     for name in names:
         if not any(model.startswith(name) for model in known):
-            raise UsageError(f"no asset model starts with {name!r}.{near_names(name, known)} There are: {', '.join(known)}")
+            raise UsageError(
+                f"no asset model starts with {name!r}.{near_names(name, known)} There are: {', '.join(known)}"
+            )
     return [asset for asset in ASSETS if not names or asset.model.startswith(tuple(names))]
 
 

@@ -36,7 +36,9 @@ def compile_in_child(compiler: str, model: Path, calibration: Path, out: Path, i
     command += [str(model), str(calibration), str(out), input_name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InternalError(f"bench: {compiler} on {model.name} failed: {(done.stderr.strip() or '?').splitlines()[-1]}")
+        raise InternalError(
+            f"bench: {compiler} on {model.name} failed: {(done.stderr.strip() or '?').splitlines()[-1]}"
+        )
     result: Compiled = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -96,7 +98,7 @@ COMPILERS: dict[str, Callable[[], Callable[[Path, Path, Path, str], None]]] = {
 def _main() -> None:
     compiler, model, calibration, out, input_name = sys.argv[1:]
     # Tools print as they please; the last line of standard output is ours.
-    with open(os.devnull, "w", encoding="utf-8") as quiet, contextlib.redirect_stdout(quiet):
+    with Path(os.devnull).open("w", encoding="utf-8") as quiet, contextlib.redirect_stdout(quiet):
         run = COMPILERS[compiler]()
         start = time.process_time()
         run(Path(model), Path(calibration), Path(out), input_name)

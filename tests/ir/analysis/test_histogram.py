@@ -79,7 +79,7 @@ def test_an_outlier_later_in_the_stream_keeps_earlier_counts() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused(bad: float) -> None:
-    with pytest.raises(ValueError, match="^values hold NaN or infinity$"):
+    with pytest.raises(ValueError, match=r"^values hold NaN or infinity$"):
         Histogram().update(np.asarray([1.0, bad], np.float32))
 
 

@@ -70,13 +70,16 @@ def test_a_conv_has_the_error_that_numpy_computes(opset: int, batch: str) -> Non
     from tests.support import run
 
     model = _conv_net(opset, batch)
-    layer, view = _rounded(model)
+    layer, _ = _rounded(model)
     x = np.random.default_rng(1).standard_normal((12, 3, 5, 7)).astype(np.float32)
     (error,) = measure_layer_errors(model, [layer], open_data({"x": x}, model=model), samples=12)
 
     plain = _conv_net(opset)
     plain.graph.outputs[0] = next(iter(plain.graph)).outputs[0]
-    plain.graph.outputs[0].dtype, plain.graph.outputs[0].shape = onnx_ir.DataType.FLOAT, onnx_ir.Shape(["N", 4, 3, 4])
+    plain.graph.outputs[0].dtype, plain.graph.outputs[0].shape = (
+        onnx_ir.DataType.FLOAT,
+        onnx_ir.Shape(["N", 4, 3, 4]),
+    )
     (real,) = run(plain, {"x": x})
     plain.graph.initializers["w"].const_value = onnx_ir.tensor(layer.weight.dense(), name="w")
     (rounded,) = run(plain, {"x": _fake(x)})

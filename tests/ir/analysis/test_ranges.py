@@ -105,5 +105,5 @@ def test_a_value_that_is_always_zero_has_an_empty_range(method: RangeMethod) -> 
 
 
 def test_an_empty_histogram_has_no_range() -> None:
-    with pytest.raises(ValueError, match="^empty histogram: no value was seen$"):
+    with pytest.raises(ValueError, match=r"^empty histogram: no value was seen$"):
         clipping_range(Histogram(), "mse")

@@ -27,7 +27,7 @@ def test_the_cut_has_the_capacity_that_networkx_finds(edges: list[tuple[int, int
     try:
         expected = networkx.minimum_cut_value(theirs, 0, 7)
     except networkx.NetworkXUnbounded:
-        with pytest.raises(ValueError, match="^the sink is joined to the source by infinite edges alone$"):
+        with pytest.raises(ValueError, match=r"^the sink is joined to the source by infinite edges alone$"):
             ours.source_side(0, 7)
         return
     side = ours.source_side(0, 7)

@@ -79,8 +79,8 @@ _PAIR = st.tuples(_COST, _COST)
 
 @settings(max_examples=60)
 @given(
-    st.fixed_dictionaries({name: _PAIR for name in ("a", "b", "add", "d")}),
-    st.fixed_dictionaries({name: _PAIR for name in ("x", "av", "bv", "cv", "dv")}),
+    st.fixed_dictionaries(dict.fromkeys(("a", "b", "add", "d"), _PAIR)),
+    st.fixed_dictionaries(dict.fromkeys(("x", "av", "bv", "cv", "dv"), _PAIR)),
 )
 def test_the_cut_is_the_cheapest_assignment(
     nodes: dict[str, tuple[int, int]], values: dict[str, tuple[int, int]]
@@ -98,7 +98,7 @@ def test_the_cut_is_the_cheapest_assignment(
 
 def test_a_slow_unit_between_fast_ones_stays_integer_when_its_borders_cost_more() -> None:
     units, _ = find_units(_conv_net().graph, _SCHEME)
-    borders = {name: (20.0, 20.0) for name in ("x", "av", "bv", "cv", "dv")}
+    borders = dict.fromkeys(("x", "av", "bv", "cv", "dv"), (20.0, 20.0))
     costs = _Table({"a": (90, 10), "b": (10, 15), "add": (5, 5), "d": (90, 10)}, borders)
     assert place(units, costs) == {}
 
@@ -106,7 +106,8 @@ def test_a_slow_unit_between_fast_ones_stays_integer_when_its_borders_cost_more(
 def test_an_operator_without_integer_kernel_says_so() -> None:
     units, _ = find_units(_conv_net().graph, _SCHEME)
     costs = _Table(
-        {"a": (9, 1), "b": (9, math.inf), "add": (9, 1), "d": (9, 1)}, {n: (0, 0) for n in ("x", "av", "bv", "cv", "dv")}
+        {"a": (9, 1), "b": (9, math.inf), "add": (9, 1), "d": (9, 1)},
+        dict.fromkeys(("x", "av", "bv", "cv", "dv"), (0, 0)),
     )
     reasons = place(units, costs)
     assert {unit.name: reason for unit, reason in reasons.items()} == {"b": "the target has no int8 kernel for it"}
@@ -114,7 +115,10 @@ def test_an_operator_without_integer_kernel_says_so() -> None:
 
 def test_a_unit_left_in_float_gives_both_times() -> None:
     units, _ = find_units(_conv_net().graph, _SCHEME)
-    costs = _Table(dict.fromkeys(("a", "b", "add", "d"), (3.0, 7.5)), dict.fromkeys(("x", "av", "bv", "cv", "dv"), (1, 1)))
+    costs = _Table(
+        dict.fromkeys(("a", "b", "add", "d"), (3.0, 7.5)),
+        dict.fromkeys(("x", "av", "bv", "cv", "dv"), (1, 1)),
+    )
     assert set(place(units, costs).values()) == {
         "float is cheaper here: 3.0 us against 7.5 us in int8, conversions at its borders decide"
     }

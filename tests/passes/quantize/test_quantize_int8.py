@@ -40,7 +40,11 @@ def _model(body: str, weights: dict[str, Array], *, out: str = "N, M", header: s
         if value.name in weights:
             model.graph.inputs.remove(value)
             tensor = onnx_ir.tensor(weights[value.name].astype(np.float32), name=value.name)
-            value.type, value.shape, value.const_value = onnx_ir.TensorType(tensor.dtype), tensor.shape, tensor
+            value.type, value.shape, value.const_value = (
+                onnx_ir.TensorType(tensor.dtype),
+                tensor.shape,
+                tensor,
+            )
             model.graph.register_initializer(value)
     return load(model)
 
@@ -60,7 +64,13 @@ _BODY = """
 
 def _weights(seed: int = 0, channels: int = 8) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
-    shapes = {"w1": (channels, 3, 3, 3), "b1": (channels,), "w2": (channels, channels, 3, 3), "w3": (5, channels), "b3": (5,)}
+    shapes = {
+        "w1": (channels, 3, 3, 3),
+        "b1": (channels,),
+        "w2": (channels, channels, 3, 3),
+        "w3": (5, channels),
+        "b3": (5,),
+    }
     return {name: rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:])) for name, shape in shapes.items()}
 
 
@@ -69,11 +79,17 @@ def _net(**changes: Array) -> onnx_ir.Model:
 
 
 def _data(model: onnx_ir.Model, count: int = 48, seed: int = 1) -> DataSource:
-    return open_data({"x": np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)}, model=model)
+    return open_data(
+        {"x": np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)}, model=model
+    )
 
 
 def _quantize(
-    model: onnx_ir.Model, scheme: QuantizationScheme = _SCHEME, costs: Any = None, data: DataSource | None = None, **options: Any
+    model: onnx_ir.Model,
+    scheme: QuantizationScheme = _SCHEME,
+    costs: Any = None,
+    data: DataSource | None = None,
+    **options: Any,
 ) -> Rewrites:
     context = Context(constraints=Constraints(quantization=scheme, costs=costs), data=data or _data(model))
     return QuantizeInt8(**options).run(model, context)
@@ -102,7 +118,11 @@ def test_it_notes_what_integer_kernels_read_and_write() -> None:
     assert [site.name for site in rewrites.sites] == ["stem", "second", "add", "pool", "mean", "flat", "head"]
     assert rewrites.declined == []
     encodings = {name: encoding_of(value) for name, value in model.graph.initializers.items()}
-    assert {name for name, encoding in encodings.items() if isinstance(encoding, Affine)} == {"w1", "w2", "w3"}
+    assert {name for name, encoding in encodings.items() if isinstance(encoding, Affine)} == {
+        "w1",
+        "w2",
+        "w3",
+    }
 
 
 def test_a_relu_output_starts_at_zero_and_groups_share_a_range() -> None:
@@ -142,8 +162,7 @@ def test_without_data_it_refuses() -> None:
     with pytest.raises(UsageError) as error:
         QuantizeInt8().run(_net(), Context())
     assert str(error.value) == (
-        "quantize-int8: needs calibration data and none was given. "
-        "Give a few hundred real samples: --data samples.npz"
+        "quantize-int8: needs calibration data and none was given. Give a few hundred real samples: --data samples.npz"
     )
 
 
@@ -316,17 +335,20 @@ def test_any_net_stays_close_to_the_float_one(
 ) -> None:
     rng = np.random.default_rng(seed)
     pad = kernel // 2
-    weights = {"w1": rng.standard_normal((channels, 3, kernel, kernel)), "w2": rng.standard_normal((channels, channels, 1, 1))}
+    weights = {
+        "w1": rng.standard_normal((channels, 3, kernel, kernel)),
+        "w2": rng.standard_normal((channels, channels, 1, 1)),
+    }
     width = channels * (2 if join == "Concat" else 1)
     weights["w3"] = rng.standard_normal((4, width, 3, 3)) / math.sqrt(9 * width)
     if bias:
         weights["b1"] = rng.standard_normal(channels)
     act = "Clip (c1, zero, six)" if activation == "Clip" else f"{activation} (c1)"
     body = f"""
-        [one] c1 = Conv <pads = [{pad}, {pad}, {pad}, {pad}]> (x, w1{', b1' if bias else ''})
+        [one] c1 = Conv <pads = [{pad}, {pad}, {pad}, {pad}]> (x, w1{", b1" if bias else ""})
         [act] r1 = {act}
         [two] c2 = Conv (r1, w2)
-        [join] j = {join} {'<axis = 1>' if join == 'Concat' else ''} (c2, r1)
+        [join] j = {join} {"<axis = 1>" if join == "Concat" else ""} (c2, r1)
         [three] c3 = Conv (j, w3)
         out = Tanh (c3)
     """

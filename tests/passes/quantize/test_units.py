@@ -42,7 +42,11 @@ def test_a_relu_folds_into_the_unit_before_it() -> None:
 
 @pytest.mark.parametrize(
     "tail",
-    ["[relu] z = Relu (y)\n out = Add (y, z)", "[clip] z = Clip (y, low, high)\n out = Sigmoid (z)", "out = Sigmoid (y)"],
+    [
+        "[relu] z = Relu (y)\n out = Add (y, z)",
+        "[clip] z = Clip (y, low, high)\n out = Sigmoid (z)",
+        "out = Sigmoid (y)",
+    ],
 )
 def test_an_activation_does_not_fold_when_others_read_or_its_bounds_vary(tail: str) -> None:
     graph = _graph(

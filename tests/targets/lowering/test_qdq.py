@@ -136,7 +136,9 @@ def test_scales_and_zero_points_of_activations_are_true_scalars() -> None:
     lower_qdq(lowered, _U8)
     for node in lowered.graph:
         if node.op_type == "QuantizeLinear":
-            assert all(value is not None and value.shape is not None and value.shape.rank() == 0 for value in node.inputs[1:])
+            assert all(
+                value is not None and value.shape is not None and value.shape.rank() == 0 for value in node.inputs[1:]
+            )
 
 
 def test_equal_parameters_are_stored_once() -> None:
@@ -199,7 +201,9 @@ def _stem(channels: int, kernel: int, group: int = 1) -> onnx_ir.Model:
         """.replace("(x, w, b)", "(x, x, x)")
     )
     conv = next(iter(model.graph))
-    for index, (name, shape) in enumerate((("w", (4 * group, channels // group, kernel, kernel)), ("b", (4 * group,))), 1):
+    for index, (name, shape) in enumerate(
+        (("w", (4 * group, channels // group, kernel, kernel)), ("b", (4 * group,))), 1
+    ):
         array = rng.standard_normal(shape).astype(np.float32)
         value = onnx_ir.val(name, const_value=onnx_ir.tensor(array, name=name))
         model.graph.register_initializer(value)
@@ -218,7 +222,9 @@ def test_input_channels_are_padded_for_kernels_that_take_four_at_a_time(channels
 
 
 @pytest.mark.parametrize(("channels", "kernel", "group"), [(4, 3, 1), (1, 3, 1), (2, 3, 1), (3, 1, 1), (2, 3, 2)])
-def test_channels_that_fit_that_would_double_and_pointwise_and_grouped_convs_are_not_padded(channels: int, kernel: int, group: int) -> None:
+def test_channels_that_fit_that_would_double_and_pointwise_and_grouped_convs_are_not_padded(
+    channels: int, kernel: int, group: int
+) -> None:
     scheme = dataclasses.replace(_U8, input_channel_multiple=4)
     assert "Pad" not in _ops(_assert_same_function(_stem(channels, kernel, group), scheme))
 
@@ -264,12 +270,18 @@ def _nets(draw: st.DrawFn) -> onnx_ir.Model:
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     weights: dict[str, Any] = {"w": rng.standard_normal((channels, channels // group, kernel, kernel))}
     pad = kernel // 2
-    lines = [f"[conv] c = Conv <pads = [{pad}, {pad}, {pad}, {pad}], group = {group}> (x, w{', b' if draw(st.booleans()) else ''})"]
+    lines = [
+        f"[conv] c = Conv <pads = [{pad}, {pad}, {pad}, {pad}], group = {group}> (x, w{', b' if draw(st.booleans()) else ''})"
+    ]
     weights["b"] = rng.standard_normal(channels)
     weights |= {"zero": np.float32(0), "six": np.float32(6)}
     lines.append({"Relu": "a = Relu (c)", "Clip": "a = Clip (c, zero, six)", "": "a = Identity (c)"}[activation])
     weights |= {"pads": np.array([0, 1, 0, 0, 0, 0, 1, 0], np.int64)}
-    weights |= {"start": np.array([1], np.int64), "end": np.array([4], np.int64), "axis": np.array([2], np.int64)}
+    weights |= {
+        "start": np.array([1], np.int64),
+        "end": np.array([4], np.int64),
+        "axis": np.array([2], np.int64),
+    }
     out_channels = {"Concat": 2 * channels, "Pad": channels + 1}.get(middle, channels)
     lines.append(
         {
@@ -283,7 +295,7 @@ def _nets(draw: st.DrawFn) -> onnx_ir.Model:
     body = "\n".join(lines)
     model = text_model(
         f"""<ir_version: 8, opset_import: ["": 17]>
-        net (float[N, {channels}, 5, 7] x, {', '.join(f'float {name}' for name in weights)}) => (float[N, 3, H, W] out)
+        net (float[N, {channels}, 5, 7] x, {", ".join(f"float {name}" for name in weights)}) => (float[N, 3, H, W] out)
         {{ {body} }}"""
     )
     _make_constants(model, weights)
@@ -305,7 +317,11 @@ def _make_constants(model: onnx_ir.Model, arrays: dict[str, Any]) -> None:
             array = np.asarray(arrays[value.name])
             array = array if array.dtype == np.int64 else array.astype(np.float32)
             tensor = onnx_ir.tensor(array, name=value.name)
-            value.type, value.shape, value.const_value = onnx_ir.TensorType(tensor.dtype), tensor.shape, tensor
+            value.type, value.shape, value.const_value = (
+                onnx_ir.TensorType(tensor.dtype),
+                tensor.shape,
+                tensor,
+            )
             model.graph.register_initializer(value)
 
 
@@ -322,7 +338,11 @@ def test_any_net_keeps_its_function(model: onnx_ir.Model, scheme: QuantizationSc
 @pytest.mark.parametrize("bias", ["", ", b"])
 @pytest.mark.parametrize(
     ("ranges", "activation"),
-    [({"x": (-3, 3)}, "Sigmoid"), ({"x": (-3, 3), "y": (-9, 9)}, "Relu"), ({"x": (-3, 3), "z": (0, 9)}, "Relu")],
+    [
+        ({"x": (-3, 3)}, "Sigmoid"),
+        ({"x": (-3, 3), "y": (-9, 9)}, "Relu"),
+        ({"x": (-3, 3), "z": (0, 9)}, "Relu"),
+    ],
 )
 def test_a_gemm_is_fused_whether_it_writes_float_or_integers(
     trans_b: int, bias: str, ranges: dict[str, tuple[float, float]], activation: str

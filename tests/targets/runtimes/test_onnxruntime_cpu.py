@@ -103,10 +103,6 @@ def test_a_model_beyond_the_protobuf_limit_goes_through_a_file(monkeypatch: pyte
     model = _two_convs()
     assert smoke_run(model)
     assert inspect_kernels(model).integer == ("first", "second")
-    assert all(
-        not isinstance(value.const_value, onnx_ir.ExternalTensor)
-        for value in model.graph.initializers.values()
-    )
 
 
 def test_a_missing_kernel_is_one_line_with_the_node() -> None:
@@ -187,6 +183,30 @@ def test_example_feeds_fit_every_type_and_open_dimension() -> None:
         "e": ("object", (1,)),
     }
     assert smoke_run(model)
+
+
+def test_an_input_that_cannot_be_made_up_is_no_refusal() -> None:
+    model = text_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (bfloat16[2] x) => (bfloat16[2] y) { y = Identity(x) }
+    """)
+    assert not smoke_run(model)
+    with pytest.raises(InputError) as caught:
+        example_feeds(model)
+    assert str(caught.value) == (
+        "no input can be made up for this model: 'x' is tensor(bfloat16). Give real data"
+    )
+
+
+def test_external_weights_of_a_loaded_model_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx_ir.load(_saved(_two_convs(), tmp_path))
+    monkeypatch.chdir("/")
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    assert any(isinstance(weight, onnx_ir.ExternalTensor) for weight in weights)
+    assert smoke_run(model)
+    assert inspect_kernels(model).integer == ("first", "second")
 
 
 def test_kernels_of_a_fused_model() -> None:
