@@ -160,9 +160,7 @@ def take_in_model(model: onnx_ir.Model, where: str) -> None:
                     node.attributes[name] = onnx_ir.AttrTensor(name, tensor, doc_string=attribute.doc_string)
 
 
-def _of_tensor(
-    tensor: onnx_ir.ExternalTensor, folders: dict[str, DataFiles], where: str
-) -> onnx_ir.LazyTensor:
+def _of_tensor(tensor: onnx_ir.ExternalTensor, folders: dict[str, DataFiles], where: str) -> onnx_ir.LazyTensor:
     folder = os.fspath(tensor.base_dir) or "."
     files = folders.setdefault(folder, DataFiles(where, Path(folder)))
     declared = onnx_file.Declaration(

@@ -26,10 +26,11 @@ def infer_shapes(model: onnx_ir.Model) -> None:
     proto = onnx_file.probe(onnx_file.of_model(model))
     inferred = _try_infer(proto, strict=True)
     if inferred is None:
-        for graph in onnx_file.graphs_of(proto.graph):
+        _, *inner = onnx_file.graphs_of(proto.graph)
+        for graph in (proto.graph, *inner):
             del graph.value_info[:]
-            for output in graph.output if graph is not proto.graph else ():
-                output.ClearField("type")
+        for output in (output for graph in inner for output in graph.output):
+            output.ClearField("type")
         inferred = _try_infer(proto, strict=True)
     model.graph.meta[_INCONSISTENT] = inferred is None
     inferred = inferred or _try_infer(proto, strict=False)

@@ -27,14 +27,13 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import onnx
 import onnx_ir
-import onnx_ir.passes.common.inliner
 
 from onnxpress.ir import external_data, inference, onnx_file
 from onnxpress.ir.errors import InputError, UsageError
@@ -157,9 +156,7 @@ def _copy(source: onnx_ir.Model) -> onnx_ir.Model:
     return _finish(model, _IN_MEMORY)
 
 
-def adopt(
-    skeleton: onnx_file.Skeleton, where: str, files: external_data.DataFiles | None = None
-) -> onnx_ir.Model:
+def adopt(skeleton: onnx_file.Skeleton, where: str, files: external_data.DataFiles | None = None) -> onnx_ir.Model:
     """Return the model that `load` makes of a skeleton, which belongs to the model from then on.
 
     where: the model's name for messages. files: where its external data is found, if it may have any.
@@ -271,6 +268,8 @@ def _separate_initializers(proto: onnx.ModelProto) -> None:
 def _inline_functions(model: onnx_ir.Model, where: str) -> None:
     if not model.functions:
         return
+    from onnx_ir.passes.common.inliner import InlinePass
+
     try:
         for function in model.functions.values():
             for domain in function.opset_imports.keys() & model.opset_imports.keys():
@@ -278,7 +277,7 @@ def _inline_functions(model: onnx_ir.Model, where: str) -> None:
                 function.opset_imports[domain] = model.opset_imports[domain]
             for node in function.all_nodes():  # the inliner numbers names, and calls the nameless "node"
                 node.name = node.name or node.op_type
-        onnx_ir.passes.common.inliner.InlinePass()(model)
+        InlinePass()(model)
     except Exception as error:  # onnx-ir wraps all causes alike
         raise InputError(
             f"{where}: its functions cannot be inlined: {_first_cause(error)}. "
@@ -292,10 +291,10 @@ def _rename_shadowing_values(graph: onnx_ir.Graph, outer: frozenset[str]) -> Non
     """Number values of inner graphs where inlining gave their name to a value of an enclosing one."""
     own = list(onnx_file.own_values(graph))
     taken = set(outer).union(value.name or "" for value in own)
+    numbered = _numbering(taken)
     for value in own:
         if value.name in outer:
-            value.name = _numbered(value.name, taken)
-            taken.add(value.name)
+            value.name = numbered(value.name)
     for node in graph:
         for attribute in node.attributes.values():
             if attribute.type == onnx_ir.AttributeType.GRAPH:
@@ -311,25 +310,32 @@ def name_nodes(model: onnx_ir.Model) -> None:
     Names that are unique stay as they are; of equal ones the first stays and the others are numbered.
     """
     nodes = list(model.graph.all_nodes())
-    given = {node.name for node in nodes if node.name}
+    taken = {node.name for node in nodes if node.name}
+    numbered = _numbering(taken)
     seen: set[str] = set()
     for position, node in enumerate(nodes):
         if not node.name:
-            node.name = f"{node.op_type}_{position}"
-            if node.name in given:
-                node.name = _numbered(node.name, given)
-            given.add(node.name)
+            name = f"{node.op_type}_{position}"
+            node.name = numbered(name) if name in taken else name
+            taken.add(node.name)
         elif node.name in seen:
-            node.name = _numbered(node.name, given)
-            given.add(node.name)
+            node.name = numbered(node.name)
         seen.add(node.name)
 
 
-def _numbered(name: str, taken: set[str]) -> str:
-    number = 2
-    while f"{name}_{number}" in taken:
-        number += 1
-    return f"{name}_{number}"
+def _numbering(taken: set[str]) -> Callable[[str], str]:
+    """Return a function that adds the next free number to a name, and the result to `taken`."""
+    following: dict[str, int] = {}
+
+    def numbered(name: str) -> str:
+        number = following.get(name, 2)
+        while f"{name}_{number}" in taken:
+            number += 1
+        following[name] = number + 1
+        taken.add(f"{name}_{number}")
+        return f"{name}_{number}"
+
+    return numbered
 
 
 # Saving.

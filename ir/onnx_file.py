@@ -17,6 +17,7 @@ import functools
 import math
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -37,6 +38,7 @@ __all__ = [
     "chunks",
     "externalized",
     "graphs_of",
+    "inherit",
     "is_inferred",
     "map_file",
     "mapped_tensor",
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 Buffer: TypeAlias = "bytes | mmap.mmap"
+_Described: TypeAlias = "onnx_ir.Graph | onnx_ir.Node | onnx_ir.Value"
 
 # Initializers up to this size stay inside the skeleton: shapes, axes and scales, which shape inference reads.
 INLINE_BYTES = 1024
@@ -391,9 +394,7 @@ def _copy_fields(source: Any, target: Any, *, without: str) -> None:
             getattr(target, field.name).MergeFrom(value)
 
 
-def of_model(
-    model: onnx_ir.Model, *, inline_bytes: int = INLINE_BYTES, with_inferred: bool = False
-) -> Skeleton:
+def of_model(model: onnx_ir.Model, *, inline_bytes: int = INLINE_BYTES, with_inferred: bool = False) -> Skeleton:
     """Return the skeleton of a model, which stays as it is; its large tensors are shared, not copied.
 
     Metadata that onnx-ir writes twice is written once. Types and shapes of initializers, which the tensors
@@ -500,6 +501,13 @@ def own_values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
         yield from (value for value in node.outputs if value.name)
 
 
+def inherit(new: _Described, old: _Described) -> None:
+    """Give a node, value or graph what hangs on another: doc string, metadata and notes."""
+    new.doc_string = old.doc_string
+    new.metadata_props.update(old.metadata_props)
+    new.meta.update(old.meta)
+
+
 def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every dense tensor of a model: initializers and attributes, subgraphs and functions included."""
     for graph in graphs_of(proto.graph):
@@ -541,19 +549,23 @@ def _attribute_tensors(nodes: Any) -> Iterator[onnx.TensorProto]:
 
 
 def probe(skeleton: Skeleton) -> onnx.ModelProto:
-    """Return a copy for onnx's C++ functions: the weights become graph inputs, after the real ones."""
+    """Return a copy for onnx's C++ functions: the weights become graph inputs, after the real ones.
+
+    Initializers that callers may override (they are listed as inputs) are inputs only, because inference would take
+    their defaults for constants.
+    """
     proto = onnx.ModelProto()
     proto.CopyFrom(skeleton.proto)
-    if not skeleton.weights:
-        return proto
-    inputs = {value.name for value in proto.graph.input}
+    listed = {value.name for value in proto.graph.input}
     kept = []
     for tensor in proto.graph.initializer:
+        if tensor.name in listed:
+            continue
         if tensor.name not in skeleton.weights:
             kept.append(tensor)
-        elif tensor.name not in inputs:
-            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims))
-            proto.graph.input.append(info)
+            continue
+        info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims))
+        proto.graph.input.append(info)
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     return proto
@@ -614,12 +626,15 @@ def _aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
-def _payload(tensor: onnx_ir.TensorProtocol) -> bytes:
-    payload = tensor.tobytes()
+def _payload(tensor: onnx_ir.TensorProtocol) -> bytes | memoryview:
+    """Return a tensor's bytes in the file's order: little endian, sub-byte types packed."""
+    payload: bytes | memoryview
+    if tensor.dtype.bitwidth < 8 or sys.byteorder == "big":
+        payload = tensor.tobytes()
+    else:  # as they lie in memory
+        payload = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
     if len(payload) != tensor.nbytes:
-        raise InternalError(
-            f"weight {tensor.name!r} says it has {tensor.nbytes} bytes and gives {len(payload)}."
-        )
+        raise InternalError(f"weight {tensor.name!r} says it has {tensor.nbytes} bytes and gives {len(payload)}.")
     return payload
 
 

@@ -91,7 +91,8 @@ def _try_convert(skeleton: onnx_file.Skeleton, version: int) -> tuple[onnx.Model
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return None, _ASSERTION.sub("", lines[-1]).strip().rstrip(".")
-    real_inputs = [value for value in proto.graph.input if value.name not in skeleton.weights]
+    inputs = {value.name for value in skeleton.proto.graph.input}
+    real_inputs = [value for value in proto.graph.input if value.name in inputs]
     initializers = {tensor.name: tensor for tensor in skeleton.proto.graph.initializer}
     initializers.update((tensor.name, tensor) for tensor in proto.graph.initializer)
     converted = onnx.ModelProto()
@@ -133,24 +134,18 @@ def _restore_names(model: onnx_ir.Model, upgraded: onnx_ir.Model) -> None:
 
 def _carry_over(old: onnx_ir.Graph, new: onnx_ir.Graph) -> None:
     """Give nodes and values of `new` what their namesakes in `old` carried."""
-    new.doc_string = old.doc_string
-    new.metadata_props.update(old.metadata_props)
-    new.meta.update(old.meta)
+    onnx_file.inherit(new, old)
     old_values = {value.name: value for value in onnx_file.own_values(old)}
     for value in onnx_file.own_values(new):
         before = old_values.get(value.name)
         if before is not None:
             value.type, value.shape = before.type or value.type, before.shape or value.shape
-            value.doc_string = before.doc_string
-            value.metadata_props.update(before.metadata_props)
-            value.meta.update(before.meta)
+            onnx_file.inherit(value, before)
     old_nodes = {node.name: node for node in old}
     for node in new:
         namesake = old_nodes.get(node.name)
         if namesake is not None:
-            node.doc_string = namesake.doc_string
-            node.metadata_props.update(namesake.metadata_props)
-            node.meta.update(namesake.meta)
+            onnx_file.inherit(node, namesake)
 
 
 def _restore_resize_modes(graph: onnx_ir.Graph) -> None:

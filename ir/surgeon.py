@@ -59,10 +59,9 @@ def to_surgeon(model: onnx_ir.Model) -> gs.Graph:
     """
     import onnx_graphsurgeon as gs
 
-    for complaint in _complaints(model):
-        raise InputError(
-            f"graphsurgeon cannot carry {complaint}. Leave this model out of graphsurgeon passes."
-        )
+    complaint = next(_complaints(model), None)
+    if complaint:
+        raise InputError(f"graphsurgeon cannot carry {complaint}. Leave this model out of graphsurgeon passes.")
     skeleton = onnx_file.of_model(model, inline_bytes=0, with_inferred=True)
     with _quiet():
         graph = gs.import_onnx(skeleton.proto)
@@ -98,9 +97,7 @@ def from_surgeon(graph: gs.Graph, *, source: onnx_ir.Model | None = None) -> onn
         raise InputError(f"{where}: cannot be exported: {lines[0].rstrip('.')}. Mend the script.") from error
     finally:
         _EXPORTED.reset(token)
-    if (
-        graph.ir_version is None
-    ):  # made by hand: onnx's default is its newest version, which few runtimes know
+    if graph.ir_version is None:  # made by hand: onnx's default is its newest version, which few runtimes know
         proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
     _gather_initializers(proto, source)
     weights = _take_weights(proto, exported)
@@ -192,9 +189,8 @@ def _gather_initializers(proto: onnx.ModelProto, source: onnx_ir.Model | None) -
     """Bring initializers of the main graph back there: graphsurgeon puts copies where they are used."""
     main = {tensor.name for tensor in proto.graph.initializer}
     known = main.union(() if source is None else source.graph.initializers)
-    for graph in onnx_file.graphs_of(proto.graph):
-        if graph is proto.graph:
-            continue
+    _, *inner = onnx_file.graphs_of(proto.graph)
+    for graph in inner:
         for tensor in [tensor for tensor in graph.initializer if tensor.name in known]:
             if tensor.name not in main:
                 proto.graph.initializer.append(tensor)
@@ -250,12 +246,8 @@ def _carry_over(source: onnx_ir.Model, model: onnx_ir.Model) -> None:
         for value in onnx_file.own_values(graph):
             before = values.get(value.name)
             if before is not None:
-                value.doc_string = before.doc_string
-                value.metadata_props.update(before.metadata_props)
-                value.meta.update(before.meta)
+                onnx_file.inherit(value, before)
         for node in graph:
             namesake = nodes.get(node.name)
             if namesake is not None and namesake.op_type == node.op_type:
-                node.doc_string = namesake.doc_string
-                node.metadata_props.update(namesake.metadata_props)
-                node.meta.update(namesake.meta)
+                onnx_file.inherit(node, namesake)

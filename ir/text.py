@@ -81,9 +81,7 @@ class _Matcher(difflib.SequenceMatcher[str]):
         """Yield the matches between two anchors, then the anchor."""
         old_at = new_at = 0
         for old_line, new_line in [*_anchors(self.old, self.new), (len(self.old), len(self.new))]:
-            gap = difflib.SequenceMatcher(
-                None, self.old[old_at:old_line], self.new[new_at:new_line], autojunk=False
-            )
+            gap = difflib.SequenceMatcher(None, self.old[old_at:old_line], self.new[new_at:new_line], autojunk=False)
             for block in gap.get_matching_blocks()[:-1]:
                 yield difflib.Match(old_at + block.a, new_at + block.b, block.size)
             if old_line < len(self.old):
@@ -96,9 +94,7 @@ def _anchors(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
     counts = collections.Counter(old)
     places = {line: at for at, line in enumerate(new)}
     unique = {line for line, count in collections.Counter(new).items() if count == 1 == counts[line]}
-    tops: list[
-        int
-    ] = []  # of piles, by patience sorting: the lowest new position that ends a run of that length
+    tops: list[int] = []  # of piles, by patience sorting: the lowest new position that ends a run of that length
     piles: list[tuple[int, int]] = []
     parents: dict[tuple[int, int], tuple[int, int] | None] = {}
     for at, line in enumerate(old):

@@ -22,7 +22,7 @@ import pathlib
 import tomllib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeGuard, cast
 
 import onnx_ir
 import pydantic
@@ -183,12 +183,10 @@ def _extend(base: Mapping[str, Any], raw: dict[str, Any], origin: str) -> dict[s
     if not isinstance(without, list):
         raise UsageError(f"{origin}: without_rules = {without!r}: must be a list")
     rules = base.get("rules", [])
-    inherited = [rule.get("id") for rule in rules] if _are_tables(rules) else []
+    inherited = [str(rule.get("id")) for rule in rules] if _are_tables(rules) else []
     for name in without:
         if name not in inherited:
-            raise UsageError(
-                f"{origin}: without_rules: there is no rule {name!r}.{near_names(name, inherited)}"
-            )
+            raise UsageError(f"{origin}: without_rules: there is no rule {name!r}.{near_names(name, inherited)}")
     if without:
         base = {**base, "rules": [rule for rule in rules if rule.get("id") not in without]}
     return _merge(base, raw)
@@ -208,7 +206,7 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _are_tables(value: Any) -> bool:
+def _are_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
@@ -228,9 +226,7 @@ def _profile(raw: Mapping[str, Any], origin: str) -> Profile:
             raise UsageError(f"{origin}: rule {rule.id!r}: there is no check {rule.check!r}.{near}")
     for step in profile.lowering:
         if step not in _LOWERINGS:
-            raise UsageError(
-                f"{origin}: lowering: there is no step {step!r}. There are: {', '.join(_LOWERINGS)}"
-            )
+            raise UsageError(f"{origin}: lowering: there is no step {step!r}. There are: {', '.join(_LOWERINGS)}")
     return profile
 
 
@@ -305,9 +301,7 @@ def _plugins() -> _Plugins:
                 f"cannot be used: {' '.join(cause.split())}"
             )
             found.broken[entry.name] = reason
-            warnings.warn(
-                f"{reason}. Its target is missing; update or uninstall it", RuntimeWarning, stacklevel=4
-            )
+            warnings.warn(f"{reason}. Its target is missing; update or uninstall it", RuntimeWarning, stacklevel=4)
     return found
 
 

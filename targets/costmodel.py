@@ -118,7 +118,9 @@ class RooflineCost:
 
     def _slow_behind_conversion(self, node: onnx_ir.Node) -> float:
         """Nanoseconds that `node` takes longer on integers that no integer operator made."""
-        rate = self._roofline.converted_tap_ns.get(node.op_type, 0.0)
+        rate = self._roofline.converted_tap_ns.get(node.op_type)
+        if rate is None:
+            return 0.0
         taps = math.prod(node.attributes.get_ints("kernel_shape", [1]))
         return rate * taps * (element_count(node.outputs[0]) or 0)
 
@@ -137,6 +139,8 @@ class RooflineCost:
         return self._explain_work(work, precision, overhead)
 
     def _is_absorbed(self, node: onnx_ir.Node, precision: Precision) -> bool:
+        if not _is_standard(node):
+            return False
         if precision == "int8" and node.op_type in self._into_range:
             return True
         producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
@@ -148,7 +152,9 @@ class RooflineCost:
         )
 
     def _explain_elements(self, node: onnx_ir.Node, precision: Precision, overhead: float) -> CostBreakdown:
-        rate = self._roofline.elements.get(node.op_type, self._roofline.elements["default"]).kernel(precision)
+        rates = self._roofline.elements
+        name = node.op_type if node.op_type in rates and _is_standard(node) else "default"
+        rate = rates[name].kernel(precision)
         if rate is None:
             return CostBreakdown("no kernel", math.inf)
         sides = [_total(node.inputs), _total(node.outputs)]
@@ -220,8 +226,12 @@ def _neighbours(value: onnx_ir.Value) -> list[onnx_ir.Node]:
     return [*([] if producer is None else [producer]), *value.consumers()]
 
 
+def _is_standard(node: onnx_ir.Node) -> bool:
+    return node.domain in ("", "ai.onnx")
+
+
 def _is_linear(node: onnx_ir.Node) -> bool:
-    return node.op_type in _LINEAR and node.domain in ("", "ai.onnx")
+    return node.op_type in _LINEAR and _is_standard(node)
 
 
 def _round_up(number: int, step: int) -> int:

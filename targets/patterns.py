@@ -13,15 +13,11 @@ from onnxpress.ir.linear import constant_tensor
 __all__ = ["MOVES", "dequantize_of", "is_quantize", "is_stored", "quantizers_of"]
 
 # Operators that hand on the numbers they get.
-MOVES = frozenset(
-    {"Cast", "Flatten", "Identity", "Reshape", "ReorderInput", "Squeeze", "Transpose", "Unsqueeze"}
-)
+MOVES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "ReorderInput", "Squeeze", "Transpose", "Unsqueeze"})
 
 # And those that weights are decoded with besides; others are taken for computation.
 _DECODING = MOVES | {"BitShift", "BitwiseAnd", "DequantizeLinear", "Gather", "Mul", "QuantizeLinear", "Sub"}
-_LONGEST_DECODING = (
-    12  # operators in a row: unpack, shift, mask, cast, subtract, reshape, scale, with room to spare
-)
+_LONGEST_DECODING = 12  # operators in a row: unpack, shift, mask, cast, subtract, reshape, scale, with room to spare
 
 
 def is_quantize(node: onnx_ir.Node) -> bool:

@@ -187,9 +187,7 @@ class Roofline(_Table):
     overhead_us: Rates = pydantic.Field(description="cost of calling any kernel, microseconds")
     input_step: Steps = pydantic.Field(description="input channels are computed in steps of this many")
     output_step: Steps = pydantic.Field(description="output channels are computed in steps of this many")
-    half_peak_channels: Rates = pydantic.Field(
-        description="output channels at which half the peak is reached"
-    )
+    half_peak_channels: Rates = pydantic.Field(description="output channels at which half the peak is reached")
     aligned_channels: int = pydantic.Field(ge=1, description="input channels should be a multiple of this")
     unaligned_factor: Rates = pydantic.Field(description="cost factor of a Conv where they are not")
     unaligned_tap_ns: Rates = pydantic.Field(
@@ -203,9 +201,7 @@ class Roofline(_Table):
         default=frozenset(), description="operators that cost nothing right behind a linear operator"
     )
     convert_ns: Rates = pydantic.Field(description="changing a value's precision, nanoseconds per element")
-    layout_ns: Rates = pydantic.Field(
-        description="and its layout, where it is an image, nanoseconds per element"
-    )
+    layout_ns: Rates = pydantic.Field(description="and its layout, where it is an image, nanoseconds per element")
 
     converted_tap_ns: dict[str, NotNegative] = pydantic.Field(
         default_factory=dict,

@@ -118,7 +118,7 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _add_twin(model: onnx_ir.Model, node: onnx_ir.Node, layer: RoundedLayer, index: int) -> tuple[str, str, str]:
-    """Append the twin of `node` and three reductions; return the names of noise [N], signal [N] and means [N, out_channels]."""
+    """Append the twin of `node`; return the names of its noise [N], signal [N] and mean errors [N, out_channels]."""
     graph, view = model.graph, layer.linear
     prefix = f"onnxpress.layer_error.{index}"
     scale, zero_point = integer_parameters(layer.data, signed=False, symmetric=False)

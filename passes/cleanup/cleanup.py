@@ -156,15 +156,18 @@ def _merge_slices(model: onnx_ir.Model, journal: _Journal) -> None:
 
 
 def _settle_reshapes(model: onnx_ir.Model, journal: _Journal) -> None:
-    matches = [reshapes.match(node) for node in model.graph.all_nodes() if node.op_type == "Reshape"]
-    found = [one for one in matches if isinstance(one, reshapes.Settle)]
-    if not found or not reshapes.are_shapes_proven(model):
-        return
-    names = value_names(model)
+    found = [match for match in _match_reshapes(model) if isinstance(match, reshapes.Settle)]
+    names = value_names(model) if found else set()
     for one in found:
         shape = reshapes.settle(one, model, names)
         detail = f"takes the constant shape {list(one.shape)}"
         journal.add_sites([Site(one.node.name or "", "Reshape", after=amount([shape]), detail=detail)])
+
+
+def _match_reshapes(model: onnx_ir.Model) -> list[reshapes.Settle | Declined | None]:
+    nodes = [node for node in model.graph.all_nodes() if node.op_type == "Reshape"]
+    proven = bool(nodes) and reshapes.are_shapes_proven(model)
+    return [reshapes.match(node, proven=proven) for node in nodes]
 
 
 def _fold_constants(model: onnx_ir.Model, journal: _Journal) -> None:
@@ -212,6 +215,5 @@ def _remove_unused_opsets(model: onnx_ir.Model, journal: _Journal) -> None:
 def _declined(model: onnx_ir.Model) -> list[Declined]:
     """Return what the finished graph still holds of the patterns, with the clause that failed."""
     opset = model.opset_imports.get("", 1)
-    nodes = list(model.graph.all_nodes())
-    matches = [slices.match(node, opset) for node in nodes] + [reshapes.match(node) for node in nodes]
+    matches = [*_match_reshapes(model), *(slices.match(node, opset) for node in model.graph.all_nodes())]
     return [one for one in matches if isinstance(one, Declined)] + constant_rules.kept(model)

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.encodings import is_encoded
@@ -54,7 +55,7 @@ RANDOM = frozenset(
 _BODIES = (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS)
 _COMPARED_BYTES = 1024  # constants up to here are compared by content, larger ones by identity
 _SHARED_BYTES = 4096
-_SAMPLE = 16  # numbers that tell most tensors of one shape apart without reading the rest
+_SAMPLE_BYTES = 64  # tell most tensors of one shape apart without reading the rest
 
 
 def duplicate_nodes(graph: onnx_ir.Graph) -> Iterator[tuple[onnx_ir.Node, onnx_ir.Node]]:
@@ -79,10 +80,11 @@ def share_node(node: onnx_ir.Node, earlier: onnx_ir.Node) -> None:
 
 
 def duplicate_initializers(graph: onnx_ir.Graph) -> list[tuple[onnx_ir.Value, onnx_ir.Value]]:
-    """Return (initializer, earlier one with the same bytes). Reads whole tensors only where samples agree."""
-    alike = _groups(graph.initializers.values(), _sample_key)
-    same = [twins for group in alike for twins in _groups(group, _content_key)]
-    return [(later, twins[0]) for twins in same for later in twins[1:]]
+    """Return (initializer, earlier one with the same bytes). Reads no more of them than it must."""
+    groups = [list(graph.initializers.values())]
+    for key_of in (_kind_key, _sample_key, _content_key):
+        groups = [alike for group in groups for alike in _groups(group, key_of)]
+    return [(later, twins[0]) for twins in groups for later in twins[1:]]
 
 
 def share_initializer(value: onnx_ir.Value, earlier: onnx_ir.Value) -> None:
@@ -127,9 +129,7 @@ def _content(tensor: onnx_ir.TensorProtocol) -> Hashable:
     return tensor.dtype, tuple(tensor.shape), tensor.tobytes()
 
 
-def _groups(
-    values: Iterable[onnx_ir.Value], key_of: Callable[[onnx_ir.Value], Hashable]
-) -> list[list[onnx_ir.Value]]:
+def _groups(values: Iterable[onnx_ir.Value], key_of: Callable[[onnx_ir.Value], Hashable]) -> list[list[onnx_ir.Value]]:
     """Return the values that share a key with others, in order; those without a key stand alone."""
     groups: defaultdict[Hashable, list[onnx_ir.Value]] = defaultdict(list)
     for value in values:
@@ -139,18 +139,24 @@ def _groups(
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _sample_key(value: onnx_ir.Value) -> Hashable:
+def _kind_key(value: onnx_ir.Value) -> Hashable:
     tensor = constant_tensor(value)
     if tensor is None or tensor.dtype == onnx_ir.DataType.STRING or tensor.nbytes < _SHARED_BYTES:
         return None
-    if value.is_graph_output() or is_encoded(value):
-        return None
-    first = np.ravel(tensor.numpy())[:_SAMPLE]  # a view: mapped files are not read through
-    return tensor.dtype, tuple(tensor.shape), first.tobytes()
+    return None if value.is_graph_output() or is_encoded(value) else (tensor.dtype, tuple(tensor.shape))
+
+
+def _sample_key(value: onnx_ir.Value) -> Hashable:
+    return _raw(value)[:_SAMPLE_BYTES].tobytes()
 
 
 def _content_key(value: onnx_ir.Value) -> Hashable:
+    return hashlib.sha256(_raw(value).data).digest()
+
+
+def _raw(value: onnx_ir.Value) -> npt.NDArray[np.uint8]:
+    """Return the tensor's bytes, [n]; a view where it lies in order, so that mapped files are not read through."""
     tensor = constant_tensor(value)
     assert tensor is not None
-    raw = np.ascontiguousarray(tensor.numpy()).view(np.uint8)
-    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(raw.data).digest()
+    numbers = tensor.numpy_packed() if isinstance(tensor, onnx_ir.PackedTensor) else tensor.numpy()
+    return np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)

@@ -142,9 +142,7 @@ def rewrite(found: Match, model: onnx_ir.Model, names: set[str | None]) -> Site:
     names: see `fresh_name`. The operator's output takes over name, type and shape of BatchNormalization's.
     """
     node, norm = found.linear.node, found.norm
-    touched = [
-        value for value in (found.linear.weight_value, found.linear.bias_value, *norm.inputs[1:5]) if value
-    ]
+    touched = [value for value in (found.linear.weight_value, found.linear.bias_value, *norm.inputs[1:5]) if value]
     before = amount(dict.fromkeys(touched))
     weight = replace_constant(node, found.linear.weight_index, found.weight, model, names)
     if node.op_type == "MatMul":

@@ -95,9 +95,7 @@ def add_initializer(model: onnx_ir.Model, graph: onnx_ir.Graph, name: str, array
 
 def is_removable(node: onnx_ir.Node) -> bool:
     """Whether nothing reads any output. A node without outputs acts in ways we cannot see: it stays."""
-    return bool(node.outputs) and not any(
-        output.is_graph_output() or output.uses() for output in node.outputs
-    )
+    return bool(node.outputs) and not any(output.is_graph_output() or output.uses() for output in node.outputs)
 
 
 def detach(node: onnx_ir.Node) -> None:

@@ -41,24 +41,28 @@ def are_shapes_proven(model: onnx_ir.Model) -> bool:
     return is_consistent(model) and not any(dtype is not None and dtype.is_integer() for dtype in variable)
 
 
-def match(node: onnx_ir.Node) -> Settle | Declined | None:
-    """Reads only. None: no Reshape by a computed shape. Declined: a stated legality clause fails."""
+def match(node: onnx_ir.Node, *, proven: bool) -> Settle | Declined | None:
+    """Reads only. None: no Reshape by a computed shape. Declined: a stated legality clause fails.
+
+    proven: what `are_shapes_proven` says of the model.
+    """
     if node.op_type != "Reshape" or not is_default_domain(node) or len(node.inputs) != 2:
         return None
     data, wanted = node.inputs
     if data is None or wanted is None or wanted.is_graph_input() or constant_tensor(wanted) is not None:
         return None
     output = node.outputs[0]
+    if not proven:
+        return _declined(node, "inferred shapes need not hold: a caller or a stale annotation may differ")
     if output.shape is None:
         return _declined(node, f"the rank of {output.name!r} is unknown")
     sources = tuple(data.shape) if data.shape is not None else ()
     shape = tuple(_entry(axis, dim, sources) for axis, dim in enumerate(output.shape))
     if any(dim == 0 for dim in output.shape):
         return _declined(node, f"{output.name!r} is empty")
-    if shape.count(-1) > 1:
-        return _declined(
-            node, f"{shape.count(-1)} dimensions of {output.name!r} are unknown, at most 1 may be"
-        )
+    unknown = shape.count(-1)
+    if unknown > 1:
+        return _declined(node, f"{unknown} dimensions of {output.name!r} are unknown, at most 1 may be")
     return Settle(node, shape)
 
 

@@ -116,9 +116,7 @@ def merge(found: Merge, model: onnx_ir.Model, names: set[str | None]) -> list[on
     return _write_inputs(outer, cut, model, names)
 
 
-def _write_inputs(
-    outer: onnx_ir.Node, cut: Cut, model: onnx_ir.Model, names: set[str | None]
-) -> list[onnx_ir.Value]:
+def _write_inputs(outer: onnx_ir.Node, cut: Cut, model: onnx_ir.Model, names: set[str | None]) -> list[onnx_ir.Value]:
     assert outer.graph is not None
     parts = {"starts": cut.starts, "ends": cut.ends, "axes": cut.axes}
     if any(step != 1 for step in cut.steps):

@@ -11,8 +11,9 @@ so each weight is scaled and rounded once, at the end.
 One range then serves all channels: what per-tensor quantization would lose in small channels, it keeps.
 Weights quantized per channel gain only through the inputs of their layer.
 
-Legal where `scaling_links` says. A channel that is zero on either side, or
-scaled by more than 1024 in all, for that of a nearly dead one would blow up its bias.
+Legal where `scaling_links` says. We depart from the paper for dead channels: one that is zero on either
+side, or whose scale would lie more than 1024 times off the others', takes the middle (median) of theirs.
+Nearly dead weights would blow up their bias, and the bias of dead ones must move with the rest.
 Fidelity: exact up to rounding. Each layer's weight and bias is rounded once more, to within u = 6e-8 of
 itself for float32, so one pair's outputs are off by at most 3 u times the sum of magnitudes behind them.
 With `absorb` the pass is lossy: see `bias_absorption`.
@@ -24,6 +25,7 @@ Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +43,7 @@ from onnxpress.passes.selectors import Selection
 
 __all__ = ["Equalize", "EqualizeOptions"]
 
-_LARGEST_SCALE = 1024.0
+_LARGEST_SCALE = 1024.0  # apart from the median of the pair's channels
 
 Floats = npt.NDArray[np.float64]
 
@@ -53,9 +55,7 @@ class EqualizeOptions(SiteOptions):
     threshold: float = pydantic.Field(
         default=0.01, gt=0, description="stop when no channel's scale changes by more than this share"
     )
-    absorb: bool = pydantic.Field(
-        default=False, description="move high biases into the next layer (lossy, needs data)"
-    )
+    absorb: bool = pydantic.Field(default=False, description="move high biases into the next layer (lossy, needs data)")
 
 
 class Equalize(Pass):
@@ -169,9 +169,10 @@ def _step(scale: Floats, writing: Floats, reading: Floats) -> Floats:
         return scale
     ratio = np.divide(writing, reading, out=np.ones_like(scale), where=alive)
     wanted = np.log(scale) + 0.5 * np.log(ratio)
-    middle = np.median(wanted[alive])
-    is_outlier = ~alive | (np.abs(wanted - middle) > math.log(_LARGEST_SCALE))
-    new: Floats = np.exp(np.where(is_outlier, middle, wanted))
+    typical = np.quantile(wanted[alive], 0.5, method="lower")  # one of them, so that one stays
+    is_outlier = ~alive | (np.abs(wanted - typical) > math.log(_LARGEST_SCALE))
+    wanted[is_outlier] = np.median(wanted[~is_outlier])
+    new: Floats = np.exp(wanted)
     return new
 
 

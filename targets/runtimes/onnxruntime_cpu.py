@@ -211,9 +211,7 @@ def inspect_kernels(model: ModelLike) -> Kernels:
         elif node.op_type in _FLOAT_LINEAR and _is_quantized_on_paper(node):
             unfused.append(names.find(node))
     left_float = [
-        names.find(node)
-        for node in _nodes(given)
-        if node.op_type in _FLOAT_LINEAR and not _is_quantized_on_paper(node)
+        names.find(node) for node in _nodes(given) if node.op_type in _FLOAT_LINEAR and not _is_quantized_on_paper(node)
     ]
     # The runtime quantizes a float weight by itself where data and output are quantized.
     taken = set(integer)
@@ -296,9 +294,7 @@ def _open(
         options.optimized_model_filepath = str(optimized_path)
         data = f"{optimized_path.name}.data"
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_min_size_in_bytes", "256"
-        )
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "256")
     with _source(model) as source:
         try:
             return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -335,9 +331,7 @@ def _run(session: Any, feeds: Mapping[str, np.ndarray]) -> None:
         session.run(None, feeds)
     except Exception as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-        raise RuntimeRefusalError(
-            f"onnxruntime: does not run the model on {shapes}: {_one_line(error)}"
-        ) from error
+        raise RuntimeRefusalError(f"onnxruntime: does not run the model on {shapes}: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:
@@ -351,10 +345,7 @@ _NUMPY_TYPES = {
     "tensor(double)": "float64",
     "tensor(bool)": "bool",
     "tensor(string)": "object",
-} | {
-    f"tensor({kind})": kind
-    for kind in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-}
+} | {f"tensor({kind})": kind for kind in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")}
 
 
 def _made_up(session: Any, size: int, *, batch: int = 1) -> dict[str, np.ndarray] | None:

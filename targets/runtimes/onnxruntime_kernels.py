@@ -32,9 +32,7 @@ class _Kernel:
 
     def serves(self, since_version: int) -> bool:
         # As the runtime decides: an open end stands for the version the kernel was written for, none later.
-        return self.first == since_version or (
-            self.last != _LAST and self.first <= since_version <= self.last
-        )
+        return self.first == since_version or (self.last != _LAST and self.first <= since_version <= self.last)
 
 
 class KernelTable:
@@ -64,9 +62,7 @@ class KernelTable:
         if node.op_type in _NEVER_RUN or _is_function(schema):
             return None
         kernels = [
-            kernel
-            for kernel in self._kernels.get((domain, node.op_type), ())
-            if kernel.serves(schema.since_version)
+            kernel for kernel in self._kernels.get((domain, node.op_type), ()) if kernel.serves(schema.since_version)
         ]
         if not kernels:
             return f"no kernel for {node.op_type} of opset {schema.since_version}"
@@ -79,9 +75,7 @@ class KernelTable:
 
 def _is_function(schema: onnx.defs.OpSchema) -> bool:
     # The type stubs of onnx do not know these two.
-    return bool(
-        getattr(schema, "has_function", False) or getattr(schema, "has_context_dependent_function", False)
-    )
+    return bool(getattr(schema, "has_function", False) or getattr(schema, "has_context_dependent_function", False))
 
 
 def _accepts(kernel: _Kernel, kind: str, name: str) -> bool:

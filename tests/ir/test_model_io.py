@@ -188,9 +188,7 @@ def test_weights_in_typed_fields_survive(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tensor_of(model, "w").numpy(), array)
 
 
-def test_large_files_are_mapped_and_outlive_replacement(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_files_are_mapped_and_outlive_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "_READ_WHOLE_BYTES", 0)
     path = _conv_file(tmp_path, _conv_proto(seed=1))
     model = model_io.load(path)
@@ -289,9 +287,7 @@ def test_functions_that_cannot_be_inlined_are_refused() -> None:
     )
     message = _refusal(lambda: model_io.load(proto))
     assert message.startswith("the model: its functions cannot be inlined: ")
-    assert message.endswith(
-        ". Inline them first: onnx.inliner.inline_local_functions(model, convert_version=True)."
-    )
+    assert message.endswith(". Inline them first: onnx.inliner.inline_local_functions(model, convert_version=True).")
 
 
 def test_functions_of_another_but_equal_opset_are_inlined() -> None:
@@ -345,6 +341,20 @@ def test_initializers_listed_as_inputs(
     assert model.ir_version == ir_after
     feeds = random_feeds(model)
     np.testing.assert_array_equal(run(model, feeds)[0], run(proto, feeds)[0])
+
+
+def test_defaults_that_callers_may_override_are_no_constants() -> None:
+    model = model_io.load(
+        onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["": 17]>
+            g (float[2,6] x, int64[2] shape) => (float[A,B] y) <int64[2] shape = {2, 6}, float k = {2}>
+            { r = Reshape (x, shape)  y = Mul (r, k) }"""
+        )
+    )
+    assert "Reshape (x, shape)  # float[?,?]" in to_text(model)
+    verify(model)
+    feeds: dict[str, Array] = {"x": np.ones((2, 6), np.float32), "shape": np.array([3, 4])}
+    assert run(model_io.to_proto_bytes(model), feeds)[0].shape == (3, 4)
 
 
 @pytest.mark.parametrize("layout", ["linear", "coordinates"])
@@ -469,9 +479,7 @@ def test_models_below_the_limit_stay_in_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read_whole_bytes", [0, 1 << 20])
-def test_saving_over_the_source_is_safe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_whole_bytes: int
-) -> None:
+def test_saving_over_the_source_is_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_whole_bytes: int) -> None:
     monkeypatch.setattr(onnx_file, "_READ_WHOLE_BYTES", read_whole_bytes)
     path = tmp_path / "m.onnx"
     model_io.save(model_io.load(_conv_proto()), path, external_from_bytes=0)
@@ -507,9 +515,7 @@ def _outside(location: str, folder: Path) -> str:
     )
 
 
-@pytest.mark.parametrize(
-    "location", ["../weights.bin", "/etc/passwd", "C:\\w.bin", "sub/../../w", "..\\w", "w\0"]
-)
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "C:\\w.bin", "sub/../../w", "..\\w", "w\0"])
 def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
     folder = tmp_path / "inner"
     folder.mkdir()
@@ -647,9 +653,7 @@ def test_a_model_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     missing = tmp_path / "no.onnx"
-    assert _refusal(lambda: model_io.load(missing)) == (
-        f"{missing}: there is no such model file. Check the path."
-    )
+    assert _refusal(lambda: model_io.load(missing)) == (f"{missing}: there is no such model file. Check the path.")
     assert _refusal(lambda: model_io.load(tmp_path)) == (
         f"{tmp_path}: is a folder, not a model file. Name the file inside it."
     )
@@ -723,8 +727,7 @@ def test_weights_whose_bytes_do_not_fit_their_shape_are_refused(tmp_path: Path) 
     proto = _conv_proto()
     proto.graph.initializer[0].dims[0] = 15
     problem = (
-        "weight 'w' [15, 3, 3, 3] float needs 1620 bytes and holds 1728. "
-        + "The model is damaged: export it again."
+        "weight 'w' [15, 3, 3, 3] float needs 1620 bytes and holds 1728. " + "The model is damaged: export it again."
     )
     path = _conv_file(tmp_path, proto)
     assert _refusal(lambda: model_io.load(path)) == f"{path}: {problem}"
@@ -734,9 +737,7 @@ def test_weights_whose_bytes_do_not_fit_their_shape_are_refused(tmp_path: Path) 
 def test_an_initializer_without_numbers_is_refused() -> None:
     source = onnx_ir.from_proto(_conv_proto())
     source.graph.initializers["w"].const_value = None
-    assert _refusal(lambda: model_io.load(source)) == (
-        "the model: initializer 'w' has no tensor. Set its const_value."
-    )
+    assert _refusal(lambda: model_io.load(source)) == ("the model: initializer 'w' has no tensor. Set its const_value.")
     assert _refusal(lambda: model_io.to_proto_bytes(source), InternalError) == (
         "initializer 'w' has no tensor: a pass removed its numbers."
     )
@@ -827,9 +828,9 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
 
 
 class _Breaking(Affine):
-    kind = "breaking"
+    """A weight that cannot be written; without a kind of its own, so that it is not registered."""
 
-    def tobytes(self) -> bytes:
+    def numpy(self) -> Array:
         raise OSError(28, "No space left on device")
 
 
@@ -954,9 +955,7 @@ def test_a_published_detector_of_opset_9(assets: Path) -> None:
     model = model_io.load(path)
     verify(model)
     assert (model.ir_version, model.opset_imports[""]) == (4, 9)
-    assert str(interface(model)) == (
-        "(input: float[1,3,240,320]) -> (scores: float[1,4420,2], boxes: float[1,4420,4])"
-    )
+    assert str(interface(model)) == ("(input: float[1,3,240,320]) -> (scores: float[1,4420,2], boxes: float[1,4420,4])")
     feeds = random_feeds(model)
     for ours, theirs in zip(run(model, feeds), run(str(path), feeds), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -53,6 +53,19 @@ def test_upgrades_keep_numbers_names_and_interface(version: int, ir_version: int
     np.testing.assert_array_equal(run(model, feeds)[0], expected)
 
 
+def test_initializers_that_callers_may_override_stay_inputs() -> None:
+    model = _model(
+        """<ir_version: 4, opset_import: ["": 9]>
+        g (float[N,3] x, float[3] w) => (float[N,3] y) <float[3] w = {1, 2, 3}, float k = {2}>
+        { a = Mul (x, k)  y = Add (a, w) }"""
+    )
+    before = interface(model)
+    require_opset(model, 17, reason="test")
+    verify(model)
+    assert interface(model) == before
+    assert list(model.graph.initializers) == ["w", "k"]
+
+
 def test_a_higher_ir_version_is_kept() -> None:
     model = _model(_OLD.replace("ir_version: 4", "ir_version: 8"))
     require_opset(model, 13, reason="test")

@@ -212,9 +212,7 @@ def test_what_graphsurgeon_cannot_carry_is_refused(kind: str, result: str, nodes
     model = _model(text)
     with pytest.raises(InputError) as caught:
         to_surgeon(model)
-    assert str(caught.value) == (
-        f"graphsurgeon cannot carry {problem}. Leave this model out of graphsurgeon passes."
-    )
+    assert str(caught.value) == (f"graphsurgeon cannot carry {problem}. Leave this model out of graphsurgeon passes.")
 
 
 def test_an_initializer_as_graph_output_is_refused() -> None:

@@ -140,9 +140,7 @@ def test_every_float_is_spelled_exactly(numbers: list[float]) -> None:
         (None, [3], "undefined"),
     ],
 )
-def test_types(
-    kind: onnx_ir.TypeProtocol | None, shape: list[int | str | None] | None, expected: str
-) -> None:
+def test_types(kind: onnx_ir.TypeProtocol | None, shape: list[int | str | None] | None, expected: str) -> None:
     dims = (
         None
         if shape is None

@@ -238,9 +238,7 @@ def _gemm(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> onnx_ir.M
         g (float[N,{array.shape[0]}] x) => (float[N,{array.shape[1]}] y)
         <float[{array.shape[0]},{array.shape[1]}] w> {{ [gemm] y = Gemm (x, w) }}"""
     )
-    value = next(
-        value for node in model.graph for value in node.inputs if value is not None and value.name == "w"
-    )
+    value = next(value for node in model.graph for value in node.inputs if value is not None and value.name == "w")
     value.const_value = onnx_ir.tensor(array, name="w")
     model.graph.register_initializer(value)
     return model
@@ -254,8 +252,7 @@ def test_weights_that_are_not_finite_are_refused(rows: int) -> None:
     with pytest.raises(InputError) as caught:
         check_finite(_gemm(array))
     assert str(caught.value) == (
-        f"weight 'w' [{rows}, 4] float holds 2 NaN of {4 * rows} numbers. "
-        "No pass can mend that: retrain the model."
+        f"weight 'w' [{rows}, 4] float holds 2 NaN of {4 * rows} numbers. No pass can mend that: retrain the model."
     )
     array[1, 1] = -np.inf
     with pytest.raises(InputError, match=f" holds 2 NaN and 1 infinite of {4 * rows} numbers"):

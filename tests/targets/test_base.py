@@ -230,9 +230,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     start = f"target profile {tmp_path}/binary.toml: cannot be read: "
     assert _error(tmp_path / "binary.toml").startswith(start)
     (tmp_path / "folder.toml").mkdir()
-    assert re.match(
-        r"target profile .*folder.toml: cannot be read: .*directory", _error(tmp_path / "folder.toml")
-    )
+    assert re.match(r"target profile .*folder.toml: cannot be read: .*directory", _error(tmp_path / "folder.toml"))
 
 
 # Plugins.
@@ -255,9 +253,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, name: str, loaded: object) -> None
             return loaded
 
     Entry.name = name  # type: ignore[attr-defined]
-    monkeypatch.setattr(
-        importlib.metadata, "entry_points", lambda group: [Entry()] if group == base._GROUP else []
-    )
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry()] if group == base._GROUP else [])
 
 
 def _phone() -> Target:
@@ -290,9 +286,7 @@ def test_a_broken_plugin_is_a_warning_that_names_the_distribution(
     reason = f"plugin 'acme-targets' (entry point 'acme-phone' = 'acme:target') cannot be used: {cause}"
     with pytest.warns(RuntimeWarning) as caught:
         assert target_names() == ["host-cpu", "mobile-cpu"]
-    assert [str(each.message) for each in caught] == [
-        f"{reason}. Its target is missing; update or uninstall it"
-    ]
+    assert [str(each.message) for each in caught] == [f"{reason}. Its target is missing; update or uninstall it"]
     assert load_target("host-cpu").name == "host-cpu"
     assert _error("acme-phone") == f"target 'acme-phone': {reason}"
 

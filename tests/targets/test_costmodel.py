@@ -34,9 +34,7 @@ def _node(op: str, *inputs: onnx_ir.Value | None, out: onnx_ir.Value, **attribut
     return onnx_ir.node(op, list(inputs), attributes, outputs=[out])
 
 
-def _conv(
-    channels: int = 32, outputs: int = 32, size: int = 14, kernel: int = 3, group: int = 1
-) -> onnx_ir.Node:
+def _conv(channels: int = 32, outputs: int = 32, size: int = 14, kernel: int = 3, group: int = 1) -> onnx_ir.Node:
     data, out = _value("N", channels, size, size), _value("N", outputs, size, size)
     return _node("Conv", data, _value(outputs, channels // group, kernel, kernel), out=out, group=group)
 
@@ -243,6 +241,9 @@ def test_unknown_shapes_cost_the_overhead(node: onnx_ir.Node) -> None:
 def test_other_domains_are_not_mistaken_for_linear_operators() -> None:
     node = onnx_ir.Node("acme", "Conv", [_value(1, 64, 56, 56), _value(64, 64, 3, 3)])
     assert _costs().explain(node).kind == "elements"
+    for op in ("Relu", "Add", "Conv"):
+        node = onnx_ir.Node("acme", op, [_conv().outputs[0]])
+        assert _costs().explain(node, "int8").kind == "no kernel"
 
 
 def test_conversion_grows_with_the_value_and_its_layout() -> None:

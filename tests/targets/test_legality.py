@@ -59,9 +59,7 @@ _CONV = """
     y = DequantizeLinear(cq, so, z)
 """
 _CONV_RELU = _CONV.replace("cq = QuantizeLinear(c, so, z)", "r = Relu(c) cq = QuantizeLinear(r, so, z0)")
-_CONV_CLIP = _CONV.replace(
-    "cq = QuantizeLinear(c, so, z)", "r = Clip(c, zero, six) cq = QuantizeLinear(r, s6, z0)"
-)
+_CONV_CLIP = _CONV.replace("cq = QuantizeLinear(c, so, z)", "r = Clip(c, zero, six) cq = QuantizeLinear(r, s6, z0)")
 _CONV_BIAS = _CONV.replace(
     "c = Conv<pads = [1, 1, 1, 1]>(xd, wd)",
     "bd = DequantizeLinear<axis = 0>(b, bs) c = Conv<pads = [1, 1, 1, 1]>(xd, wd, bd)",
@@ -275,9 +273,7 @@ _CASES = [
     _Case(
         "open-output",
         _RESIDUAL,
-        _RESIDUAL.replace(
-            "a = Add(cd,", "c2 = QuantizeLinear(c, s, z) c3 = DequantizeLinear(c2, s, z) a = Add(c3,"
-        ),
+        _RESIDUAL.replace("a = Add(cd,", "c2 = QuantizeLinear(c, s, z) c3 = DequantizeLinear(c2, s, z) a = Add(c3,"),
         "its output 'c' is quantized in 2 ways",
         "Conv_3",
     ),
@@ -482,9 +478,8 @@ def test_an_unknown_opset_of_a_domain_is_no_crash() -> None:
         "y = Conv(x, w0)",
         "wd = DequantizeLinear(w0, s) y = Conv(x, wd)",
         "xd = DequantizeLinear(x, s) wd = DequantizeLinear<axis = 3>(w, ws) y = Conv(xd, wd, s1)",
-        "xd = DequantizeLinear(x, ws) wd = DequantizeLinear(w, s)"
-        "bd = DequantizeLinear(b, ms) y = Conv(xd, wd, bd)",
-        "xd = DequantizeLinear(x, s) wd = DequantizeLinear(w, s) bd = DequantizeLinear(b, ms) y = Conv(xd, wd, bd)",
+        "xd = DequantizeLinear(x, ws) wd = DequantizeLinear(w, s)bd = DequantizeLinear(b, ms) y = Conv(xd, wd, bd)",
+        "xd = DequantizeLinear(x, s) wd = DequantizeLinear(w, s)bd = DequantizeLinear(b, ms) y = Conv(xd, wd, bd)",
         "c = Clip(x, s, w) q = QuantizeLinear(c, none, z) y = DequantizeLinear(q, none, z)",
         "c = Clip(x, x, six) q = QuantizeLinear(c, x) y = DequantizeLinear(q, x)",
         "c = Clip(x) q = QuantizeLinear(c, s6, z) y = DequantizeLinear(q, s6, z)",
@@ -495,9 +490,7 @@ def test_an_unknown_opset_of_a_domain_is_no_crash() -> None:
 def test_odd_models_are_no_crash(body: str) -> None:
     """Invalid graphs too: another check speaks about those."""
     for target in ("host-cpu", "mobile-cpu"):
-        check_model(
-            _model(body, none=np.array(0, np.float32), w0=np.array(3, np.int8)), load_target(target).profile
-        )
+        check_model(_model(body, none=np.array(0, np.float32), w0=np.array(3, np.int8)), load_target(target).profile)
 
 
 def test_a_node_that_is_refused_is_reported_once() -> None:

@@ -91,8 +91,6 @@ def test_signed_activations_are_only_a_trouble_on_x86() -> None:
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_the_file_is_plain_toml(name: str) -> None:
-    text = (importlib.resources.files("onnxpress.targets.profiles") / f"{name}.toml").read_text(
-        encoding="utf-8"
-    )
+    text = (importlib.resources.files("onnxpress.targets.profiles") / f"{name}.toml").read_text(encoding="utf-8")
     assert tomllib.loads(text)["name"] == name
     assert max(map(len, text.splitlines())) <= 120

@@ -37,8 +37,9 @@ def folder(demo_files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    """`onnxpress ARGUMENTS...` in this process."""
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """`onnxpress ARGUMENTS...` in this process, on lines wide enough for every table."""
+    monkeypatch.setenv("COLUMNS", "160")
 
     def run(*arguments: object) -> Ran:
         capsys.readouterr()

@@ -178,6 +178,7 @@ def test_an_old_ir_version_is_raised_only_when_constants_need_it() -> None:
 
 # Any graph.
 
+_BATCHES: tuple[str | int, ...] = ("N", 2)
 _UNARY = ["Relu", "Neg", "Identity", "Dropout", "Abs", "Sigmoid"]
 _SCALARS = {"zero": 0.0, "one": 1.0, "two": 2.0}
 _VECTORS = {"v": [1.0, 2.0, 3.0, 4.0], "w": [1.0, 2.0, 3.0, 4.0]}
@@ -187,16 +188,14 @@ _VECTORS = {"v": [1.0, 2.0, 3.0, 4.0], "w": [1.0, 2.0, 3.0, 4.0]}
 def _graphs(draw: st.DrawFn) -> onnx.ModelProto:
     """A DAG of shape [N, 4] or [2, 4] values with constants, dead ends, doubles, shapes and branches."""
     opset = draw(st.sampled_from([9, 11, 13, 17, 21]))
-    batch = draw(st.sampled_from(["N", 2]))
+    batch = draw(st.sampled_from(_BATCHES))
     kind = TensorProto.FLOAT
     nodes: list[onnx.NodeProto] = []
     values, constants = ["x"], [*_SCALARS, *_VECTORS]
     node = onnx.helper.make_node
     for index in range(draw(st.integers(1, 12))):
         out = f"n{index}"
-        choice = draw(
-            st.sampled_from(["unary", "binary", "constant", "constant chain", "cast", "shape", "branch"])
-        )
+        choice = draw(st.sampled_from(["unary", "binary", "constant", "constant chain", "cast", "shape", "branch"]))
         a = draw(st.sampled_from(values))
         if choice == "unary":
             nodes.append(node(draw(st.sampled_from(_UNARY)), [a], [out], f"op{index}"))
@@ -205,9 +204,7 @@ def _graphs(draw: st.DrawFn) -> onnx.ModelProto:
             nodes.append(node(draw(st.sampled_from(["Add", "Mul", "Sub"])), [a, b], [out], f"op{index}"))
         elif choice == "constant":
             c = draw(st.sampled_from(constants))
-            nodes.append(
-                node(draw(st.sampled_from(["Add", "Mul", "Sub", "Div"])), [a, c], [out], f"op{index}")
-            )
+            nodes.append(node(draw(st.sampled_from(["Add", "Mul", "Sub", "Div"])), [a, c], [out], f"op{index}"))
         elif choice == "constant chain":
             c = draw(st.sampled_from(constants))
             nodes.append(node(draw(st.sampled_from(["Neg", "Abs", "Identity"])), [c], [out], f"op{index}"))
@@ -320,10 +317,7 @@ def _long_model(nodes: int, constants: bool) -> onnx_ir.Model:
         "g",
         [onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
         [onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])],
-        [
-            onnx.numpy_helper.from_array(np.ones(4, np.float32), name)
-            for name in ["c", *(f"c{i}" for i in range(50))]
-        ],
+        [onnx.numpy_helper.from_array(np.ones(4, np.float32), name) for name in ["c", *(f"c{i}" for i in range(50))]],
     )
     opsets = [onnx.helper.make_opsetid("", 17)]
     return load(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,9 @@ def test_constants_in_branches_are_lifted_and_folded_there() -> None:
         <ir_version: 8, opset_import: ["" : 17]>
         g (float[2] x, bool c) => (float[2] y) <float[2] v = {1, 4}> {
             y = If(c) <
-                then_branch = yes () => (float[2] t) { a = Sqrt(v) b = Constant<value_float = 3.0>() d = Mul(a, b) t = Add(x, d) },
+                then_branch = yes () => (float[2] t) {
+                    a = Sqrt(v) b = Constant<value_float = 3.0>() d = Mul(a, b) t = Add(x, d)
+                },
                 else_branch = no () => (float[2] e) { e = Mul(x, v) }
             >
         }
@@ -100,6 +103,22 @@ def test_a_branch_on_a_constant_is_taken() -> None:
     assert outcome.names == ["relu", "e1", "e2", "abs"]
     assert len(outcome.after.graph[0].outputs[0].uses()) == 1, "the branch not taken still reads r"
     assert ("if", "If", "resolved before run time, with 'not'") in outcome.told
+
+
+def test_branches_that_use_the_same_names_are_taken_side_by_side() -> None:
+    branch = "{name} () => (float[N,4] t{name}) {{ s = {op}(x) t{name} = Mul(s, k) }}"
+    constant = "<float[4] k = {{{k}, 2, 3, 4}}>"
+    ifs = []
+    for index, op in enumerate(("Exp", "Neg")):
+        yes = branch.format(name=f"yes{index}", op=op).replace(") {", f") {constant.format(k=index)} {{", 1)
+        no = branch.format(name=f"no{index}", op="Abs").replace("Mul(s, k)", "Relu(s)")
+        ifs.append(f"y{index} = If(c) <then_branch = {yes}, else_branch = {no}>")
+    outcome = apply(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,4] x) => (float[N,4] y) <bool c = {{1}}> {{ {" ".join(ifs)} y = Add(y0, y1) }}
+    """)
+    assert outcome.ops == ["Exp", "Mul", "Neg", "Mul", "Add"]
+    assert len(outcome.after.graph.initializers) == 2
 
 
 @pytest.mark.parametrize("opset", [9, 10, 11, 12, 13, 17, 21])
@@ -136,11 +155,11 @@ def test_an_overridable_initializer_is_no_constant() -> None:
         <int64[2] shape = {2, 6}, bool flag = {1}, float[6] bias = {0, 0, 0, 0, 0, 0}, float fixed = {2}> {
             n = Mul(bias, fixed)
             a = Add(x, n)
-            b = Reshape(a, shape)
-            y = If(flag) <
-                then_branch = yes () => (float[A,B] t) { t = Relu(b) },
-                else_branch = no () => (float[A,B] e) { e = Neg(b) }
+            b = If(flag) <
+                then_branch = yes () => (float[2,6] t) { t = Relu(a) },
+                else_branch = no () => (float[2,6] e) { e = Neg(a) }
             >
+            y = Reshape(b, shape)
         }
     """
     outcome = apply(text)
@@ -151,9 +170,7 @@ def test_an_overridable_initializer_is_no_constant() -> None:
         "flag": np.array(False),
         "bias": np.arange(6, dtype=np.float32),
     }
-    before, after = (
-        run_named(to_proto_bytes(model), feeds)["y"] for model in (outcome.before, outcome.after)
-    )
+    before, after = (run_named(to_proto_bytes(model), feeds)["y"] for model in (outcome.before, outcome.after))
     assert after.shape == (3, 4)
     np.testing.assert_array_equal(before, after)
 
@@ -284,7 +301,7 @@ def test_what_is_slow_to_compute_here_stays() -> None:
 # Quantized and packed weights.
 
 
-def _conv(weights: dict[str, Array], decode: list[onnx.NodeProto], opset: int) -> onnx.ModelProto:
+def _conv(weights: Mapping[str, Array], decode: list[onnx.NodeProto], opset: int) -> onnx.ModelProto:
     """A Conv whose weight `w` [16, 8, 3, 3] is what `decode` makes of the constants."""
     conv = onnx.helper.make_node("Conv", ["x", "w"], ["y"], "conv")
     graph = onnx.helper.make_graph(
@@ -303,7 +320,7 @@ def _quantized(form: str) -> onnx.ModelProto:
     scale = np.full(16, 0.01, np.float32)
     codes = rng.integers(-128, 128, (16, 8, 3, 3)).astype(np.int8)
     if form == "weight Q/DQ":
-        weights = {"f": (codes * 0.01).astype(np.float32), "s": scale, "z": np.zeros(16, np.int8)}
+        weights: dict[str, Array] = {"f": (codes * 0.01).astype(np.float32), "s": scale, "z": np.zeros(16, np.int8)}
         nodes = [
             node("QuantizeLinear", ["f", "s", "z"], ["q"], axis=0),
             node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=0),
@@ -444,9 +461,7 @@ def test_an_operator_that_onnxscript_cannot_digest_stops_folding_alone(
         ("y = CastLike(x, v)", "float[N,4]", True),
     ],
 )
-def test_onnxscript_is_asked_for_only_where_it_could_find_something(
-    nodes: str, shape: str, expected: bool
-) -> None:
+def test_onnxscript_is_asked_for_only_where_it_could_find_something(nodes: str, shape: str, expected: bool) -> None:
     model = load(
         text_model(f"""
             <ir_version: 8, opset_import: ["" : 17]>

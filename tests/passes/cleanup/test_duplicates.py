@@ -122,13 +122,9 @@ def test_large_equal_weights_are_stored_once() -> None:
 def _matmuls(first: np.ndarray, second: np.ndarray) -> onnx_ir.Model:
     """x times two weights of the same shape."""
     rows, columns = first.shape
-    x = onnx_ir.Value(
-        name="x", type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape(["N", rows])
-    )
+    x = onnx_ir.Value(name="x", type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape(["N", rows]))
     weights = [
-        onnx_ir.Value(
-            name=name, const_value=onnx_ir.tensor(array, name=name), shape=onnx_ir.Shape(array.shape)
-        )
+        onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name), shape=onnx_ir.Shape(array.shape))
         for name, array in (("v", first), ("w", second))
     ]
     nodes = [onnx_ir.node("MatMul", [x, weight], name=f"by_{weight.name}") for weight in weights]
@@ -145,9 +141,7 @@ def _matmuls(first: np.ndarray, second: np.ndarray) -> onnx_ir.Model:
     "change",
     [
         pytest.param(lambda w: w[:16], id="small"),
-        pytest.param(
-            lambda w: np.where(np.arange(1024).reshape(32, 32) == 1023, 9, w), id="last number differs"
-        ),
+        pytest.param(lambda w: np.where(np.arange(1024).reshape(32, 32) == 1023, 9, w), id="last number differs"),
         pytest.param(lambda w: -w, id="all differ"),
     ],
 )

@@ -203,9 +203,7 @@ def test_nodes_in_branches_are_folded() -> None:
 def test_a_shared_weight_and_bias_are_copied() -> None:
     proto = dataclasses.replace(_CONV, bias=(6,)).proto()
     proto.graph.node.append(onnx.helper.make_node("Conv", ["x", "w", "b"], ["u"], "other"))
-    proto.graph.output.append(
-        onnx.helper.make_tensor_value_info("u", TensorProto.FLOAT, ["N", "A", "B", "C"])
-    )
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("u", TensorProto.FLOAT, ["N", "A", "B", "C"]))
     outcome = _fold(proto)
     assert set(outcome.after.graph.initializers) == {"w", "b", "w_linear", "b_linear"}
     assert cost(outcome.after).params - cost(outcome.before).params == 6 * 27 + 6 - 4 * 6
@@ -286,9 +284,7 @@ def test_a_graph_input_stays() -> None:
         tensor = next(one for one in proto.graph.initializer if one.name == name)
         tensor.CopyFrom(onnx.numpy_helper.from_array(np.ones(3, np.float32), name))
     proto.graph.node.append(onnx.helper.make_node("Neg", ["z"], ["u"], "other"))
-    proto.graph.output.append(
-        onnx.helper.make_tensor_value_info("u", TensorProto.FLOAT, ["N", "A", "B", "C"])
-    )
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("u", TensorProto.FLOAT, ["N", "A", "B", "C"]))
     _declines(proto, "fed by 'x', which no node computes")
 
 
@@ -305,17 +301,13 @@ def test_a_gemm_with_beta_stays() -> None:
 def test_a_second_use_stays() -> None:
     proto = _CONV.proto()
     proto.graph.node.append(onnx.helper.make_node("Neg", ["z"], ["u"], "other"))
-    proto.graph.output.append(
-        onnx.helper.make_tensor_value_info("u", TensorProto.FLOAT, ["N", "A", "B", "C"])
-    )
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("u", TensorProto.FLOAT, ["N", "A", "B", "C"]))
     _declines(proto, "output 'z' of Conv 'linear' has 2 uses, needs 1")
 
 
 def test_a_graph_output_stays() -> None:
     proto = _CONV.proto()
-    proto.graph.output.append(
-        onnx.helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", "A", "B", "C"])
-    )
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", "A", "B", "C"]))
     _declines(proto, "output 'z' of Conv 'linear' is a graph output")
 
 
@@ -445,19 +437,19 @@ def _layers(draw: st.DrawFn) -> _Layer:
         biased = biased or opset < 11  # Gemm's bias was required
         bias = draw(st.sampled_from([(outer,), (1,), (1, outer), (1, 1), ()])) if biased else None
         weight = (outer, inner) if turned else (inner, outer)
-        attributes = {"transB": int(turned)}
-        return _Layer(op_type, ("N", inner), weight, outer, bias=bias, attributes=attributes, **common)
+        gemm = {"transB": int(turned)}
+        return _Layer(op_type, ("N", inner), weight, outer, bias=bias, attributes=gemm, **common)
     groups, inner, outer = (draw(st.integers(1, 3)) for _ in range(3))
     rank = draw(st.integers(1, 3))
     kernel = [draw(st.integers(1, 3)) for _ in range(rank)]
     strides = [draw(st.integers(1, 2)) for _ in range(rank)]
     pads = [draw(st.integers(0, size - 1)) for size in kernel] * 2
-    attributes = {"group": groups, "strides": strides, "pads": pads}
-    data = ("N", inner * groups, *(5 + axis for axis in range(rank)))
+    attributes: dict[str, Any] = {"group": groups, "strides": strides, "pads": pads}
+    data: tuple[int | str, ...] = ("N", inner * groups, *(5 + axis for axis in range(rank)))
     channels = outer * groups
-    weight = (channels, inner, *kernel) if op_type == "Conv" else (inner * groups, outer, *kernel)
-    bias = (channels,) if biased else None
-    return _Layer(op_type, data, weight, channels, bias=bias, attributes=attributes, **common)
+    stored = (channels, inner, *kernel) if op_type == "Conv" else (inner * groups, outer, *kernel)
+    one_each = (channels,) if biased else None
+    return _Layer(op_type, data, stored, channels, bias=one_each, attributes=attributes, **common)
 
 
 @given(_layers())

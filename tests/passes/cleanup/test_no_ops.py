@@ -121,7 +121,7 @@ def test_an_overridable_constant_proves_nothing() -> None:
 def test_a_dropout_whose_mask_is_read_stays() -> None:
     outcome = apply("""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (float[N,3] x) => (float[N,3] y, bool[N,3] m) { y, m = Dropout(x) }
+        g (float[N,3] x) => (float[N,3] y, bool[N,3] m) { a = Relu(x) b, m = Dropout(a) y = Neg(b) }
     """)
     assert outcome.unchanged
 

@@ -6,7 +6,7 @@ import pytest
 
 from onnxpress.ir.model_io import load
 from onnxpress.passes.base import Declined
-from onnxpress.passes.cleanup.reshapes import match
+from onnxpress.passes.cleanup.reshapes import are_shapes_proven, match
 from tests.passes.cleanup.check import Outcome, apply
 from tests.support import text_model
 
@@ -59,7 +59,9 @@ def test_an_unknown_rank_stays() -> None:
     outcome = apply(
         """
         <ir_version: 8, opset_import: ["" : 17]>
-        g (float[N,H] x, int64[K] t) => (float y) { s = Abs(t) [reshape] b = Reshape(x, s) y = ReduceSum<keepdims=0>(b) }
+        g (float[N,H] x, int64[K] t) => (float y) {
+            s = Abs(t) [reshape] b = Reshape(x, s) y = ReduceSum<keepdims=0>(b)
+        }
         """,
         runs=False,
     )
@@ -76,14 +78,36 @@ def test_an_empty_output_stays() -> None:
             }
         """)
     )
-    assert match(model.graph[1]) == Declined("reshape", "Reshape", "'b' is empty")
+    assert match(model.graph[1], proven=True) == Declined("reshape", "Reshape", "'b' is empty")
 
 
 def test_a_shape_that_a_caller_sets_stays() -> None:
     outcome = apply("""
         <ir_version: 8, opset_import: ["" : 17]>
         g (float[2,6] x, int64[2] t) => (float[A,B] y) <int64[2] t = {3, 4}, float k = {2}> {
-            a = Mul(x, k) s = Abs(t) y = Reshape(a, s)
+            a = Mul(x, k) s = Abs(t) [reshape] y = Reshape(a, s)
         }
     """)
     assert outcome.unchanged
+    reason = "inferred shapes need not hold: a caller or a stale annotation may differ"
+    assert outcome.declined == [("reshape", reason)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "y", "expected"),
+    [
+        ("float[2,6] x, float[2,6] b", "float[2,6]", True),
+        ("float[2,6] x, float[2,6] b", "float[3,6]", False),  # the model contradicts itself
+        ("float[2,6] x, int64[1] i, float[2,6] b", "float[2,6]", False),  # a caller may set i, which says a size
+    ],
+)
+def test_shapes_are_proven_where_nothing_can_differ(inputs: str, y: str, expected: bool) -> None:
+    model = load(
+        text_model(f"""
+            <ir_version: 8, opset_import: ["" : 17]>
+            g ({inputs}) => ({y} y) <int64[1] i = {{2}}, float k = {{2}}> {{
+                a = Add(x, b) c = Mul(a, k) e = Cast<to=1>(i) y = Add(c, e)
+            }}
+        """)
+    )
+    assert are_shapes_proven(model) is expected

@@ -270,9 +270,8 @@ def _nets(draw: st.DrawFn) -> onnx_ir.Model:
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     weights: dict[str, Any] = {"w": rng.standard_normal((channels, channels // group, kernel, kernel))}
     pad = kernel // 2
-    lines = [
-        f"[conv] c = Conv <pads = [{pad}, {pad}, {pad}, {pad}], group = {group}> (x, w{', b' if draw(st.booleans()) else ''})"
-    ]
+    bias = ", b" if draw(st.booleans()) else ""
+    lines = [f"[conv] c = Conv <pads = [{pad}, {pad}, {pad}, {pad}], group = {group}> (x, w{bias})"]
     weights["b"] = rng.standard_normal(channels)
     weights |= {"zero": np.float32(0), "six": np.float32(6)}
     lines.append({"Relu": "a = Relu (c)", "Clip": "a = Clip (c, zero, six)", "": "a = Identity (c)"}[activation])

@@ -193,14 +193,10 @@ def test_an_input_that_cannot_be_made_up_is_no_refusal() -> None:
     assert not smoke_run(model)
     with pytest.raises(InputError) as caught:
         example_feeds(model)
-    assert str(caught.value) == (
-        "no input can be made up for this model: 'x' is tensor(bfloat16). Give real data"
-    )
+    assert str(caught.value) == ("no input can be made up for this model: 'x' is tensor(bfloat16). Give real data")
 
 
-def test_external_weights_of_a_loaded_model_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_external_weights_of_a_loaded_model_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = onnx_ir.load(_saved(_two_convs(), tmp_path))
     monkeypatch.chdir("/")
     weights = [value.const_value for value in model.graph.initializers.values()]
