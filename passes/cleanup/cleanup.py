@@ -62,7 +62,7 @@ class Cleanup(Pass):
         while _round(model, journal):
             pass
         _remove_unused_opsets(model, journal)
-        journal.declined += _declined(model)
+        journal.declined += _declined(model, gave_up=not journal.can_fold)
         return Rewrites(journal.sites + journal.grouped(), journal.declined)
 
 
@@ -144,7 +144,7 @@ def _share_duplicates(model: onnx_ir.Model, journal: _Journal) -> None:
 
 def _merge_slices(model: onnx_ir.Model, journal: _Journal) -> None:
     opset = model.opset_imports.get("", 1)
-    names: set[str | None] | None = None
+    names = None
     for graph in model.graphs():
         for node in graph:
             found = slices.match(node, opset)
@@ -212,8 +212,8 @@ def _remove_unused_opsets(model: onnx_ir.Model, journal: _Journal) -> None:
     journal.add("opset import", "removed, no node is of this domain", gone)
 
 
-def _declined(model: onnx_ir.Model) -> list[Declined]:
+def _declined(model: onnx_ir.Model, *, gave_up: bool) -> list[Declined]:
     """Return what the finished graph still holds of the patterns, with the clause that failed."""
     opset = model.opset_imports.get("", 1)
     matches = [*_match_reshapes(model), *(slices.match(node, opset) for node in model.graph.all_nodes())]
-    return [one for one in matches if isinstance(one, Declined)] + constant_rules.kept(model)
+    return [one for one in matches if isinstance(one, Declined)] + constant_rules.kept(model, gave_up=gave_up)

@@ -22,10 +22,7 @@ from onnxpress.ir.linear import constant_tensor
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Declined
 from onnxpress.passes.cleanup.duplicates import QUANTIZERS, RANDOM
-from onnxpress.passes.cleanup.graph_edits import (
-    is_default_domain,
-    subgraphs_of,
-)
+from onnxpress.passes.cleanup.graph_edits import is_default_domain, subgraphs_of
 
 __all__ = ["CHEAP_ELEMENTS", "has_work", "kept", "should_fold"]
 
@@ -59,10 +56,14 @@ def has_work(model: onnx_ir.Model) -> bool:
     return _obstacle(model, nodes) is None and any(_may_fold(node) for node in nodes)
 
 
-def kept(model: onnx_ir.Model) -> list[Declined]:
-    """Return the constant expressions that the rules leave in the graph, with the reason. Reads only."""
+def kept(model: onnx_ir.Model, *, gave_up: bool) -> list[Declined]:
+    """Return the constant expressions that are left in the graph, with the reason. Reads only.
+
+    gave_up: whether onnxscript failed before it was done.
+    """
     nodes = list(model.graph.all_nodes())
-    otherwise = _obstacle(model, nodes) or "onnx's reference implementation cannot compute it"
+    otherwise = "onnxscript gave up" if gave_up else "onnx's reference implementation cannot compute it"
+    otherwise = _obstacle(model, nodes) or otherwise
     found = [(node, _reason_against(node)) for node in nodes if _is_constant_expression(node)]
     return [Declined(node.name or "", node.op_type, reason or otherwise) for node, reason in found]
 

@@ -223,7 +223,8 @@ def _values(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
 
 def _origin(node: onnx_ir.Node) -> _Origin:
     constants = tuple(value for value in node.inputs if value is not None and value.is_initializer())
-    return _Origin(node, node.name, node.outputs[0].name, tuple(node.predecessors()), constants)
+    output = node.outputs[0].name if node.outputs else None
+    return _Origin(node, node.name, output, tuple(node.predecessors()), constants)
 
 
 def _gather(root: _Origin, gone: Mapping[onnx_ir.Node, _Origin], taken: set[onnx_ir.Node]) -> list[_Origin]:
