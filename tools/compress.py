@@ -107,9 +107,7 @@ def compress(
         InputError: a model or data that cannot be used. DropError: more lost than `max_drop`.
         BudgetError: the result is illegal on the target, or its runtime refuses it.
     """
-    plan = prepare(
-        model, target=target, passes=passes, data=data, eval_data=eval_data, max_drop=max_drop, seed=seed
-    )
+    plan = prepare(model, target=target, passes=passes, data=data, eval_data=eval_data, max_drop=max_drop, seed=seed)
     watch = Watch(
         verify_each=verify_each,
         print_after_all=print_after_all,
@@ -135,9 +133,7 @@ def run(plan: Plan, watch: Watch | None = None) -> Result:
         printer=watch.printer,
         repeat_flags=plan.repeat_flags,
     )
-    context = Context(
-        constraints=plan.target.constraints, data=plan.data, seed=plan.seed, progress=watch.progress
-    )
+    context = Context(constraints=plan.target.constraints, data=plan.data, seed=plan.seed, progress=watch.progress)
     model, records = manager.run(plan.model, context)
     lowering = _lower(plan, model, context, watch)
     del context  # its cache holds statistics that nothing needs any more
@@ -190,9 +186,7 @@ def _require_legal(target: Target, model: onnx_ir.Model) -> list[Illegal]:
     raise BudgetError(f"the result is illegal on {target.name}: {illegal[0]}{more} Nothing is written.")
 
 
-def _fail_lowering(
-    plan: Plan, model: onnx_ir.Model, context: Context, watch: Watch, error: Exception
-) -> NoReturn:
+def _fail_lowering(plan: Plan, model: onnx_ir.Model, context: Context, watch: Watch, error: Exception) -> NoReturn:
     what = f"lowering for {plan.target.name} failed: {type(error).__name__}: {error}"
     if watch.crash_dir is None:
         raise InternalError(f"{what}. Run again with --crash-dir DIR to get what repeats it") from error
@@ -291,9 +285,7 @@ def _headlines(pair: Pair, records: Iterable[PassRecord], kernels: Kernels) -> I
         yield "NOTHING WAS REWRITTEN: every pass found nothing, or declined what it found (reasons below)"
     if kernels.unfused:
         names = ", ".join(map(repr, kernels.unfused[:_WORST_SITES]))
-        more = (
-            f" and {len(kernels.unfused) - _WORST_SITES} more" if len(kernels.unfused) > _WORST_SITES else ""
-        )
+        more = f" and {len(kernels.unfused) - _WORST_SITES} more" if len(kernels.unfused) > _WORST_SITES else ""
         yield f"QUANTIZED BUT COMPUTED IN FLOAT by the runtime: {names}{more}"
 
 

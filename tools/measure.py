@@ -126,9 +126,7 @@ def _compared(
     progress: Progress | None,
 ) -> Pair:
     """Add fidelity of the models as they are written, and accuracy of the models as they are run."""
-    written = compare(
-        before, after, data, samples=effort.written, limit_bytes=_BATCH_BYTES, progress=progress
-    )
+    written = compare(before, after, data, samples=effort.written, limit_bytes=_BATCH_BYTES, progress=progress)
     as_run = compare(
         before, after, data, samples=effort.run, optimize=True, limit_bytes=_BATCH_BYTES, progress=progress
     )
@@ -136,15 +134,12 @@ def _compared(
     notes = pair.notes
     if sqnr is not None and sqnr_run is not None and sqnr_run < min(sqnr, SQNR_CEILING_DB) - _RUNTIME_LOSS_DB:
         notes += (
-            "onnxruntime's own optimizations cost fidelity: "
-            f"SQNR {sqnr:.1f} dB as written, {sqnr_run:.1f} dB as run",
+            f"onnxruntime's own optimizations cost fidelity: SQNR {sqnr:.1f} dB as written, {sqnr_run:.1f} dB as run",
         )
     return dataclasses.replace(
         pair,
         before=dataclasses.replace(pair.before, accuracy=as_run.accuracy_before),
-        after=dataclasses.replace(
-            pair.after, accuracy=as_run.accuracy_after, agreement=as_run.agreement, sqnr_db=sqnr
-        ),
+        after=dataclasses.replace(pair.after, accuracy=as_run.accuracy_after, agreement=as_run.agreement, sqnr_db=sqnr),
         samples=as_run.samples,
         sqnr_samples=written.samples,
         outputs=written.outputs,
@@ -212,7 +207,5 @@ def _data_files(path: Path, model: onnx_ir.Model) -> set[Path]:
     if path.stat().st_size > sum(tensor.nbytes for tensor in weights if tensor is not None):
         return set()  # all weights are inside
     tensors = onnx_file.tensors_of(onnx_file.read(path).proto)
-    locations = (
-        entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"
-    )
+    locations = (entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location")
     return {path.parent / location for location in locations}

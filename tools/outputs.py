@@ -64,9 +64,7 @@ def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = Fal
         temporary.chmod(0o666 & ~_umask())  # temporary files are private; an output is not
         temporary.replace(target)
     except OSError as error:
-        raise UsageError(
-            f"{os.fspath(path)!r} cannot be written: {error.strerror}. Give another path."
-        ) from error
+        raise UsageError(f"{os.fspath(path)!r} cannot be written: {error.strerror}. Give another path.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -120,9 +120,7 @@ def _check_numbers(max_drop: float | None, seed: int, *, has_data: bool) -> None
     if not (math.isfinite(max_drop) and max_drop >= 0):
         raise UsageError(f"--max-drop {max_drop:g}: must be a number of points, 0 or more, such as 0.5.")
     if not has_data:
-        raise UsageError(
-            "--max-drop: needs samples to measure the drop on. Give --eval-data, or at least --data."
-        )
+        raise UsageError("--max-drop: needs samples to measure the drop on. Give --eval-data, or at least --data.")
 
 
 def _require_finite(model: onnx_ir.Model, name: str) -> None:

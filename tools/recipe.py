@@ -142,9 +142,7 @@ class Recipe(pydantic.BaseModel):
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of everything that shapes a result, by distribution name."""
-    versions = {
-        name: importlib.metadata.version(name) for name in ("onnxpress", "onnx", "onnx-ir", "onnxscript")
-    }
+    versions = {name: importlib.metadata.version(name) for name in ("onnxpress", "onnx", "onnx-ir", "onnxscript")}
     for name in _RUNTIMES:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -57,9 +57,7 @@ class Report:
 
     def worst_sites(self, limit: int | None = None) -> list[tuple[str, Site]]:
         """Return (pass, site) with the largest local error first, as far as errors were measured."""
-        found = [
-            (record.name, site) for record in self.passes for site in record.rewrites.sites if site.error
-        ]
+        found = [(record.name, site) for record in self.passes for site in record.rewrites.sites if site.error]
         return sorted(found, key=lambda item: _quality(item[1]))[:limit]
 
     def to_json(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir
 import onnx_ir.passes.common
 
+from onnxpress.ir.inference import is_consistent
 from onnxpress.passes.base import Amount, Context, Declined, Pass, Rewrites, Site
 from onnxpress.passes.cleanup import constant_rules, constants, duplicates, no_ops, reshapes, slices
 from onnxpress.passes.cleanup.graph_edits import (
@@ -165,9 +166,8 @@ def _settle_reshapes(model: onnx_ir.Model, journal: _Journal) -> None:
 
 
 def _match_reshapes(model: onnx_ir.Model) -> list[reshapes.Settle | Declined | None]:
-    nodes = [node for node in model.graph.all_nodes() if node.op_type == "Reshape"]
-    proven = bool(nodes) and reshapes.are_shapes_proven(model)
-    return [reshapes.match(node, proven=proven) for node in nodes]
+    consistent = is_consistent(model)
+    return [reshapes.match(node, consistent=consistent) for node in model.graph.all_nodes()]
 
 
 def _fold_constants(model: onnx_ir.Model, journal: _Journal) -> None:

@@ -40,6 +40,7 @@ from onnxpress.passes.base import Context, Declined, Pass, Rewrites, Site, SiteO
 from onnxpress.passes.cleanup.graph_edits import (
     amount,
     detach,
+    drop_unused_constant,
     inherit,
     is_default_domain,
     replace_constant,
@@ -129,7 +130,7 @@ def _fold(linear: Linear, norm: onnx_ir.Node, scale: Floats, shift: Floats) -> M
     per_channel = scale.reshape(-1, *(1,) * (stored.ndim - 1))
     bias = linear.bias()
     with np.errstate(over="ignore", invalid="ignore"):  # told as a reason below
-        weight = (stored * per_channel).astype(stored.dtype)
+        weight = (stored.astype(np.float64) * per_channel).astype(stored.dtype)
         offset = (shift + (0.0 if bias is None else bias.astype(np.float64) * scale)).astype(stored.dtype)
     if not (np.isfinite(weight).all() and np.isfinite(offset).all()):
         return _declined(norm, f"the folded numbers do not fit {stored.dtype}")
@@ -141,17 +142,20 @@ def rewrite(found: Match, model: onnx_ir.Model, names: set[str | None]) -> Site:
 
     names: see `fresh_name`. The operator's output takes over name, type and shape of BatchNormalization's.
     """
-    node, norm = found.linear.node, found.norm
-    touched = [value for value in (found.linear.weight_value, found.linear.bias_value, *norm.inputs[1:5]) if value]
-    before = amount(dict.fromkeys(touched))
-    weight = replace_constant(node, found.linear.weight_index, found.weight, model, names)
+    linear, node, norm = found.linear, found.linear.node, found.norm
+    constants = (linear.weight_value, linear.bias_value, *norm.inputs[1:5])
+    touched = list(dict.fromkeys(value for value in constants if value is not None))
+    before = amount(touched)
+    weight = replace_constant(node, linear.weight_index, found.weight, model, names)
     if node.op_type == "MatMul":
         node = _to_gemm(node)
     bias = set_bias(node, found.bias, model, names)
     inherit(node.outputs[0], norm.outputs[0])
     norm.outputs[0].replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
     detach(norm)
-    kept = [value for value in touched if not _drop_unused(value)]
+    for value in touched:
+        drop_unused_constant(value)
+    kept = [value for value in touched if value.graph is not None]
     after = amount(dict.fromkeys([*kept, weight, bias]))
     macs = node_macs(node) or 0
     return Site(
@@ -173,15 +177,6 @@ def _to_gemm(matmul: onnx_ir.Node) -> onnx_ir.Node:
     matmul.outputs[0].replace_all_uses_with(gemm.outputs[0])
     detach(matmul)
     return gemm
-
-
-def _drop_unused(value: onnx_ir.Value) -> bool:
-    """Remove an initializer that nothing reads any more, and say whether it went."""
-    if value.uses() or value.is_graph_output() or not value.is_initializer():
-        return False
-    assert value.graph is not None and value.name is not None
-    value.graph.initializers.pop(value.name)
-    return True
 
 
 def _training_reason(norm: onnx_ir.Node, opset: int) -> str | None:

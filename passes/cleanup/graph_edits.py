@@ -18,6 +18,7 @@ __all__ = [
     "amount",
     "constant_ints",
     "detach",
+    "drop_unused_constant",
     "fresh_name",
     "inherit",
     "is_default_domain",
@@ -152,11 +153,7 @@ def inherit(new: onnx_ir.Value, old: onnx_ir.Value) -> None:
 
 
 def replace_constant(
-    node: onnx_ir.Node,
-    index: int,
-    array: npt.NDArray[np.generic],
-    model: onnx_ir.Model,
-    names: set[str | None],
+    node: onnx_ir.Node, index: int, array: Array, model: onnx_ir.Model, names: set[str | None]
 ) -> onnx_ir.Value:
     """Make the constant at input `index` of `node` hold `array`, and return it.
 
@@ -171,7 +168,19 @@ def replace_constant(
         return old
     new = add_initializer(model, node.graph, fresh_name(f"{old.name}_{node.name}", names), array)
     node.replace_input_with(index, new)
+    drop_unused_constant(old)
     return new
+
+
+def drop_unused_constant(value: onnx_ir.Value) -> None:
+    """Remove an initializer or Constant node if nothing reads it any more."""
+    if value.uses() or value.is_graph_output() or value.is_graph_input() or value.graph is None:
+        return
+    producer = value.producer()
+    if producer is not None:
+        detach(producer)
+    else:
+        value.graph.initializers.pop(value.name or "")
 
 
 def set_bias(node: onnx_ir.Node, bias: Array, model: onnx_ir.Model, names: set[str | None]) -> onnx_ir.Value:
@@ -190,8 +199,9 @@ def set_bias(node: onnx_ir.Node, bias: Array, model: onnx_ir.Model, names: set[s
 
 
 def amount(constants: Iterable[onnx_ir.Value]) -> Amount:
-    """Return what constants weigh: numbers in floating point tensors of rank 1 and up, and stored bytes."""
-    tensors = [value.const_value for value in constants if value.const_value is not None]
+    """Return what constants weigh, removed ones too: floating point numbers of rank 1 and up, stored bytes."""
+    found = [constant_tensor(value) if value.const_value is None else value.const_value for value in constants]
+    tensors = [tensor for tensor in found if tensor is not None]
     params = sum(tensor.size for tensor in tensors if tensor.dtype.is_floating_point() and len(tensor.shape))
     return Amount(params=params, size_bytes=sum(tensor.nbytes for tensor in tensors))
 

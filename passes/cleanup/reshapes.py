@@ -6,8 +6,7 @@ Exporters write such chains for `x.view(x.size(0), -1)`; every rewrite that foll
 A dimension that is known by name only is copied (0) where X has that name at the same place.
 
 Legal when: the shape is computed by a node; no dimension of Y is inferred as 0; at most one is neither a
-number nor a copy; inference found no contradiction in the model; and no integer initializer can be overridden
-by a caller, for inference takes those for constants.
+number nor a copy; inference found no contradiction in the model.
 Fidelity: exact in bits.
 """
 
@@ -18,12 +17,11 @@ import dataclasses
 import numpy as np
 import onnx_ir
 
-from onnxpress.ir.inference import is_consistent
 from onnxpress.ir.linear import constant_tensor
 from onnxpress.passes.base import Declined
 from onnxpress.passes.cleanup.graph_edits import add_initializer, fresh_name, is_default_domain
 
-__all__ = ["Settle", "are_shapes_proven", "match", "settle"]
+__all__ = ["Settle", "match", "settle"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +32,10 @@ class Settle:
     shape: tuple[int, ...]
 
 
-def are_shapes_proven(model: onnx_ir.Model) -> bool:
-    """Whether inferred shapes hold in every run."""
-    initializers = [value for graph in model.graphs() for value in graph.initializers.values()]
-    variable = [value.dtype for value in initializers if value.is_graph_input()]
-    return is_consistent(model) and not any(dtype is not None and dtype.is_integer() for dtype in variable)
-
-
-def match(node: onnx_ir.Node, *, proven: bool) -> Settle | Declined | None:
+def match(node: onnx_ir.Node, *, consistent: bool) -> Settle | Declined | None:
     """Reads only. None: no Reshape by a computed shape. Declined: a stated legality clause fails.
 
-    proven: what `are_shapes_proven` says of the model.
+    consistent: what `ir.inference.is_consistent` says of the model.
     """
     if node.op_type != "Reshape" or not is_default_domain(node) or len(node.inputs) != 2:
         return None
@@ -52,8 +43,8 @@ def match(node: onnx_ir.Node, *, proven: bool) -> Settle | Declined | None:
     if data is None or wanted is None or wanted.is_graph_input() or constant_tensor(wanted) is not None:
         return None
     output = node.outputs[0]
-    if not proven:
-        return _declined(node, "inferred shapes need not hold: a caller or a stale annotation may differ")
+    if not consistent:
+        return _declined(node, "shapes in the model contradict each other")
     if output.shape is None:
         return _declined(node, f"the rank of {output.name!r} is unknown")
     sources = tuple(data.shape) if data.shape is not None else ()

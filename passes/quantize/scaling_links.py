@@ -130,9 +130,11 @@ def _link(first: Linear, second: Linear, way: _Way, between: tuple[onnx_ir.Node,
 
 
 def _weight_reason(linear: Linear) -> str | None:
-    value = linear.weight_value
+    value, bias = linear.weight_value, linear.bias_value
     if is_encoded(value):
         return f"weight {value.name!r} is encoded"
+    if bias is not None and is_encoded(bias):
+        return f"bias {bias.name!r} is encoded"
     if len(value.uses()) != 1 or value.is_graph_output():
         return f"weight {value.name!r} is shared"
     tensor = constant_tensor(value)

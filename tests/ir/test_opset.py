@@ -54,16 +54,18 @@ def test_upgrades_keep_numbers_names_and_interface(version: int, ir_version: int
 
 
 def test_initializers_that_callers_may_override_stay_inputs() -> None:
+    numbers = ", ".join(map(str, range(300)))  # 1200 bytes, which travel apart from the skeleton
     model = _model(
-        """<ir_version: 4, opset_import: ["": 9]>
-        g (float[N,3] x, float[3] w) => (float[N,3] y) <float[3] w = {1, 2, 3}, float k = {2}>
-        { a = Mul (x, k)  y = Add (a, w) }"""
+        f"""<ir_version: 4, opset_import: ["": 9]>
+        g (float[N,300] x, float[300] w, float[1] v) => (float[N,300] y)
+        <float[300] w = {{{numbers}}}, float[1] v = {{3}}, float k = {{2}}>
+        {{ a = Mul (x, k)  b = Add (a, v)  y = Add (b, w) }}"""
     )
     before = interface(model)
     require_opset(model, 17, reason="test")
     verify(model)
     assert interface(model) == before
-    assert list(model.graph.initializers) == ["w", "k"]
+    assert list(model.graph.initializers) == ["w", "v", "k"]
 
 
 def test_a_higher_ir_version_is_kept() -> None:

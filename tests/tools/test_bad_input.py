@@ -113,6 +113,17 @@ _BAD_MODELS: dict[str, tuple[Prepare, str]] = {
 }
 
 
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a pass would run: what is wrong must be told before."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr("onnxpress.tools.compress.run", refuse)
+
+
+@pytest.mark.usefixtures("no_work")
 @pytest.mark.parametrize("name", _BAD_MODELS)
 def test_bad_model_is_an_input_error(name: str, folder: Path, cli: CommandLine) -> None:
     prepare, message = _BAD_MODELS[name]
@@ -167,6 +178,7 @@ _BAD_DATA: dict[str, tuple[Callable[[np.ndarray], None], str]] = {
 }
 
 
+@pytest.mark.usefixtures("no_work")
 @pytest.mark.parametrize("flag", ["--data", "--eval-data"])
 @pytest.mark.parametrize("name", _BAD_DATA)
 def test_bad_data_is_an_input_error(name: str, flag: str, folder: Path, cli: CommandLine) -> None:
@@ -181,9 +193,7 @@ def test_bad_data_is_an_input_error(name: str, flag: str, folder: Path, cli: Com
     assert _files(folder) == before
 
 
-_ALL_OPTIONS = (
-    "include, exclude, method, percentile, samples, bias_correction, tail, placement, error_samples"
-)
+_ALL_OPTIONS = "include, exclude, method, percentile, samples, bias_correction, tail, placement, error_samples"
 _WRONG_USE = {
     "out missing": (
         ["digits.onnx"],
@@ -230,8 +240,7 @@ _WRONG_USE = {
     ),
     "no such option of a pass": (
         ["digits.onnx", "out.onnx", "--passes", "quantize-int8{smaples=3}"],
-        "quantize-int8: unknown option 'smaples'. Did you mean 'samples' or 'error_samples'? "
-        f"It takes: {_ALL_OPTIONS}",
+        f"quantize-int8: unknown option 'smaples'. Did you mean 'samples' or 'error_samples'? It takes: {_ALL_OPTIONS}",
     ),
     "no such node": (
         [
@@ -242,8 +251,7 @@ _WRONG_USE = {
             "--data",
             "calibration.npz",
         ],
-        "quantize-int8: exclude='conv9' matches no node. "
-        "Did you mean 'stem_conv' or 'widen_conv' or 'reduce_conv'?",
+        "quantize-int8: exclude='conv9' matches no node. Did you mean 'stem_conv' or 'widen_conv' or 'reduce_conv'?",
     ),
     "broken pipeline": (
         ["digits.onnx", "out.onnx", "--passes", "quantize-int8{"],
@@ -264,8 +272,7 @@ _WRONG_USE = {
     ),
     "no data": (
         ["digits.onnx", "out.onnx"],
-        "quantize-int8: needs calibration data and none was given. "
-        "Give a few hundred real samples: --data samples.npz",
+        "quantize-int8: needs calibration data and none was given. Give a few hundred real samples: --data samples.npz",
     ),
     "nothing to measure a drop on": (
         ["digits.onnx", "out.onnx", "--max-drop", "1", "--passes", "cleanup"],
@@ -306,9 +313,7 @@ def test_unwritable_folder_is_told_before_the_work(
     assert ran.status == 2
 
 
-def test_failure_while_writing_leaves_no_file(
-    folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failure_while_writing_leaves_no_file(folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -316,8 +321,7 @@ def test_failure_while_writing_leaves_no_file(
     monkeypatch.setattr(Path, "replace", fail)
     ran = cli("compress", "digits.onnx", "out.onnx", "--passes", "cleanup", "--json", "out.json")
     assert ran.error == (
-        f"error: output {folder / 'out.onnx'}: cannot be written: No space left on device. "
-        "Choose another place."
+        f"error: output {folder / 'out.onnx'}: cannot be written: No space left on device. Choose another place."
     )
     assert ran.status == 2
     assert _files(folder) == before
@@ -341,9 +345,7 @@ def test_unexpected_failure_is_an_internal_error_with_advice(
     assert "Traceback (most recent call last)" in cli("compress", "digits.onnx", "out.onnx").err
 
 
-def test_interrupt_is_told_and_leaves_no_file(
-    folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupt_is_told_and_leaves_no_file(folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -365,8 +367,7 @@ def test_broken_plugin_is_a_warning_and_the_others_stay(
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 1.0\n")
     (installed / "entry_points.txt").write_text(
-        "[onnxpress.passes]\nshrink = no_such_module:Shrink\n"
-        "[onnxpress.targets]\nphone = no_such_module:make\n"
+        "[onnxpress.passes]\nshrink = no_such_module:Shrink\n[onnxpress.targets]\nphone = no_such_module:make\n"
     )
     monkeypatch.syspath_prepend(str(folder / "site"))
     # Both look for plugins once a process.

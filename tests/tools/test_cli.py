@@ -62,8 +62,7 @@ def test_unknown_command_gets_near_names(cli: CommandLine) -> None:
     ran = cli("comprss")
     assert ran.status == 2
     assert ran.err == (
-        "error: no such command 'comprss'. Did you mean 'compress' or 'compare'? "
-        f"Commands: {', '.join(_COMMANDS)}\n"
+        f"error: no such command 'comprss'. Did you mean 'compress' or 'compare'? Commands: {', '.join(_COMMANDS)}\n"
     )
 
 
@@ -121,9 +120,7 @@ def test_inspect_says_what_it_cannot_know(folder: Path, cli: CommandLine) -> Non
     ran = cli("inspect", "secret.onnx", "--json", "-")
     found = json.loads(ran.out)
     assert found["operators"] == {"mine::Secret": 1, "Relu": 1}
-    assert found["unknown"] == [
-        "node 'Secret_0' (Secret): what operators of domain 'mine' compute is unknown"
-    ]
+    assert found["unknown"] == ["node 'Secret_0' (Secret): what operators of domain 'mine' compute is unknown"]
     assert "0 or more (1 nodes unknown)" in ran.err
 
 
@@ -161,9 +158,7 @@ def test_compare_without_data_claims_no_fidelity(small: Path, cli: CommandLine) 
     assert ran.status == 0
     found = json.loads(ran.out)
     assert found["samples"] == 0 and found["outputs"] == {}
-    assert (
-        found["b"]["accuracy"] is None and found["b"]["agreement"] is None and found["b"]["sqnr_db"] is None
-    )
+    assert found["b"]["accuracy"] is None and found["b"]["agreement"] is None and found["b"]["sqnr_db"] is None
     assert found["b"]["latency_ms"] > 0
     assert "No data, so no accuracy and no fidelity: give --data." in ran.err
 
@@ -204,8 +199,7 @@ def test_models_with_other_outputs_are_not_comparable(folder: Path, cli: Command
     ran = cli("compare", "digits.onnx", "other.onnx", "--data", "calibration.npz")
     assert ran.status == 3
     assert ran.error == (
-        "error: the models cannot be compared: "
-        "expected the outputs 'logits' as in the first model, got 'scores'"
+        "error: the models cannot be compared: expected the outputs 'logits' as in the first model, got 'scores'"
     )
 
 
@@ -269,9 +263,7 @@ def test_passes_lists_and_explains(cli: CommandLine) -> None:
     method = next(option for option in one["options"] if option["name"] == "method")
     assert method["default"] == "mse" and method["description"]
     assert 'Written as: --passes "quantize-int8{method=mse}"' in ran.err
-    assert cli("passes", "quantise").error.startswith(
-        "error: unknown pass 'quantise'. Did you mean 'quantize-int8'"
-    )
+    assert cli("passes", "quantise").error.startswith("error: unknown pass 'quantise'. Did you mean 'quantize-int8'")
 
 
 def test_targets_lists_and_explains(folder: Path, cli: CommandLine) -> None:
@@ -284,16 +276,12 @@ def test_targets_lists_and_explains(folder: Path, cli: CommandLine) -> None:
     Path("phone.toml").write_text('extends = "mobile-cpu"\nname = "phone"\nchannel_multiple = 8\n')
     ran = cli("targets", "phone.toml", "--json", "-")
     assert json.loads(ran.out)["channel_multiple"] == 8
-    assert cli("targets", "mobile").error.startswith(
-        "error: unknown target 'mobile'. Did you mean 'mobile-cpu'?"
-    )
+    assert cli("targets", "mobile").error.startswith("error: unknown target 'mobile'. Did you mean 'mobile-cpu'?")
 
 
 def test_own_profile_is_a_target_and_travels_by_name(folder: Path, cli: CommandLine) -> None:
     Path("phone.toml").write_text('extends = "mobile-cpu"\nname = "phone"\npipeline = "cleanup"\n')
-    ran = cli(
-        "compress", "digits.onnx", "out.onnx", "--target", folder / "phone.toml", "--save-recipe", "r.toml"
-    )
+    ran = cli("compress", "digits.onnx", "out.onnx", "--target", folder / "phone.toml", "--save-recipe", "r.toml")
     assert ran.status == 0
     assert 'target = "phone.toml"\npipeline = "cleanup"\n' in Path("r.toml").read_text()
     assert cli("compress", "digits.onnx", "b.onnx", "--recipe", "r.toml").status == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,9 +59,7 @@ class Scale(Pass):
     def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
         value = next(iter(model.graph.initializers.values()))
         assert value.const_value is not None
-        value.const_value = onnx_ir.tensor(
-            value.const_value.numpy() * np.float32(self._factor), name=value.name
-        )
+        value.const_value = onnx_ir.tensor(value.const_value.numpy() * np.float32(self._factor), name=value.name)
         site = Site("stem_conv", "Conv", error={"sqnr_db": 3.0})
         return Rewrites([site], [Declined("head", "Gemm", "not the first")])
 
@@ -143,9 +143,7 @@ def test_same_input_and_seed_give_the_same_bytes(folder: Path, cli: CommandLine)
     arguments = ["--data", str(folder / "sub" / "renamed.npz"), "--seed", "3"]
     assert cli("compress", folder / "digits.onnx", "-o", "b.onnx", *arguments).status == 0
     assert (folder / "a.onnx").read_bytes() == (folder / "b.onnx").read_bytes()
-    assert (
-        cli("compress", "digits.onnx", "c.onnx", "--recipe", "a.toml", "--save-recipe", "c.toml").status == 0
-    )
+    assert cli("compress", "digits.onnx", "c.onnx", "--recipe", "a.toml", "--save-recipe", "c.toml").status == 0
     assert (folder / "a.onnx").read_bytes() == (folder / "c.onnx").read_bytes()
     assert (folder / "a.toml").read_bytes() == (folder / "c.toml").read_bytes()
     assert str(folder).encode() not in (folder / "a.onnx").read_bytes() + (folder / "a.toml").read_bytes()
@@ -173,17 +171,12 @@ def test_json_on_stdout_is_clean_and_people_read_stderr(folder: Path, cli: Comma
 
 
 def test_written_model_computes_what_the_result_does(folder: Path, cli: CommandLine) -> None:
-    assert (
-        cli("compress", "digits.onnx", "out.onnx", "--data", "calibration.npz", "--json", "r.json").status
-        == 0
-    )
+    assert cli("compress", "digits.onnx", "out.onnx", "--data", "calibration.npz", "--json", "r.json").status == 0
     model = model_io.load("out.onnx")
     result = compress("digits.onnx", data="calibration.npz")
     feeds = random_feeds(model)
     np.testing.assert_array_equal(run(model, feeds)[0], run(result.model, feeds)[0])
-    assert (
-        json.loads((folder / "r.json").read_text())["after"]["bytes"] == (folder / "out.onnx").stat().st_size
-    )
+    assert json.loads((folder / "r.json").read_text())["after"]["bytes"] == (folder / "out.onnx").stat().st_size
 
 
 def test_existing_output_is_replaced_only_with_force(folder: Path, cli: CommandLine) -> None:
@@ -207,17 +200,13 @@ def test_print_after_change_shows_passes_and_lowering(folder: Path, cli: Command
     assert ran.status == 0 and ran.out == ""
     assert "// changed by fold-batchnorm" in ran.err
     assert "// changed by lowering for host-cpu" in ran.err
-    ran = cli(
-        "compress", "digits.onnx", "b.onnx", "--data", "calibration.npz", "--print-after-all", "--verify-each"
-    )
+    ran = cli("compress", "digits.onnx", "b.onnx", "--data", "calibration.npz", "--print-after-all", "--verify-each")
     assert ran.status == 0 and ran.out == ""
     assert "// after quantize-int8" in ran.err
     assert "// after lowering for host-cpu" in ran.err
 
 
-def test_result_that_the_runtime_refuses_is_not_given(
-    repository_demo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_result_that_the_runtime_refuses_is_not_given(repository_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError
 
     def refuse(*_: Any) -> bool:
@@ -237,10 +226,7 @@ def test_result_that_could_only_be_loaded_is_told() -> None:
         "g (float[N, S] x) => (float[N, 11] y) <int64[2] s = {-1, 11}> {y = Reshape(x, s)}"
     )
     notes = compress(model, passes=[]).report.notes
-    assert (
-        "the result was loaded but not run: its input sizes are open. Give --data to try it on a sample"
-        in notes
-    )
+    assert "the result was loaded but not run: its input sizes are open. Give --data to try it on a sample" in notes
     samples = np.ones((2, 11), np.float32)
     assert not any("not run" in note for note in compress(model, passes=[], data=samples).report.notes)
 
@@ -248,9 +234,7 @@ def test_result_that_could_only_be_loaded_is_told() -> None:
 # What a user must not miss.
 
 
-def test_slower_and_bigger_are_the_first_lines(
-    repository_demo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slower_and_bigger_are_the_first_lines(repository_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxpress.targets.runtimes.onnxruntime_cpu import Latency
     from onnxpress.tools import measure
 
@@ -286,9 +270,7 @@ def test_few_samples_measure_without_evaluation_data(repository_demo: Path) -> N
 
 
 def test_equal_models_have_the_highest_sqnr(repository_demo: Path) -> None:
-    report = compress(
-        repository_demo / "digits.onnx", data=repository_demo / "calibration.npz", passes=[]
-    ).report
+    report = compress(repository_demo / "digits.onnx", data=repository_demo / "calibration.npz", passes=[]).report
     assert report.to_json()["after"]["sqnr_db"] == 200.0
     assert report.after.agreement == 100.0
 
@@ -314,12 +296,28 @@ def test_drop_in_accuracy_names_the_worst_sites(repository_demo: Path) -> None:
     assert caught.value.exit_code == 1
 
 
+def test_drop_may_be_just_what_was_asked_for(repository_demo: Path) -> None:
+    def halve(max_drop: float) -> Report:
+        return compress(
+            repository_demo / "digits.onnx",
+            passes=[Scale(0.5)],
+            data=repository_demo / "calibration.npz",
+            max_drop=max_drop,
+        ).report
+
+    report = halve(100)
+    assert report.before.accuracy is not None and report.after.accuracy is not None
+    drop = report.before.accuracy - report.after.accuracy
+    assert report.samples == 256 and drop > 0
+    assert halve(drop).after.accuracy == report.after.accuracy
+    with pytest.raises(DropError):
+        halve(drop - 0.01)
+
+
 def test_drop_without_labels_is_in_agreement(repository_demo: Path) -> None:
     with np.load(repository_demo / "evaluation.npz") as archive:
         samples = archive["input"][:50]
-    with pytest.raises(
-        BudgetError, match=r"^the top-1 class changes for \d+\.00 % of the samples on 50 samples of"
-    ):
+    with pytest.raises(BudgetError, match=r"^the top-1 class changes for \d+\.00 % of the samples on 50 samples of"):
         compress(repository_demo / "digits.onnx", passes=[Scale(0.0)], data={"input": samples}, max_drop=0)
     assert compress(repository_demo / "digits.onnx", passes=[], data={"input": samples}, max_drop=0)
 
@@ -349,15 +347,15 @@ def test_missed_budget_prints_the_table_and_writes_nothing(folder: Path, cli: Co
         "-",
     ]
     pipeline = "quantize-int8{method=percentile,percentile=51}"
-    ran = cli(
-        "compress", "digits.onnx", "out.onnx", "--save-recipe", "r.toml", "--passes", pipeline, *arguments
-    )
+    ran = cli("compress", "digits.onnx", "out.onnx", "--save-recipe", "r.toml", "--passes", pipeline, *arguments)
     assert ran.status == 1
     assert ran.error.startswith("error: accuracy falls by ")
-    assert (
-        "Leave them alone with: --passes 'quantize-int8{method=percentile,percentile=51.0,exclude=["
-        in ran.error
-    )
+    worst = re.findall(r"'(\w+)' \(-?[\d.]+ dB\)", ran.error)
+    assert len(worst) == 3
+    suggested = shlex.split(ran.error.partition("Leave them alone with: ")[2])
+    assert suggested == [
+        "--passes", f"quantize-int8{{method=percentile,percentile=51.0,exclude=[{','.join(worst)}]}}"
+    ]  # fmt: skip
     assert "same top-1 class" in ran.err
     assert ran.out == ""
     assert sorted(folder.iterdir()) == before
@@ -380,8 +378,7 @@ def test_failing_pass_leaves_a_reproducer(repository_demo: Path, tmp_path: Path)
     with pytest.raises(InternalError) as caught:
         compress(repository_demo / "digits.onnx", passes=[Break()], crash_dir=tmp_path / "crash")
     assert str(caught.value) == (
-        f"break: failed: ZeroDivisionError: by nothing. What repeats it is in {tmp_path / 'crash'}, "
-        "see repeat.txt"
+        f"break: failed: ZeroDivisionError: by nothing. What repeats it is in {tmp_path / 'crash'}, see repeat.txt"
     )
     assert (tmp_path / "crash" / "repeat.txt").read_text() == (
         "onnxpress compress model.onnx -o out.onnx --passes pipeline.txt --seed 0 --target host-cpu\n"
@@ -391,15 +388,17 @@ def test_failing_pass_leaves_a_reproducer(repository_demo: Path, tmp_path: Path)
 def test_failing_lowering_leaves_a_reproducer(
     repository_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
+    lower = Target.lower
+
+    def fail_late(target: Target, model: onnx_ir.Model, context: Context) -> None:
+        lower(target, model, context)
         raise KeyError("scale")
 
-    monkeypatch.setattr(Target, "lower", fail)
+    monkeypatch.setattr(Target, "lower", fail_late)
     with pytest.raises(InternalError) as caught:
         compress(repository_demo / "digits.onnx", passes="cleanup")
     assert str(caught.value) == (
-        "lowering for host-cpu failed: KeyError: 'scale'. "
-        "Run again with --crash-dir DIR to get what repeats it"
+        "lowering for host-cpu failed: KeyError: 'scale'. Run again with --crash-dir DIR to get what repeats it"
     )
     with pytest.raises(InternalError, match="What repeats it is in"):
         compress(
@@ -413,8 +412,6 @@ def test_failing_lowering_leaves_a_reproducer(
 
 
 def test_reproducer_runs_again(folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shlex
-
     def fail(*_: Any) -> None:
         raise KeyError("scale")
 
@@ -439,15 +436,8 @@ def test_flags_win_over_the_recipe(folder: Path, cli: CommandLine) -> None:
     assert (document["seed"], document["pipeline"]) == (5, "cleanup")
 
 
-def test_recipe_finds_its_data_beside_itself(
-    folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert (
-        cli(
-            "compress", "digits.onnx", "a.onnx", "--data", "calibration.npz", "--save-recipe", "r.toml"
-        ).status
-        == 0
-    )
+def test_recipe_finds_its_data_beside_itself(folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("compress", "digits.onnx", "a.onnx", "--data", "calibration.npz", "--save-recipe", "r.toml").status == 0
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     assert cli("compress", "../digits.onnx", "b.onnx", "--recipe", "../r.toml").status == 0
@@ -455,9 +445,7 @@ def test_recipe_finds_its_data_beside_itself(
 
 
 def test_recipe_of_another_model_is_refused(folder: Path, cli: CommandLine) -> None:
-    assert (
-        cli("compress", "digits.onnx", "a.onnx", "--passes", "cleanup", "--save-recipe", "r.toml").status == 0
-    )
+    assert cli("compress", "digits.onnx", "a.onnx", "--passes", "cleanup", "--save-recipe", "r.toml").status == 0
     other = onnx.load("digits.onnx")
     other.graph.initializer[0].CopyFrom(
         onnx.numpy_helper.from_array(
@@ -477,21 +465,12 @@ def test_recipe_of_another_model_is_refused(folder: Path, cli: CommandLine) -> N
 
 
 def test_recipe_with_other_data_is_refused_unless_data_is_given(folder: Path, cli: CommandLine) -> None:
-    assert (
-        cli(
-            "compress", "digits.onnx", "a.onnx", "--data", "calibration.npz", "--save-recipe", "r.toml"
-        ).status
-        == 0
-    )
+    assert cli("compress", "digits.onnx", "a.onnx", "--data", "calibration.npz", "--save-recipe", "r.toml").status == 0
     (folder / "calibration.npz").write_bytes((folder / "evaluation.npz").read_bytes())
     ran = cli("compress", "digits.onnx", "b.onnx", "--recipe", "r.toml")
     assert ran.status == 3
-    assert ran.error.startswith(
-        "error: calibration.npz: not the data that the recipe was made with: expected sha256 "
-    )
-    assert (
-        cli("compress", "digits.onnx", "b.onnx", "--recipe", "r.toml", "--data", "evaluation.npz").status == 0
-    )
+    assert ran.error.startswith("error: calibration.npz: not the data that the recipe was made with: expected sha256 ")
+    assert cli("compress", "digits.onnx", "b.onnx", "--recipe", "r.toml", "--data", "evaluation.npz").status == 0
 
 
 def test_recipe_of_data_from_python_asks_for_it(folder: Path, cli: CommandLine) -> None:
@@ -509,10 +488,7 @@ def test_recipe_of_other_versions_is_a_warning(folder: Path, cli: CommandLine) -
     Path("r.toml").write_text('pipeline = "cleanup"\n[versions]\nonnx = "0.1"\n')
     ran = cli("compress", "digits.onnx", "b.onnx", "--recipe", "r.toml")
     assert ran.status == 0
-    assert (
-        f"warning: the recipe was made with onnx 0.1 (here {onnx.__version__}): the result may differ\n"
-        in ran.err
-    )
+    assert f"warning: the recipe was made with onnx 0.1 (here {onnx.__version__}): the result may differ\n" in ran.err
 
 
 def test_plan_is_checked_before_work(repository_demo: Path) -> None:

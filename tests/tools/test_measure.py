@@ -44,9 +44,7 @@ def test_a_known_error_is_measured() -> None:
     before = _model("g (float[N, 4] x) => (float[N, 4] y) <float f = {1}> {y = Mul(x, f)}")
     after = _model("g (float[N, 4] x) => (float[N, 4] y) <float f = {0.9}> {y = Mul(x, f)}")
     labels = np.array([0, 1, 2, 3, 0])
-    source = open_data(
-        {"x": np.eye(4, dtype=np.float32)[labels], "labels": np.array([0, 1, 2, 3, 1])}, model=before
-    )
+    source = open_data({"x": np.eye(4, dtype=np.float32)[labels], "labels": np.array([0, 1, 2, 3, 1])}, model=before)
     pair = measure_pair(_subject(before), _subject(after), source, Effort(written=3))
     assert (pair.samples, pair.sqnr_samples) == (5, 3)
     assert pair.before.accuracy == pair.after.accuracy == 80.0
@@ -66,9 +64,7 @@ def test_loss_that_the_runtime_adds_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     model = _model("g (float[N, 4] x) => (float[N, 4] y) {y = Relu(x)}")
     source = open_data(np.ones((4, 4), np.float32), model=model)
     pair = measure_pair(_subject(model), _subject(model), source, Effort(rounds=1))
-    assert pair.notes == (
-        "onnxruntime's own optimizations cost fidelity: SQNR 41.2 dB as written, 20.0 dB as run",
-    )
+    assert pair.notes == ("onnxruntime's own optimizations cost fidelity: SQNR 41.2 dB as written, 20.0 dB as run",)
 
 
 def test_latency_of_a_fixed_batch_needs_no_such_many_samples() -> None:

@@ -17,9 +17,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_free_paths_pass_and_nothing_is_created(tmp_path: Path) -> None:
-    check_outputs(
-        {"OUT": "a.onnx", "--json": "-", "--save-recipe": None}, {"MODEL": "m.onnx", "--data": None}
-    )
+    check_outputs({"OUT": "a.onnx", "--json": "-", "--save-recipe": None}, {"MODEL": "m.onnx", "--data": None})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -116,15 +116,15 @@ def test_existing_recipe_is_kept(tmp_path: Path) -> None:
 
 
 def test_manifest_holds_what_decides_the_bytes_and_nothing_else() -> None:
-    recipe = Recipe(
-        model="a.onnx", pipeline="cleanup", seed=0, target="t", data="d.npz", versions={"onnx": "1"}
-    )
+    recipe = Recipe(model="a.onnx", pipeline="cleanup", seed=0, target="t", data="d.npz", versions={"onnx": "1"})
     moved = recipe.model_copy(update={"model": "b.onnx", "data": "e.npz", "max_drop": 1.0, "eval_data": "f"})
     assert recipe.manifest() == moved.manifest()
     assert json.loads(recipe.manifest()) == {
         "pipeline": "cleanup", "seed": 0, "target": "t", "versions": {"onnx": "1"}
     }  # fmt: skip
     assert recipe.manifest() != recipe.model_copy(update={"seed": 1}).manifest()
+    one, other = {"onnx": "1", "onnx-ir": "2"}, {"onnx-ir": "2", "onnx": "1"}
+    assert Recipe(versions=one).manifest() == Recipe(versions=other).manifest()
 
 
 def test_check_of_model_and_data() -> None:

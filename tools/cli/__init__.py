@@ -41,9 +41,7 @@ class _Commands(typer.core.TyperGroup):
         command = self.commands.get(cmd_name)
         if command is None and not ctx.resilient_parsing and not cmd_name.startswith("-"):
             known = ", ".join(self.commands)
-            raise UsageError(
-                f"no such command {cmd_name!r}.{near_names(cmd_name, self.commands)} Commands: {known}"
-            )
+            raise UsageError(f"no such command {cmd_name!r}.{near_names(cmd_name, self.commands)} Commands: {known}")
         return command
 
 

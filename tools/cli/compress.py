@@ -60,15 +60,11 @@ def compress(
     seed: Seed = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(
-            "--recipe", metavar="IN.toml", help="Repeat a run; options given here win.", show_default=False
-        ),
+        typer.Option("--recipe", metavar="IN.toml", help="Repeat a run; options given here win.", show_default=False),
     ] = None,
     save_recipe: Annotated[
         Path | None,
-        typer.Option(
-            "--save-recipe", metavar="OUT.toml", help="Keep what repeats this run.", show_default=False
-        ),
+        typer.Option("--save-recipe", metavar="OUT.toml", help="Keep what repeats this run.", show_default=False),
     ] = None,
     verify_each: Annotated[
         bool, typer.Option("--verify-each", help="Run the model before and after each pass.")
@@ -144,9 +140,7 @@ def _destination(model: Path, out: Path | None, output: Path | None) -> Path:
     destination = out or output
     if destination is None:
         suggestion = model.with_name(f"{model.stem}-small.onnx")
-        raise UsageError(
-            f"OUT is missing. Say where the result goes: onnxpress compress {model} {suggestion}"
-        )
+        raise UsageError(f"OUT is missing. Say where the result goes: onnxpress compress {model} {suggestion}")
     return destination
 
 

@@ -12,9 +12,7 @@ __all__ = ["passes"]
 
 
 def passes(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One pass, in full.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One pass, in full.", show_default=False)] = None,
     json: Json = None,
     force: Force = False,
 ) -> None:

@@ -68,9 +68,7 @@ def show_comparison(console: Console, result: ModelComparison) -> None:
     if len(result.outputs) > 1:
         table = _table("output", "SQNR", "largest error", "cosine")
         for name, difference in result.outputs.items():
-            table.add_row(
-                name, _sqnr(difference.sqnr_db), f"{difference.max_abs:.3g}", f"{difference.cosine:.6f}"
-            )
+            table.add_row(name, _sqnr(difference.sqnr_db), f"{difference.max_abs:.3g}", f"{difference.cosine:.6f}")
         console.print(table)
     for line in result.notes:
         console.print(line)
@@ -100,9 +98,7 @@ def show_inspection(console: Console, found: Inspection) -> None:
     heaviest = sorted(cost.nodes, key=lambda node: (-node.macs, -node.weight_bytes))
     heaviest = [node for node in heaviest if node.macs or node.weight_bytes]
     if heaviest:
-        table = _table(
-            "heaviest nodes", "operator", "MACs", "share", "params", "weight bytes", "output bytes", left=2
-        )
+        table = _table("heaviest nodes", "operator", "MACs", "share", "params", "weight bytes", "output bytes", left=2)
         for node in heaviest[: 2 * _TOP]:
             share = f"{100 * node.macs / cost.macs:.1f} %" if cost.macs else _NONE
             table.add_row(
@@ -212,9 +208,7 @@ def _metrics_table(before: Metrics, after: Metrics, names: tuple[str, str]) -> T
         f"{after.size_bytes:,}",
         _ratio(before.size_bytes, after.size_bytes),
     )
-    table.add_row(
-        "parameters", f"{before.params:,}", f"{after.params:,}", _ratio(before.params, after.params)
-    )
+    table.add_row("parameters", f"{before.params:,}", f"{after.params:,}", _ratio(before.params, after.params))
     table.add_row("MACs", f"{before.macs:,}", f"{after.macs:,}", _ratio(before.macs, after.macs))
     table.add_row("bits per weight", _number(before.bits_per_weight), _number(after.bits_per_weight), "")
     if before.accuracy is not None and after.accuracy is not None:
@@ -327,8 +321,4 @@ def _sqnr(value: float) -> str:
 def _error(metric: str, value: float) -> str:
     if metric == "sqnr_db":
         return _sqnr(value)
-    return (
-        f"{value:.1f} dB ({metric.removesuffix('_db')})"
-        if metric.endswith("_db")
-        else f"{metric} {value:.3g}"
-    )
+    return f"{value:.1f} dB ({metric.removesuffix('_db')})" if metric.endswith("_db") else f"{metric} {value:.3g}"

@@ -266,7 +266,7 @@ def test_other_clauses(nodes: str, constants: str, reason: str) -> None:
 def test_what_the_reference_cannot_compute_stays() -> None:
     outcome = apply("""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (float[N,2] x) => (float[N,2] y) <float[2] v = {1, 4}, float four = {4}, int64[1] i = {5}> {
+        g (float[N,2] x) => (float[N,2] y) <float[2] v = {1, 4}, int64[1] i = {5}> {
             [op] s = Gather(v, i) y = Mul(x, s)
         }
     """, runs=False)  # fmt: skip

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -173,6 +174,35 @@ def test_float16_is_folded_in_float64() -> None:
     assert weight is not None and bias is not None
     np.testing.assert_array_equal(weight, (arrays["w"] * scale[:, None, None, None]).astype(np.float16))
     np.testing.assert_array_equal(bias, (arrays["beta"] - arrays["mean"] * scale).astype(np.float16))
+
+
+def test_bfloat16_is_folded_in_float64() -> None:
+    model = load(dataclasses.replace(_CONV, dtype=np.float64).proto())
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        value.const_value = onnx_ir.tensor(value.const_value.numpy().astype(ml_dtypes.bfloat16), name=value.name)
+    arrays = {n: np.asarray(v.const_value, np.float64) for n, v in model.graph.initializers.items()}
+    FoldBatchnorm().run(model, Context())
+    scale = arrays["gamma"] / np.sqrt(arrays["var"] + 1e-5)
+    weight = model.graph.initializers["w"].const_value
+    assert weight is not None
+    expected = (arrays["w"] * scale[:, None, None, None]).astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(weight.numpy(), expected)
+
+
+def test_constant_nodes_are_folded_and_go() -> None:
+    outcome = _fold("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,1,5,7] x) => (float[N,2,5,7] y) {
+            w = Constant<value = float[2,1,1,1] {1, 2}>()
+            one = Constant<value = float[2] {1, 1}>()
+            var = Constant<value = float[2] {0.75, 3.75}>()
+            z = Conv(x, w)
+            y = BatchNormalization<epsilon=0.25>(z, one, one, one, var)
+        }
+    """)
+    assert outcome.ops == ["Conv"]
+    assert (outcome.rewrites.sites[0].before.params, outcome.rewrites.sites[0].after.params) == (6, 4)
 
 
 def test_two_in_a_row_fold_into_one_conv() -> None:

@@ -441,7 +441,12 @@ def test_a_shared_second_weight_parts_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("v", "weight 'v' is encoded"), ("w", "Conv 'second': weight 'w' is encoded")]
+    ("name", "reason"),
+    [
+        ("v", "weight 'v' is encoded"),
+        ("b", "bias 'b' is encoded"),
+        ("w", "Conv 'second': weight 'w' is encoded"),
+    ],
 )
 def test_encoded_weights_part_them(name: str, reason: str) -> None:
     model = load(_pair())
