@@ -270,9 +270,7 @@ def _open_file(path: Path, name: str) -> readers.Store:
     )
 
 
-def _open_folder(
-    folder: Path, name: str, model: onnx_ir.Model | None, preprocessing: _Table | None
-) -> Reader:
+def _open_folder(folder: Path, name: str, model: onnx_ir.Model | None, preprocessing: _Table | None) -> Reader:
     arrays = [path for path in _entries(folder, name) if path.suffix.lower() in {".npy", ".npz"}]
     if not arrays:
         return _open_images(folder, name, preprocessing)
@@ -522,9 +520,7 @@ def _bind_reader(reader: Reader, columns: dict[str, Column], model: onnx_ir.Mode
     else:
         arrays = [name for name in columns if name != labels]
         binding = _Binding(_match_inputs(reader.name, model, arrays), labels, has_shared_batch(model))
-    outlines = {
-        name: np.broadcast_to(np.zeros((), column.dtype), column.shape) for name, column in columns.items()
-    }
+    outlines = {name: np.broadcast_to(np.zeros((), column.dtype), column.shape) for name, column in columns.items()}
     if binding.fit(Chunk(outlines), reader).size == 0 and reader.rows:
         raise _no_samples(reader.name)
     return DataSource(reader, columns, binding)
@@ -580,8 +576,7 @@ def _check_dtype(where: str, entry: _Input, dtype: np.dtype[Any]) -> None:
     raw = dtype.kind in "ui" and expected.startswith(("float", "bfloat"))
     advice = "Preprocess as for training, then" if raw else "Convert it with"
     raise InputError(
-        f"{where}: input {entry.name!r}: expected {expected}, got {dtype.name}. "
-        f"{advice} .astype('{expected}')"
+        f"{where}: input {entry.name!r}: expected {expected}, got {dtype.name}. {advice} .astype('{expected}')"
     )
 
 
@@ -624,9 +619,7 @@ def _check_lengths(where: str, feeds: Mapping[str, Array], labels: Array | None)
     first, count = next(iter(lengths.items()))
     for name, length in lengths.items():
         if length != count:
-            raise InputError(
-                f"{where}: input {name!r} has {length} samples, expected {count} as in {first!r}"
-            )
+            raise InputError(f"{where}: input {name!r} has {length} samples, expected {count} as in {first!r}")
     if labels is None:
         return
     if labels.ndim == 0:

@@ -285,9 +285,7 @@ class Affine(Encoded):
         if zero_point is not None:
             self.zero_point = _frozen(np.asarray(zero_point, codes.dtype))
             if self.zero_point.shape != expected:
-                raise ValueError(
-                    f"zero point has shape {list(self.zero_point.shape)}, needs {list(expected)}"
-                )
+                raise ValueError(f"zero point has shape {list(self.zero_point.shape)}, needs {list(expected)}")
         qmin, qmax = integer_range(bits, signed)
         if bits < 8 and codes.size and (codes.min() < qmin or codes.max() > qmax):
             raise ValueError(f"codes of {bits} bits must lie in [{qmin}, {qmax}]")

@@ -45,9 +45,7 @@ __all__ = [
 ]
 
 TABLE_NAME = "preprocessing.toml"
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 _Pixels = Annotated[int, pydantic.Field(gt=0)]
 _PerChannel = float | tuple[float, ...]
@@ -85,9 +83,7 @@ class Preprocessing(pydantic.BaseModel):
         for key in ("mean", "std"):
             value = given[key]
             if isinstance(value, tuple) and len(value) != channels:
-                raise ValueError(
-                    f"{key} has {len(value)} numbers, expected {channels} for {self.channel_order}"
-                )
+                raise ValueError(f"{key} has {len(value)} numbers, expected {channels} for {self.channel_order}")
         if np.any(np.asarray(self.std) == 0):
             raise ValueError("std must not be 0")
         return self
@@ -142,9 +138,7 @@ class ImageReader(Reader):
         self.name = name
         self.table = table
         self._images = tuple(images)
-        self._labels = (
-            None if table.labels is None else _read_labels(folder, name, self._images, table.labels)
-        )
+        self._labels = None if table.labels is None else _read_labels(folder, name, self._images, table.labels)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -181,9 +175,7 @@ class ImageReader(Reader):
                 return self.table.apply(image)
         except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
             cause = " ".join(str(error).split()).replace(str(path), path.name)
-            raise InputError(
-                f"data {self.name!r}, file {path.name!r}: cannot be used as an image ({cause})"
-            ) from error
+            raise InputError(f"data {self.name!r}, file {path.name!r}: cannot be used as an image ({cause})") from error
 
 
 def find_images(folder: Path) -> list[Path]:

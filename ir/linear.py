@@ -101,9 +101,7 @@ class Linear:
         return np.broadcast_to(stored.reshape(-1), (self.out_channels,)).copy()
 
 
-def linear_ops(
-    model: onnx_ir.Model | onnx_ir.Graph | onnx_ir.GraphView, *, subgraphs: bool = True
-) -> Iterator[Linear]:
+def linear_ops(model: onnx_ir.Model | onnx_ir.Graph | onnx_ir.GraphView, *, subgraphs: bool = True) -> Iterator[Linear]:
     """Yield the linear operators in graph order; with `subgraphs`, those in If, Loop and Scan bodies too.
 
     The graph may be changed between steps as onnx-ir allows while iterating.

@@ -108,9 +108,7 @@ def integer_range(bits: int, signed: bool) -> tuple[int, int]:
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
-def integer_parameters(
-    quantization: Quantization, *, signed: bool, symmetric: bool
-) -> tuple[np.float32, int]:
+def integer_parameters(quantization: Quantization, *, signed: bool, symmetric: bool) -> tuple[np.float32, int]:
     """Return (scale, zero_point) that stand for the range, widened to hold zero.
 
     Asymmetric: the range is spread over all integers and the zero point is rounded, so rounding inside

@@ -127,9 +127,7 @@ class Store:
         """Return type and shape of every array, or of `names`, from their headers alone."""
         with self._streams(self.known if names is None else names) as streams:
             headers = {name: self._header(name, stream) for name, stream in streams.items()}
-        return {
-            name: Column(header.dtype.newbyteorder("="), header.shape) for name, header in headers.items()
-        }
+        return {name: Column(header.dtype.newbyteorder("="), header.shape) for name, header in headers.items()}
 
     def read(self, names: Collection[str], size: int | None) -> Iterator[dict[str, Array]]:
         """Yield at most `size` rows of each array at a time; whole arrays where `size` is None.
@@ -137,9 +135,7 @@ class Store:
         An array that ends before the others is missing rows in the last pieces; the caller compares lengths.
         """
         with self._streams(names) as streams:
-            arrays = [
-                _NpyStream(self, name, self._header(name, stream), stream) for name, stream in streams.items()
-            ]
+            arrays = [_NpyStream(self, name, self._header(name, stream), stream) for name, stream in streams.items()]
             if size is None or any(not array.header.shape for array in arrays):
                 yield {array.name: array.read_all() for array in arrays}
                 return
@@ -163,9 +159,7 @@ class Store:
         elif version == (2, 0):
             shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(stream)
         else:
-            raise ValueError(
-                f"array {name!r} has .npy version {version[0]}.{version[1]}, which is not plain numbers"
-            )
+            raise ValueError(f"array {name!r} has .npy version {version[0]}.{version[1]}, which is not plain numbers")
         if dtype.hasobject:
             raise InputError(
                 f"data {self.name!r}: array {name!r} holds Python objects, and unpickling them could run any "
@@ -321,9 +315,7 @@ def _unreadable(name: str, error: BaseException) -> InputError:
     if isinstance(error, OSError) and error.strerror:
         return InputError(f"data {name!r}: cannot be read ({error.strerror})")
     cause = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return InputError(
-        f"data {name!r}: cannot be read ({cause}). Save it again with numpy.savez or numpy.save"
-    )
+    return InputError(f"data {name!r}: cannot be read ({cause}). Save it again with numpy.savez or numpy.save")
 
 
 class _Header(NamedTuple):

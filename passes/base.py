@@ -38,8 +38,7 @@ class Options(pydantic.BaseModel):
             return given
         fields = cls.model_fields
         return {
-            key: _read_word(fields[key].annotation, value) if key in fields else value
-            for key, value in given.items()
+            key: _read_word(fields[key].annotation, value) if key in fields else value for key, value in given.items()
         }
 
 

@@ -183,9 +183,7 @@ class _Run:
             )
         except Exception as second:  # telling the first cause matters more than keeping it
             where, reason = os.fspath(crash_dir), _one_line(second)
-            raise InternalError(
-                f"{what}. The reproducer could not be written to {where}: {reason}"
-            ) from error
+            raise InternalError(f"{what}. The reproducer could not be written to {where}: {reason}") from error
         raise InternalError(f"{what}. What repeats it is in {folder}, see repeat.txt") from error
 
 
@@ -347,9 +345,7 @@ def _node_in_hand(traceback: types.TracebackType | None) -> onnx_ir.Node | None:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()).rstrip(".")
-    return (
-        text if isinstance(error, OnnxpressError) else f"{type(error).__name__}{f': {text}' if text else ''}"
-    )
+    return text if isinstance(error, OnnxpressError) else f"{type(error).__name__}{f': {text}' if text else ''}"
 
 
 def _print_to_stderr(text: str) -> None:

@@ -250,9 +250,7 @@ def _checked_name(cls: type[Pass]) -> str:
             "Use letters, digits, '-', '_' and '.', with a letter first"
         )
     if getattr(cls, "fidelity", None) not in ("bits", "rounding", "lossy"):
-        raise UsageError(
-            f"{_path(cls)}: the pass {name!r} lacks a fidelity. Set it to 'bits', 'rounding' or 'lossy'"
-        )
+        raise UsageError(f"{_path(cls)}: the pass {name!r} lacks a fidelity. Set it to 'bits', 'rounding' or 'lossy'")
     return name
 
 

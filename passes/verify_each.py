@@ -130,9 +130,7 @@ def _check_record(rewrites: Rewrites, before: onnx_ir.Model, after: onnx_ir.Mode
         raise InternalError("changed the model but recorded no site")
 
 
-def _compare(
-    one: Pass, name: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any], samples: int
-) -> None:
+def _compare(one: Pass, name: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any], samples: int) -> None:
     if one.fidelity == "lossy":
         return
     if expected.shape != actual.shape:
@@ -216,7 +214,5 @@ def _is_float(array: npt.NDArray[Any]) -> bool:
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return (
-        text[0]
-        if text and isinstance(error, OnnxpressError)
-        else f"{type(error).__name__}: {text[0] if text else ''}"
+        text[0] if text and isinstance(error, OnnxpressError) else f"{type(error).__name__}: {text[0] if text else ''}"
     )

@@ -132,9 +132,7 @@ def test_no_room_is_imported_by_its_bare_name(path: Path) -> None:
 
 @pytest.mark.parametrize("path", _MODULES, ids=_name)
 def test_nothing_imports_torch_or_unpickles(path: Path) -> None:
-    found = [
-        f"line {line}: {name}" for line, name in _all_imports(path) if name.partition(".")[0] in _FORBIDDEN
-    ]
+    found = [f"line {line}: {name}" for line, name in _all_imports(path) if name.partition(".")[0] in _FORBIDDEN]
     found += [
         f"line {node.lineno}: allow_pickle"
         for node in ast.walk(_tree(path))
@@ -215,9 +213,7 @@ def test_what_a_module_offers_exists() -> None:
     assert _python(code) == ""
 
 
-@pytest.mark.parametrize(
-    "path", [*_MODULES, *sorted(_ROOT.glob("*.md")), _ROOT / "pyproject.toml"], ids=_name
-)
+@pytest.mark.parametrize("path", [*_MODULES, *sorted(_ROOT.glob("*.md")), _ROOT / "pyproject.toml"], ids=_name)
 def test_no_path_of_a_machine_is_written_down(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if _MACHINE_PATH.search(line)] == []

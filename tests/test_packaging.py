@@ -57,10 +57,7 @@ def test_every_data_file_is_listed() -> None:
         path.as_posix()
         for path in _sources()
         if path.suffix != ".py"
-        and not any(
-            path.match(pattern)
-            for pattern in patterns.get(_installed_name(path.parent).replace("/", "."), [])
-        )
+        and not any(path.match(pattern) for pattern in patterns.get(_installed_name(path.parent).replace("/", "."), []))
     ]
     assert missed == []
 
@@ -89,9 +86,7 @@ def test_every_import_is_declared() -> None:
     """In the dependencies or, for what is imported inside functions only, in an extra."""
     project = _PROJECT["project"]
     extras = project["optional-dependencies"]
-    declared = _required(project["dependencies"]) | _required(
-        [*extras["cpu"], *extras["images"], *extras["dev"]]
-    )
+    declared = _required(project["dependencies"]) | _required([*extras["cpu"], *extras["images"], *extras["dev"]])
     missing = {
         f"{path.as_posix()}: {name}"
         for path in _sources()

@@ -98,9 +98,7 @@ def compare(
     names = _numeric_outputs(before)
     _require_values(before, after, values)
     source = bind(data, before)
-    runners = [
-        _runner(model, [*names, *values], optimize=optimize, threads=threads) for model in (before, after)
-    ]
+    runners = [_runner(model, [*names, *values], optimize=optimize, threads=threads) for model in (before, after)]
     sums = {name: _Sums() for name in [*names, *values]}
     classes = _Classes(names)
     total = 0
@@ -143,8 +141,7 @@ def accuracy(
     source = bind(data, model)
     if not source.has_labels:
         raise UsageError(
-            f"data {data.name!r}: has no labels to measure accuracy with. "
-            "Add an array 'labels', one class a sample"
+            f"data {data.name!r}: has no labels to measure accuracy with. Add an array 'labels', one class a sample"
         )
     names = _numeric_outputs(model)
     runner = _runner(model, names, optimize=optimize, threads=threads)
@@ -224,9 +221,7 @@ class _Classes:
         self._scores: str | None = None
         self._samples = self._same = self._labelled = self._right_before = self._right_after = 0
 
-    def add(
-        self, data_name: str, batch: Batch, before: Mapping[str, _Array], after: Mapping[str, _Array]
-    ) -> None:
+    def add(self, data_name: str, batch: Batch, before: Mapping[str, _Array], after: Mapping[str, _Array]) -> None:
         """Count one batch. The output that holds the classes is chosen from the first."""
         if self._samples == 0:
             self._scores = _find_scores(self._names, before, batch)
@@ -235,9 +230,7 @@ class _Classes:
             return
         first, second = _predicted(before[self._scores]), _predicted(after[self._scores])
         self._same += int((first == second).sum())
-        labels = (
-            None if batch.labels is None else _label_classes(data_name, batch.labels, before[self._scores])
-        )
+        labels = None if batch.labels is None else _label_classes(data_name, batch.labels, before[self._scores])
         if labels is not None:
             self._labelled += batch.size
             self._right_before += int((first == labels).sum())
@@ -326,8 +319,7 @@ def _numeric_outputs(model: onnx_ir.Model) -> list[str]:
     names = [
         str(value.name)
         for value in model.graph.outputs
-        if (value.type is None or isinstance(value.type, onnx_ir.TensorType))
-        and value.dtype != onnx_ir.DataType.STRING
+        if (value.type is None or isinstance(value.type, onnx_ir.TensorType)) and value.dtype != onnx_ir.DataType.STRING
     ]
     if not names:
         raise InputError("the model has no output that is a tensor of numbers")

@@ -87,9 +87,7 @@ def cost(model: onnx_ir.Model) -> ModelCost:
             owed[node.outputs[0]] = weight  # for the first node that is not folded away
             weight = _Weight()
         activation_bytes = sum(memory.own_bytes(output) for output in node.outputs)
-        nodes.append(
-            NodeCost(node.name or "", node.op_type, weight.params, macs, weight.size_bytes, activation_bytes)
-        )
+        nodes.append(NodeCost(node.name or "", node.op_type, weight.params, macs, weight.size_bytes, activation_bytes))
     stored = [_Weight.of(tensor) for tensor in tensors.values()]
     return ModelCost(
         params=sum(weight.params for weight in stored),
@@ -318,9 +316,7 @@ class _Memory:
             if node is None or source is None:
                 return value
             if node.op_type == "DequantizeLinear":
-                through = not value.is_graph_output() and all(
-                    _is_integer_kernel(use.node) for use in value.uses()
-                )
+                through = not value.is_graph_output() and all(_is_integer_kernel(use.node) for use in value.uses())
             elif node.op_type == "QuantizeLinear":
                 producer = source.producer()
                 through = producer is not None and _is_integer_kernel(producer)

@@ -135,9 +135,7 @@ class Session:
         optional = (entry.name for entry in self._session.get_overridable_initializers())
         self._known_inputs = {*self.input_names, *optional}
 
-    def _load(
-        self, runtime: ModuleType, options: Any, model: onnx_ir.Model, outputs: Sequence[str] | None
-    ) -> None:
+    def _load(self, runtime: ModuleType, options: Any, model: onnx_ir.Model, outputs: Sequence[str] | None) -> None:
         graph = model.graph
         names = _tensor_outputs(model) if outputs is None else _require_fetchable(model, outputs)
         self.input_names = tuple(str(value.name) for value in required_inputs(model))
@@ -164,15 +162,10 @@ class Session:
                 raise InputError(f"cannot run the model: no array for the input {name!r}{_got(feeds)}")
         for name in feeds:
             if name not in self._known_inputs:
-                raise InputError(
-                    f"cannot run the model: it has no input {name!r}{_hint(name, self._known_inputs)}"
-                )
+                raise InputError(f"cannot run the model: it has no input {name!r}{_hint(name, self._known_inputs)}")
         computed = [name for name in self.output_names if name not in self._passed]
         results = dict(zip(computed, self._compute(computed, feeds), strict=True))
-        return {
-            name: results[name] if name in results else self._pass_on(name, feeds)
-            for name in self.output_names
-        }
+        return {name: results[name] if name in results else self._pass_on(name, feeds) for name in self.output_names}
 
     def _compute(self, names: list[str], feeds: Mapping[str, _Array]) -> list[_Array]:
         if not names:
@@ -199,9 +192,7 @@ class BatchRunner:
     def __init__(self, model: onnx_ir.Model, session: Session) -> None:
         """session: of `model`, with any outputs."""
         self._session = session
-        self._ranks = {
-            str(value.name): len(value.shape) for value in model.graph.inputs if value.shape is not None
-        }
+        self._ranks = {str(value.name): len(value.shape) for value in model.graph.inputs if value.shape is not None}
         self._fixed = batch_dimension(model)
         outputs = {str(value.name): value for value in model.graph.outputs}
         self._leading = [name for name in session.output_names if name in outputs]
@@ -218,9 +209,7 @@ class BatchRunner:
         Raises:
             InputError: the model fails on these samples.
         """
-        whole = {
-            name for name, array in batch.feeds.items() if array.ndim == self._ranks.get(name, array.ndim) + 1
-        }
+        whole = {name for name, array in batch.feeds.items() if array.ndim == self._ranks.get(name, array.ndim) + 1}
         if whole or self._alone:
             return self._run_alone(batch, whole)
         if self._fixed is not None:
@@ -331,9 +320,7 @@ def stream(
 
 
 @contextlib.contextmanager
-def track(
-    progress: ProgressLike | None, label: str, data: DataSource, samples: int | None
-) -> Iterator[TaskLike]:
+def track(progress: ProgressLike | None, label: str, data: DataSource, samples: int | None) -> Iterator[TaskLike]:
     """Open a step that counts the samples of `data`, at most `samples`; it is silent without `progress`."""
     counts = [count for count in (data.count, samples) if count is not None]
     total = None if data.count is None else min(counts)
@@ -404,9 +391,7 @@ def _require_fetchable(model: onnx_ir.Model, names: Sequence[str]) -> Sequence[s
     for name in names:
         if name not in values:
             if any(value.name == name for node in model.graph.all_nodes() for value in node.outputs):
-                raise UsageError(
-                    f"value {name!r} lies in the body of a control-flow node and cannot be fetched"
-                )
+                raise UsageError(f"value {name!r} lies in the body of a control-flow node and cannot be fetched")
             raise UsageError(f"the model has no value {name!r}{_hint(name, values)}")
         if not _is_tensor(values[name]):
             raise UsageError(f"value {name!r} is no tensor and cannot be fetched")
@@ -441,9 +426,7 @@ def _create(runtime: ModuleType, source: bytes | str, options: Any) -> Any:
         raise InputError(_explain("load", error)) from error
 
 
-def _create_from_graph(
-    runtime: ModuleType, model: onnx_ir.Model, outputs: Sequence[str], options: Any
-) -> Any:
+def _create_from_graph(runtime: ModuleType, model: onnx_ir.Model, outputs: Sequence[str], options: Any) -> Any:
     with tempfile.TemporaryDirectory(prefix="onnxpress-", ignore_cleanup_errors=True) as folder:
         try:
             source = serialize_partial(model, outputs, Path(folder))
@@ -472,9 +455,7 @@ def _explain(verb: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     where = "the model"
-    failed = re.match(
-        r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ", text
-    )
+    failed = re.match(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ", text)
     if failed:
         where = f"node {failed[2]!r} ({failed[1]})"
         text = text[failed.end() :]

@@ -94,9 +94,7 @@ def _tensor(value: onnx_ir.Value) -> onnx_ir.TensorProtocol:
     return value.const_value
 
 
-def _model_proto(
-    model: onnx_ir.Model, nodes: Iterable[onnx_ir.Node], outputs: Iterable[str]
-) -> onnx.ModelProto:
+def _model_proto(model: onnx_ir.Model, nodes: Iterable[onnx_ir.Node], outputs: Iterable[str]) -> onnx.ModelProto:
     proto = onnx.ModelProto(ir_version=model.ir_version)
     for domain, version in model.opset_imports.items():
         proto.opset_import.add(domain=domain, version=version)

@@ -90,9 +90,7 @@ def test_npz_only_array_that_is_not_labels(folder: Path, label: str) -> None:
     columns: dict[str, Any] = {"images": images(3), label: np.arange(3)}
     np.savez("a.npz", **columns)
     source = open_data(Path("a.npz"), model=model())
-    assert (
-        source.input_names == ("x",) and source.has_labels and source.head(2).feeds["x"].shape == (2, 3, 5, 7)
-    )
+    assert source.input_names == ("x",) and source.has_labels and source.head(2).feeds["x"].shape == (2, 3, 5, 7)
 
 
 def test_input_called_y_is_no_label(folder: Path) -> None:
@@ -238,9 +236,7 @@ def test_python_objects_can_be_read_twice(kind: str) -> None:
         if source.has_labels:
             np.testing.assert_array_equal(samples.labels, np.arange(10))
     assert source.count == 10
-    assert source.has_labels is (
-        kind in {"dict of arrays", "list of pairs", "list of lists", "loader", "class"}
-    )
+    assert source.has_labels is (kind in {"dict of arrays", "list of pairs", "list of lists", "loader", "class"})
 
 
 def test_reader_is_rewound_only_after_use() -> None:
@@ -380,8 +376,7 @@ def test_unreadable_files(folder: Path) -> None:
     Path("cut.npz").write_bytes(content[: len(content) // 2])
     refused(
         InputError,
-        "data 'cut.npz': cannot be read (File is not a zip file). Save it again with numpy.savez or "
-        "numpy.save",
+        "data 'cut.npz': cannot be read (File is not a zip file). Save it again with numpy.savez or numpy.save",
         lambda: open_data("cut.npz"),
     )
     at = len(content) // 2
@@ -389,8 +384,7 @@ def test_unreadable_files(folder: Path) -> None:
     source = open_data("bad.npz", model=model())
     refused(
         InputError,
-        "data 'bad.npz': cannot be read (Bad CRC-32 for file 'x.npy'). Save it again with numpy.savez or "
-        "numpy.save",
+        "data 'bad.npz': cannot be read (Bad CRC-32 for file 'x.npy'). Save it again with numpy.savez or numpy.save",
         lambda: list(source.batches(8)),
     )
     np.save("whole.npy", images(50))
@@ -398,8 +392,7 @@ def test_unreadable_files(folder: Path) -> None:
     short = open_data("cut.npy", model=model())
     refused(
         InputError,
-        "data 'cut.npy': cannot be read (array 'array' ends too early). Save it again with numpy.savez or "
-        "numpy.save",
+        "data 'cut.npy': cannot be read (array 'array' ends too early). Save it again with numpy.savez or numpy.save",
         lambda: list(short.batches(8)),
     )
     with zipfile.ZipFile("none.npz", "w") as archive:
@@ -627,8 +620,7 @@ def test_same_iterator_again_is_refused() -> None:
         source = open_data(spec, model=model())
         refused(
             UsageError,
-            f"data {name!r}: gives the same iterator again, of which part is read already. Make a new one "
-            "each time",
+            f"data {name!r}: gives the same iterator again, of which part is read already. Make a new one each time",
             lambda source=source: list(source.batches(2)),  # type: ignore[misc]
         )
 

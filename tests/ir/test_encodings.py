@@ -49,9 +49,7 @@ def _quantized(draw: st.DrawFn) -> tuple[Array, Affine]:
     axis = draw(st.none() | st.integers(-w.ndim, w.ndim - 1))
     block = None if axis is None else draw(st.none() | st.integers(1, 4))
     bits, signed, symmetric = draw(st.sampled_from(BITS)), draw(st.booleans()), draw(st.booleans())
-    return w, Affine.quantize(
-        w, bits=bits, signed=signed, symmetric=symmetric, axis=axis, block_size=block
-    )
+    return w, Affine.quantize(w, bits=bits, signed=signed, symmetric=symmetric, axis=axis, block_size=block)
 
 
 def test_examples_in_docstrings() -> None:
@@ -124,9 +122,7 @@ def test_dense_is_what_onnx_dequantizes(drawn: tuple[Array, Affine]) -> None:
         attributes["block_size"] = encoded.block_size
     node = onnx_ir.node("DequantizeLinear", list(values.values()), attributes)
     node.outputs[0].name, node.outputs[0].dtype = "y", onnx_ir.DataType.FLOAT
-    graph = onnx_ir.Graph(
-        [], node.outputs, nodes=[node], initializers=list(values.values()), opset_imports={"": 21}
-    )
+    graph = onnx_ir.Graph([], node.outputs, nodes=[node], initializers=list(values.values()), opset_imports={"": 21})
     np.testing.assert_array_equal(run(onnx_ir.Model(graph, ir_version=10), {})[0], encoded.dense())
 
 

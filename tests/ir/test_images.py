@@ -53,9 +53,7 @@ def test_formula_and_layout(folder: Path) -> None:
     source = open_data("photos", model=model())
     assert source.count == 2 and not source.has_labels
     batch = source.head(2)
-    expected = (pixels(seed=1) * np.float32(0.5) - np.array([1, 2, 3], np.float32)) / np.array(
-        [4, 5, 6], np.float32
-    )
+    expected = (pixels(seed=1) * np.float32(0.5) - np.array([1, 2, 3], np.float32)) / np.array([4, 5, 6], np.float32)
     assert batch.feeds["x"].dtype == np.float32
     np.testing.assert_array_equal(batch.feeds["x"][1], expected.transpose(2, 0, 1))
 
@@ -156,8 +154,7 @@ def test_images_that_do_not_fit(folder: Path) -> None:
     table = {"scale": 1.0, "mean": 0.0, "std": 1.0}
     refused(
         InputError,
-        "data 'photos', file '0.png': cannot be used as an image "
-        "(crop of 5x5 does not fit into 4x6 (height x width))",
+        "data 'photos', file '0.png': cannot be used as an image (crop of 5x5 does not fit into 4x6 (height x width))",
         lambda: open_data("photos", preprocessing={**table, "crop": 5}),
     )
     refused(

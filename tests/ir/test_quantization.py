@@ -104,9 +104,7 @@ def test_always_zero_gets_scale_one(signed: bool, symmetric: bool) -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (1.5, 6.0), (0.0, 1e-30)])
 @pytest.mark.parametrize(("signed", "qmin"), [(False, 0), (True, -128)])
-def test_range_from_zero_puts_zero_point_at_the_minimum(
-    low: float, high: float, signed: bool, qmin: int
-) -> None:
+def test_range_from_zero_puts_zero_point_at_the_minimum(low: float, high: float, signed: bool, qmin: int) -> None:
     scale, zero_point = integer_parameters(Quantization(low, high), signed=signed, symmetric=False)
     assert zero_point == qmin
     assert scale == np.float32(high / 255)

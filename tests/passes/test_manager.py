@@ -101,9 +101,7 @@ def _nothing(model: onnx_ir.Model) -> Rewrites:
     return Rewrites(declined=[Declined("relu", "Relu", "not today")])
 
 
-def _run(
-    *passes: Pass, model: onnx_ir.Model | None = None, data: Any = None, **flags: Any
-) -> list[PassRecord]:
+def _run(*passes: Pass, model: onnx_ir.Model | None = None, data: Any = None, **flags: Any) -> list[PassRecord]:
     model = model or _model()
     source = None if data is None else open_data(data, model=model)
     return PassManager(passes, **flags).run(model, Context(data=source))[1]
@@ -337,8 +335,7 @@ def test_changed_interface_is_refused(rewrite: Rewrite, interface: str) -> None:
     error = _refusal(_pass(rewrite))
     assert isinstance(error, InternalError)
     assert str(error) == (
-        "my-pass: changed the model's interface from (x: float[N,3]) -> (y: float[N,3]) "
-        f"to {interface}. {_RERUN}"
+        f"my-pass: changed the model's interface from (x: float[N,3]) -> (y: float[N,3]) to {interface}. {_RERUN}"
     )
 
 
@@ -398,10 +395,7 @@ def test_failure_names_the_node_that_the_innermost_code_had_in_hand() -> None:
         rewrite_one(model.graph[1])
         assert first
 
-    assert (
-        str(_refusal(_pass(rewrite)))
-        == f"my-pass: failed at node 'relu' (Relu): ValueError: no weight. {_RERUN}"
-    )
+    assert str(_refusal(_pass(rewrite))) == f"my-pass: failed at node 'relu' (Relu): ValueError: no weight. {_RERUN}"
 
 
 def test_internal_error_of_a_pass_is_named_once() -> None:

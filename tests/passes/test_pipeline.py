@@ -185,9 +185,7 @@ def test_parse_inverts_format(specs: list[PassSpec]) -> None:
     parsed = parse(text)
     assert parsed == tuple(specs)
     for before, after in zip(specs, parsed, strict=True):
-        assert [(k, _typed(v)) for k, v in before.options.items()] == [
-            (k, _typed(v)) for k, v in after.options.items()
-        ]
+        assert [(k, _typed(v)) for k, v in before.options.items()] == [(k, _typed(v)) for k, v in after.options.items()]
     assert "\n" not in text and format_pipeline(parsed) == text
 
 
@@ -227,9 +225,7 @@ def test_built_pass_survives_its_text(options: dict[str, Any]) -> None:
     assert build(format_pipeline([to_spec(built)]))[0].options == built.options
 
 
-@pytest.mark.parametrize(
-    "word", ["8", "-0", "0.5", "1e5", "inf", "nan", "true", "false", "", "a b", "a#b", "[*", "'"]
-)
+@pytest.mark.parametrize("word", ["8", "-0", "0.5", "1e5", "inf", "nan", "true", "false", "", "a b", "a#b", "[*", "'"])
 def test_string_that_would_read_as_something_else_is_quoted(word: str) -> None:
     text = format_pipeline([PassSpec("p", {"k": word})])
     assert text == f'p{{k="{word}"}}'
@@ -244,9 +240,7 @@ def test_plain_string_is_not_quoted(word: str) -> None:
 
 def test_to_spec_keeps_only_what_differs_from_the_defaults() -> None:
     built = _Tuned(ratio=0.5, rounds=3, tags=set("hgfedcba"), path=Path("x.npz"), mode="sure")
-    assert to_spec(built) == PassSpec(
-        "tuned", {"rounds": 3, "tags": list("abcdefgh"), "mode": "sure", "path": "x.npz"}
-    )
+    assert to_spec(built) == PassSpec("tuned", {"rounds": 3, "tags": list("abcdefgh"), "mode": "sure", "path": "x.npz"})
     assert str(to_spec(_Tuned(limit=None, include="a b"))) == 'tuned{include=["a b"],limit=none}'
 
 
@@ -331,8 +325,7 @@ _TAKEN = ", ".join(_AllKinds.model_fields)
         ),
         (
             "ratios=1",
-            "tuned: unknown option 'ratios'. Did you mean 'ratio' or 'pairs' or 'rounds'? It takes: "
-            + _TAKEN,
+            "tuned: unknown option 'ratios'. Did you mean 'ratio' or 'pairs' or 'rounds'? It takes: " + _TAKEN,
         ),
         ("self=1", "tuned: unknown option 'self'. It takes: " + _TAKEN),
     ],
@@ -376,9 +369,7 @@ def test_build_takes_specs_as_well_as_text() -> None:
 
 
 def test_build_refuses_an_unknown_pass() -> None:
-    with pytest.raises(
-        UsageError, match=r"^unknown pass 'tunned'\. Did you mean 'tuned'\? There are: cleanup, "
-    ):
+    with pytest.raises(UsageError, match=r"^unknown pass 'tunned'\. Did you mean 'tuned'\? There are: cleanup, "):
         build("tunned")
 
 
@@ -413,8 +404,7 @@ def test_build_refuses_an_unknown_pass() -> None:
         ),
         (
             f"a{{b={'[' * 17}{']' * 17}}}",
-            "column 21: expected at most 16 lists inside each other, "
-            f"found '[', in: a{{b={'[' * 17}{']' * 17}}}",
+            f"column 21: expected at most 16 lists inside each other, found '[', in: a{{b={'[' * 17}{']' * 17}}}",
         ),
     ],
 )

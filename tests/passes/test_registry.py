@@ -172,9 +172,7 @@ def test_plugin_that_names_a_class(install_plugin: InstallPlugin) -> None:
 
 
 def test_plugin_that_names_a_module(install_plugin: InstallPlugin) -> None:
-    source = textwrap.dedent(_PLUGIN) + (
-        "from onnxpress.passes.registry import register_pass\nregister_pass(Shiny)\n"
-    )
+    source = textwrap.dedent(_PLUGIN) + ("from onnxpress.passes.registry import register_pass\nregister_pass(Shiny)\n")
     install_plugin("shiny-tools", {"all": "shiny_module"}, shiny_module=source)
     assert pass_names() == [*_BUILT_IN, "shiny"]
     assert describe(get_pass("shiny")).source == "plugin shiny-tools"
@@ -236,9 +234,7 @@ class _Described(SiteOptions):
 
 
 def test_describe_tells_all_that_a_user_may_write() -> None:
-    info = describe(
-        _pass("mine", options_type=_Described, after=("cleanup",), __doc__="\n  Do it well.\n\n  More.")
-    )
+    info = describe(_pass("mine", options_type=_Described, after=("cleanup",), __doc__="\n  Do it well.\n\n  More."))
     assert dataclasses.replace(info, options=()) == registry.PassInfo(
         "mine", "bits", "Do it well.", f"registered by {__name__}", ("cleanup",), ()
     )

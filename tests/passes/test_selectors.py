@@ -17,9 +17,7 @@ from onnxpress.passes.selectors import Selection
 def _model(*nodes: tuple[str, str] | tuple[str, str, str]) -> onnx_ir.Model:
     """Return a model of nodes given as (name, op_type) or (name, op_type, domain)."""
     value = onnx_ir.val("x", onnx_ir.DataType.FLOAT, [1])
-    made = [
-        onnx_ir.Node(rest[0] if rest else "", op_type, [value], name=name) for name, op_type, *rest in nodes
-    ]
+    made = [onnx_ir.Node(rest[0] if rest else "", op_type, [value], name=name) for name, op_type, *rest in nodes]
     graph = onnx_ir.Graph([value], [], nodes=made, opset_imports={"": 18}, name="g")
     return onnx_ir.Model(graph, ir_version=10)
 
@@ -116,8 +114,7 @@ def test_nodes_of_subgraphs_are_selected_too() -> None:
         ("com.microsoft::Gelu", "Did you mean 'type:com.microsoft::Gelu'?"),
         (
             "type:conv",
-            "Did you mean 'Conv'? "
-            "The model has the operators Add, Conv, ConvTranspose, Gelu, Gemm, Identity, Relu",
+            "Did you mean 'Conv'? The model has the operators Add, Conv, ConvTranspose, Gelu, Gemm, Identity, Relu",
         ),
         ("zzz*", "A selector is a node's name, a glob over names, or type:Conv"),
         ("", "A selector is a node's name, a glob over names, or type:Conv"),
@@ -133,9 +130,7 @@ def test_selector_that_matches_nothing(selector: str, advice: str, option: str) 
 def test_selector_on_an_empty_model() -> None:
     with pytest.raises(UsageError) as caught:
         _selection(_model(), exclude=("type:Conv",))
-    assert str(caught.value) == (
-        "my-pass: exclude='type:Conv' matches no node. The model has the operators none"
-    )
+    assert str(caught.value) == ("my-pass: exclude='type:Conv' matches no node. The model has the operators none")
 
 
 _WORDS = st.text(alphabet="ab/*?[]!.", min_size=1, max_size=5)

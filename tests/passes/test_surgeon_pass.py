@@ -164,9 +164,7 @@ def test_attributes_and_subgraphs_are_compared() -> None:
 
     made = surgeon_pass(name="edit", fidelity="lossy")(edit)
     assert _run(made, model)[1].rewrites == Rewrites()
-    assert _run(made, model, alpha=0.5)[1].rewrites.sites == [
-        Site("inner", "LeakyRelu", detail="attributes changed")
-    ]
+    assert _run(made, model, alpha=0.5)[1].rewrites.sites == [Site("inner", "LeakyRelu", detail="attributes changed")]
 
 
 def test_parameters_are_options() -> None:
@@ -255,8 +253,7 @@ def _graphless(*, ratio: float = 0.5) -> None: ...
     [
         (
             _underscored,
-            "surgeon_pass 'mine': parameter '_hidden' cannot be an option. "
-            "Give it a name without a leading underscore",
+            "surgeon_pass 'mine': parameter '_hidden' cannot be an option. Give it a name without a leading underscore",
         ),
         (_graphless, "surgeon_pass 'mine': the function must take a gs.Graph as its first argument"),
         (

@@ -152,9 +152,7 @@ class Conv:
         weight = self.weight.data.reshape(3, 3, self.in_channels, -1).transpose(3, 2, 0, 1)
         name = graph.weight(f"{self.name}_weight", weight)
         strides = [self.stride, self.stride]
-        return graph.node(
-            "Conv", [source, name], self.name, kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=strides
-        )
+        return graph.node("Conv", [source, name], self.name, kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=strides)
 
 
 class BatchNorm:

@@ -31,8 +31,7 @@ def floats(values: npt.ArrayLike) -> Array:
 
 def scaled(gain: float, shift: float = 0.0, *, batch: str = "N", shape: str = "3") -> onnx_ir.Model:
     return text_model(
-        HEADER
-        + f"net (float[{batch},{shape}] x) => (float[{batch},{shape}] y) <float k = {{{gain}}}, float d = "
+        HEADER + f"net (float[{batch},{shape}] x) => (float[{batch},{shape}] y) <float k = {{{gain}}}, float d = "
         f"{{{shift}}}> "
         "{ a = Mul(x, k) y = Add(a, d) }"
     )
@@ -49,10 +48,7 @@ def refused(kind: type[OnnxpressError], message: str, action: Callable[[], objec
 
 def difference(before: Array, after: Array) -> Difference:
     """Compare models whose outputs are these arrays, [N, ...]."""
-    text = (
-        HEADER
-        + f"net (float{list(before.shape)} x, float{list(before.shape)} z) => (float{list(before.shape)} y)"
-    )
+    text = HEADER + f"net (float{list(before.shape)} x, float{list(before.shape)} z) => (float{list(before.shape)} y)"
     first, second = (text_model(f"{text} {{ y = Identity({name}) }}") for name in "xz")
     source = open_data({"x": before, "z": after})
     return compare(first, second, source).outputs["y"]
@@ -104,9 +100,7 @@ def test_infinities_that_agree_are_no_error() -> None:
     text = HEADER + "net (float[N,3] x) => (float[N,3] y) { y = Log(x) }"
     clipped = HEADER + "net (float[N,3] x) => (float[N,3] y) { a = Abs(x) y = Log(a) }"
     x = floats([[0.0, 1.0, 2.0], [3.0, -1.0, 4.0]])  # -inf and NaN
-    assert compare(text_model(text), text_model(text), open_data(x)).outputs["y"] == Difference(
-        math.inf, 0.0, 1.0
-    )
+    assert compare(text_model(text), text_model(text), open_data(x)).outputs["y"] == Difference(math.inf, 0.0, 1.0)
     found = compare(text_model(text), text_model(clipped), open_data(x)).outputs["y"]
     assert (found.sqnr_db, found.max_abs) == (-math.inf, math.inf)
 
@@ -121,9 +115,7 @@ def test_outputs_of_different_shapes_differ_without_bound() -> None:
 
 def test_models_with_different_batches() -> None:
     x = normal(7, 3)
-    found = compare(
-        scaled(1.0, batch="4"), scaled(1.1, batch="1"), open_data({"x": x, "labels": np.zeros(7, int)})
-    )
+    found = compare(scaled(1.0, batch="4"), scaled(1.1, batch="1"), open_data({"x": x, "labels": np.zeros(7, int)}))
     free = compare(scaled(1.0), scaled(1.1), open_data({"x": x, "labels": np.zeros(7, int)}))
     assert found.samples == free.samples == 7
     assert found.outputs["y"].sqnr_db == pytest.approx(free.outputs["y"].sqnr_db, abs=1e-9)
@@ -165,9 +157,7 @@ def test_runtime_rewrites_are_asked_for(optimize: bool, monkeypatch: pytest.Monk
 
 # Scores as they are, and with the last class raised so that it wins where the others are below 1.
 SCORES = floats([[3.0, 1.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.5], [0.5, 0.0, 0.0]])  # classes 0 1 2 0
-RAISED = text_model(
-    HEADER + "net (float[N,3] x) => (float[N,3] y) <float[3] d = {0.0, 0.0, 1.0}> { y = Add(x, d) }"
-)
+RAISED = text_model(HEADER + "net (float[N,3] x) => (float[N,3] y) <float[3] d = {0.0, 0.0, 1.0}> { y = Add(x, d) }")
 
 
 def test_agreement_and_accuracy() -> None:
@@ -251,9 +241,7 @@ def test_accuracy_needs_labels_and_scores() -> None:
         InputError,
         "accuracy needs labels of one class a sample, and an output of scores [N, classes] or classes [N]; "
         "the model gives 'y' float32 [N, 3, 2]",
-        lambda: accuracy(
-            scaled(1.0, shape="3,2"), open_data({"x": normal(2, 3, 2), "labels": np.zeros(2, np.int64)})
-        ),
+        lambda: accuracy(scaled(1.0, shape="3,2"), open_data({"x": normal(2, 3, 2), "labels": np.zeros(2, np.int64)})),
     )
 
 
@@ -270,8 +258,7 @@ def test_interfaces_that_do_not_match() -> None:
     )
     refused(
         InputError,
-        "the models cannot be compared: input 'x': expected float32 [N, 3] as in the first model, got "
-        "float32 [N, 4]",
+        "the models cannot be compared: input 'x': expected float32 [N, 3] as in the first model, got float32 [N, 4]",
         lambda: compare(scaled(1.0), scaled(1.0, shape="4"), data),
     )
     refused(
@@ -283,8 +270,7 @@ def test_interfaces_that_do_not_match() -> None:
     half = text_model(HEADER + "net (float[N,3] x) => (float16[N,3] y) { y = Cast <to = 10> (x) }")
     refused(
         InputError,
-        "the models cannot be compared: output 'y': expected float32 [N, 3] as in the first model, got "
-        "float16 [N, 3]",
+        "the models cannot be compared: output 'y': expected float32 [N, 3] as in the first model, got float16 [N, 3]",
         lambda: compare(scaled(1.0), half, data),
     )
     refused(

@@ -111,9 +111,7 @@ def test_inner_values_inputs_and_initializers(optimize: bool) -> None:
     np.testing.assert_array_equal(outputs["x"], feeds["x"])
     np.testing.assert_array_equal(outputs["shift"].reshape(-1), [0.5, -1.5])
     np.testing.assert_array_equal(outputs["b"], np.maximum(outputs["a"], 0))
-    np.testing.assert_allclose(
-        outputs["b"] + outputs["shift"], run_named(model, feeds)["y"], rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(outputs["b"] + outputs["shift"], run_named(model, feeds)["y"], rtol=1e-5, atol=1e-5)
     assert onnx_ir.to_proto(model).SerializeToString() == before
 
 
@@ -186,9 +184,7 @@ def test_what_a_body_gives_from_outside_is_needed() -> None:
     body = model.graph.node("if").attributes["then_branch"].as_graph()
     body.outputs[:] = [outer]
     body.remove(body[0])
-    model.graph.node("if").attributes["else_branch"].as_graph()[0].replace_input_with(
-        0, model.graph.inputs[0]
-    )
+    model.graph.node("if").attributes["else_branch"].as_graph()[0].replace_input_with(0, model.graph.inputs[0])
     content = partial_graph.serialize_partial(model, ["b"], Path())
     assert isinstance(content, bytes)
     assert [node.name for node in onnx.load_from_string(content).graph.node] == ["before", "if"]
@@ -218,9 +214,7 @@ def test_input_with_a_default() -> None:
 
 
 def test_default_of_an_input_that_is_not_needed() -> None:
-    model = text_model(
-        HEADER + "net (float[N,3] x, float[3] k) => (float[N,3] y) { a = Relu(x) y = Mul(a, k) }"
-    )
+    model = text_model(HEADER + "net (float[N,3] x, float[3] k) => (float[N,3] y) { a = Relu(x) y = Mul(a, k) }")
     model.graph.inputs[1].const_value = onnx_ir.tensor(floats([1, 2, 3]), name="k")
     model.graph.register_initializer(model.graph.inputs[1])
     assert Session(model, outputs=["a"]).run({"x": np.ones((1, 3), np.float32)})["a"].tolist() == [[1, 1, 1]]
@@ -287,9 +281,7 @@ TYPES = [np.float32, np.float16, np.float64, np.int8, np.uint16, np.int64, np.bo
 def test_weights_of_every_type(dtype: Any, file: bool, request: pytest.FixtureRequest) -> None:
     if file:
         request.getfixturevalue("through_a_file")
-    array = np.array([[0, 1, 1], [1, 0, 3], [5, 0, 7]]).astype(
-        dtype
-    )  # an odd count: 4 bits end in half a byte
+    array = np.array([[0, 1, 1], [1, 0, 3], [5, 0, 7]]).astype(dtype)  # an odd count: 4 bits end in half a byte
     tensor = onnx_ir.tensor(array, name="w")
     weight = onnx_ir.val("w", const_value=tensor)
     cast = onnx_ir.node("Cast", [weight], attributes={"to": onnx_ir.DataType.FLOAT}, name="cast")
@@ -345,9 +337,7 @@ def test_external_weights_inside_a_body(tmp_path: Path) -> None:
 def test_text_weights() -> None:
     model = text_model(HEADER + "net (float[1] x) => (string[2] y) { y = Identity(w) }")
     fill(model, "w", np.zeros(2, np.float32))
-    model.graph.initializers["w"].const_value = onnx_ir.StringTensor(
-        [b"ab", b"c"], shape=onnx_ir.Shape([2]), name="w"
-    )
+    model.graph.initializers["w"].const_value = onnx_ir.StringTensor([b"ab", b"c"], shape=onnx_ir.Shape([2]), name="w")
     assert Session(model).run({"x": np.zeros(1, np.float32)})["y"].tolist() == ["ab", "c"]
 
 
@@ -356,9 +346,7 @@ def test_text_weights() -> None:
 
 def test_values_that_cannot_be_fetched() -> None:
     model = text_model(BRANCH)
-    assert [fetchable(model, name) for name in ("x", "k", "a", "y", "t", "nothing")] == [True] * 4 + [
-        False
-    ] * 2
+    assert [fetchable(model, name) for name in ("x", "k", "a", "y", "t", "nothing")] == [True] * 4 + [False] * 2
     refused(
         UsageError,
         "value 't' lies in the body of a control-flow node and cannot be fetched",
@@ -372,16 +360,12 @@ def test_values_that_cannot_be_fetched() -> None:
             outputs=["relu_out"],
         ),
     )
-    sequence = text_model(
-        HEADER + "net (float[N] x) => (float[N] y) { s = SequenceConstruct(x) y = Relu(x) }"
-    )
+    sequence = text_model(HEADER + "net (float[N] x) => (float[N] y) { s = SequenceConstruct(x) y = Relu(x) }")
     for node in sequence.graph:
         if node.op_type == "SequenceConstruct":
             node.outputs[0].type = onnx_ir.SequenceType(onnx_ir.TensorType(onnx_ir.DataType.FLOAT))
     assert not fetchable(sequence, "s")
-    refused(
-        UsageError, "value 's' is no tensor and cannot be fetched", lambda: Session(sequence, outputs=["s"])
-    )
+    refused(UsageError, "value 's' is no tensor and cannot be fetched", lambda: Session(sequence, outputs=["s"]))
 
 
 def test_feeds_that_do_not_match() -> None:
@@ -401,9 +385,7 @@ def test_feeds_that_do_not_match() -> None:
 
 
 def test_model_that_does_not_load() -> None:
-    wrong_type = text_model(
-        HEADER + "net (int8[N,3,4,4] x, int8[2,3,3,3] w) => (int8[N,2,2,2] y) { y = Conv(x, w) }"
-    )
+    wrong_type = text_model(HEADER + "net (int8[N,3,4,4] x, int8[2,3,3,3] w) => (int8[N,2,2,2] y) { y = Conv(x, w) }")
     for source in (wrong_type, b"no model"):
         with pytest.raises(InputError, match=r"^onnxruntime cannot load the model: [^\[\n]+[^.\s]$"):
             Session(source)
@@ -416,9 +398,7 @@ def test_node_that_fails_is_named() -> None:
     net (float[N,6] x) => (float[M,5] y) <int64[2] s = {-1, 5}> { [reshape_1] y = Reshape(x, s) }"""
     )
     session = Session(model)
-    with pytest.raises(
-        InputError, match=r"^onnxruntime cannot run node 'reshape_1' \(Reshape\): [^/\n]*\{2,6\}"
-    ):
+    with pytest.raises(InputError, match=r"^onnxruntime cannot run node 'reshape_1' \(Reshape\): [^/\n]*\{2,6\}"):
         session.run({"x": np.zeros((2, 6), np.float32)})
 
 
@@ -510,9 +490,7 @@ def rows(samples: int, seed: int = 0) -> Array:
     limit=st.none() | st.integers(1, 9),
 )
 @settings(max_examples=40)
-def test_result_does_not_depend_on_batches(
-    fixed: str | int, samples: int, batch_size: int, limit: int | None
-) -> None:
+def test_result_does_not_depend_on_batches(fixed: str | int, samples: int, batch_size: int, limit: int | None) -> None:
     model = text_model(HEADER + SCALES.format(N=fixed))
     runner = BatchRunner(model, Session(model, outputs=["y", "a", "k", "x"]))
     x = rows(samples)
@@ -520,9 +498,7 @@ def test_result_does_not_depend_on_batches(
     results = [runner.run(batch) for batch in data.batches(batch_size, limit=limit)]
     used = x[:limit]
     np.testing.assert_array_equal(np.concatenate([result["x"] for result in results]), used)
-    np.testing.assert_array_equal(
-        np.concatenate([result["a"] for result in results]), used * floats([1, 2, 3])
-    )
+    np.testing.assert_array_equal(np.concatenate([result["a"] for result in results]), used * floats([1, 2, 3]))
     np.testing.assert_array_equal(
         np.concatenate([result["y"] for result in results]), np.maximum(used * floats([1, 2, 3]), 0)
     )
@@ -577,9 +553,7 @@ def test_detections_of_changing_number_are_strung_together() -> None:
 
 def test_model_without_batch() -> None:
     x = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
-    text = (
-        "net (float[3,5] x) => (float[3] y) <int64[1] axis = {1}> { y = ReduceSum <keepdims = 0> (x, axis) }"
-    )
+    text = "net (float[3,5] x) => (float[3] y) <int64[1] axis = {1}> { y = ReduceSum <keepdims = 0> (x, axis) }"
     for samples in (4, 1):
         y = one_batch(text, {"x": x[:samples]})["y"]
         np.testing.assert_allclose(y, x[:samples].sum(axis=2), rtol=1e-5)
@@ -631,9 +605,7 @@ def test_stream_of_chosen_values() -> None:
     x = np.random.default_rng(3).standard_normal((7, 3, 5, 7)).astype(np.float32)
     progress = Recorder()
     data = open_data({"images": x})  # not bound to the model yet
-    found = list(
-        stream(model, data, ["a", "x"], limit_bytes=4000, samples=6, optimize=False, progress=progress)
-    )
+    found = list(stream(model, data, ["a", "x"], limit_bytes=4000, samples=6, optimize=False, progress=progress))
     # per sample: a 2*3*5*4 bytes, twice; and twice the largest value, a: 480; the input is not computed
     assert [batch["a"].shape for batch in found] == [(6, 2, 3, 5)]
     assert progress.told == [("running the model", 6), 6, "end"]

@@ -62,7 +62,7 @@ def _rounded(model: onnx_ir.Model) -> tuple[RoundedLayer, Linear]:
 def _fake(x: Array) -> Array:
     scale = np.float32(3.5 / 255)
     zero_point = np.rint(1.5 / scale)
-    return ((np.clip(np.rint(x / scale) + zero_point, 0, 255) - zero_point) * scale).astype(np.float32)
+    return np.asarray((np.clip(np.rint(x / scale) + zero_point, 0, 255) - zero_point) * scale, np.float32)
 
 
 @pytest.mark.parametrize(("opset", "batch"), [(13, "N"), (17, "N"), (18, "N"), (21, "4")])

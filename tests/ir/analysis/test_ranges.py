@@ -23,7 +23,7 @@ def _histogram(values: npt.NDArray[np.float32]) -> Histogram:
 
 def _quantized(values: npt.NDArray[np.float32], low: float, high: float, bits: int) -> npt.NDArray[np.float64]:
     step = (high - low) / (2**bits - 1)
-    return np.clip(np.rint(values / step), round(low / step), round(high / step)) * step
+    return np.asarray(np.clip(np.rint(values / step), round(low / step), round(high / step)) * step, np.float64)
 
 
 def _heavy_tailed(size: int = 100_000) -> npt.NDArray[np.float32]:

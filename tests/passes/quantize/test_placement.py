@@ -86,7 +86,7 @@ def test_the_cut_is_the_cheapest_assignment(
     nodes: dict[str, tuple[int, int]], values: dict[str, tuple[int, int]]
 ) -> None:
     units, _ = find_units(_conv_net().graph, _SCHEME)
-    costs = _Table(dict(nodes), dict(values))  # type: ignore[arg-type]
+    costs = _Table(dict(nodes), dict(values))
     in_float = place(units, costs)
     cheapest = min(
         _total(units, set(subset), costs)

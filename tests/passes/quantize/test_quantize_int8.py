@@ -40,11 +40,8 @@ def _model(body: str, weights: dict[str, Array], *, out: str = "N, M", header: s
         if value.name in weights:
             model.graph.inputs.remove(value)
             tensor = onnx_ir.tensor(weights[value.name].astype(np.float32), name=value.name)
-            value.type, value.shape, value.const_value = (
-                onnx_ir.TensorType(tensor.dtype),
-                tensor.shape,
-                tensor,
-            )
+            value.type, value.shape = onnx_ir.TensorType(tensor.dtype), onnx_ir.Shape(np.shape(weights[value.name]))
+            value.const_value = tensor
             model.graph.register_initializer(value)
     return load(model)
 

@@ -70,7 +70,7 @@ def _reference(model: onnx_ir.Model, scheme: IntegerScheme) -> onnx_ir.Model:
             reader.replace_input_with(index, real.outputs[0])
         for index, output in enumerate(graph.outputs):
             if output is value:
-                real.outputs[0].dtype, real.outputs[0].shape = value.dtype, value.shape
+                real.outputs[0].type, real.outputs[0].shape = value.type, value.shape
                 graph.outputs[index] = real.outputs[0]
     return reference
 
@@ -316,11 +316,8 @@ def _make_constants(model: onnx_ir.Model, arrays: dict[str, Any]) -> None:
             array = np.asarray(arrays[value.name])
             array = array if array.dtype == np.int64 else array.astype(np.float32)
             tensor = onnx_ir.tensor(array, name=value.name)
-            value.type, value.shape, value.const_value = (
-                onnx_ir.TensorType(tensor.dtype),
-                tensor.shape,
-                tensor,
-            )
+            value.type, value.shape = onnx_ir.TensorType(tensor.dtype), onnx_ir.Shape(np.shape(array))
+            value.const_value = tensor
             model.graph.register_initializer(value)
 
 

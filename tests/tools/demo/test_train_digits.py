@@ -129,9 +129,7 @@ def test_weights_are_stored_once_and_finite() -> None:
 
 
 def test_the_files_are_written_as_they_are_read(tmp_path: Path) -> None:
-    digits = train_digits.Digits(
-        np.random.default_rng(0).random((3, 16, 16, 1), dtype=np.float32), np.arange(3)
-    )
+    digits = train_digits.Digits(np.random.default_rng(0).random((3, 16, 16, 1), dtype=np.float32), np.arange(3))
     digits.save(tmp_path / "some.npz")
     with np.load(tmp_path / "some.npz") as archive:
         np.testing.assert_array_equal(archive["input"][:, 0], digits.images[..., 0])
