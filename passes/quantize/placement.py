@@ -76,9 +76,11 @@ def _reason(unit: Unit, costs: CostEstimator) -> str:
     integer, real = costs.node_seconds(unit.node, "int8"), costs.node_seconds(unit.node, "float32")
     if math.isinf(integer):
         return "the target has no int8 kernel for it"
+    borders = sum(costs.convert_seconds(value, "int8") for value in unit.inputs)
+    borders += costs.convert_seconds(unit.output, "float32") if unit.must_quantize_output else 0.0
     return (
-        f"float is cheaper here: {real * 1e6:.1f} us against {integer * 1e6:.1f} us in int8, "
-        "conversions at its borders decide"
+        f"float is cheaper as a whole: {real * 1e6:.1f} us against {integer * 1e6:.1f} us in int8 "
+        f"and up to {borders * 1e6:.1f} us of conversions at its borders"
     )
 
 

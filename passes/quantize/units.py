@@ -92,7 +92,7 @@ def _as_unit(node: onnx_ir.Node, scheme: QuantizationScheme) -> Unit | str:
     if node.op_type in scheme.compute:
         view = as_linear(node)
         if not isinstance(view, Linear):
-            return view or "no constant weight"
+            return "already quantized" if _reads_dequantized(node) else view or "no constant weight"
         linear, inputs = view, (view.data,)
     else:
         operands = _operands(node)
@@ -117,12 +117,20 @@ _FIRST_INPUT_ONLY = frozenset(
 def _operands(node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...] | str:
     given: Iterable[onnx_ir.Value | None] = node.inputs[:1] if node.op_type in _FIRST_INPUT_ONLY else node.inputs
     operands = tuple(value for value in given if value is not None)
+    if _reads_dequantized(node):
+        return "already quantized"
     for value in operands:
         if _is_constant(value):
             return f"operand {value.name!r} is a constant"
     if node.op_type == "Pad" and not _pads_with_zero(node):
         return "pads with another value than zero"
     return operands
+
+
+def _reads_dequantized(node: onnx_ir.Node) -> bool:
+    """Whether an operand of `node` comes out of a DequantizeLinear: somebody has quantized here before."""
+    producers = (value.producer() for value in node.inputs if value is not None)
+    return any(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
 
 
 def _is_constant(value: onnx_ir.Value) -> bool:

@@ -22,11 +22,12 @@ from onnxpress.ir.opset import require_opset
 from onnxpress.ir.quantization import Quantization, clear, integer_parameters, quantization_of
 from onnxpress.passes.constraints import IntegerScheme, QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
-from onnxpress.targets.lowering.qdq_weights import Integers, lower_weights
+from onnxpress.targets.lowering.qdq_weights import Integers, is_quantized, lower_weights
 from onnxpress.targets.lowering.report import LoweringReport
 
 __all__ = ["lower_qdq"]
 
+_QUANTIZED_BY_RUNTIME = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _QDQ_OPSET = 13  # DequantizeLinear takes an axis; Pad, Slice, MaxPool and friends take 8-bit integers
 
 # Operators that move or compare values without computing new ones: they do the same to integers.
@@ -42,6 +43,7 @@ def lower_qdq(model: onnx_ir.Model, scheme: QuantizationScheme) -> LoweringRepor
     emit = Emitter(model.graph)
     integers = _Values(emit, scheme.activation, report).lower()
     lower_weights(emit, scheme, integers, report)
+    _guard_float_weights(emit, scheme.activation, integers, report)
     _drop_unread(model.graph, integers)
     return report
 
@@ -49,6 +51,38 @@ def lower_qdq(model: onnx_ir.Model, scheme: QuantizationScheme) -> LoweringRepor
 def _has_work(graph: onnx_ir.Graph) -> bool:
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     return any(map(quantization_of, values)) or any(map(is_encoded, graph.initializers.values()))
+
+
+def _guard_float_weights(
+    emit: Emitter, scheme: IntegerScheme, integers: Mapping[onnx_ir.Value, Integers], report: LoweringReport
+) -> None:
+    """Keep a layer that was left in float between integers from being quantized after all.
+
+    onnxruntime gives the float weight of DQ -> Conv -> Q one scale for the whole tensor, silently (its
+    WeightBiasQuantization; seen on the optimized graph). A Clip to the range that the integers can stand for changes no value and stops it.
+    """
+    lowest, highest = (-128, 127) if scheme.signed else (0, 255)
+    for node in list(emit.graph):
+        data = integers.get(node.inputs[0]) if node.op_type in _QUANTIZED_BY_RUNTIME and node.inputs[0] else None
+        if data is None or _is_dequantized(node.inputs[1]) or not is_quantized(node.outputs[0]):
+            continue
+        name = f"{data.value.name}_in_range"
+        ends = [
+            emit.constant(f"{name}_{end}", np.float32(data.scale) * np.float32(integer - data.zero_point))
+            for end, integer in (("low", lowest), ("high", highest))
+        ]
+        real = node.inputs[0]
+        clipped = emit.value(name, onnx_ir.DataType.FLOAT, real.shape if real is not None else None)
+        emit.graph.insert_before(node, emit.node("Clip", [real, *ends], clipped))
+        node.replace_input_with(0, clipped)
+        report.notes.append(
+            f"{node.name!r} stays in float: a Clip that changes nothing keeps the runtime from rounding it"
+        )
+
+
+def _is_dequantized(value: onnx_ir.Value | None) -> bool:
+    producer = None if value is None else value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _drop_unread(graph: onnx_ir.Graph, integers: Mapping[onnx_ir.Value, Integers]) -> None:

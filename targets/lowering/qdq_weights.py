@@ -33,7 +33,7 @@ from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
 from onnxpress.targets.lowering.report import LoweringReport
 
-__all__ = ["Integers", "lower_weights"]
+__all__ = ["Integers", "is_quantized", "lower_weights"]
 
 _Array = npt.NDArray[Any]
 _INT32_MAX = 2**31 - 1
@@ -175,7 +175,7 @@ class _Weights:
 
     def _lower_bias(self, view: Linear, encoded: Affine, data: Integers) -> None:
         bias = view.bias()
-        writes_float = view.node.op_type == "Gemm" and not _is_quantized(view.output)
+        writes_float = view.node.op_type == "Gemm" and not is_quantized(view.output)
         if bias is None or not (self.scheme.bias == "int32" or writes_float):
             return
         # Kernels add the bias to the sum of products, so it must have exactly their scale.
@@ -194,7 +194,7 @@ class _Weights:
         self.report.forms["bias -> int32 DequantizeLinear"] += 1
 
 
-def _is_quantized(value: onnx_ir.Value) -> bool:
+def is_quantized(value: onnx_ir.Value) -> bool:
     """Whether `value`, or the activation that alone reads it, goes into a QuantizeLinear."""
     readers = list(value.consumers())
     if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):

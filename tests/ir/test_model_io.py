@@ -806,8 +806,10 @@ def test_paths_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert _refusal(lambda: model_io.save(model, path), UsageError) == (
         f"output {path}: there is no folder {tmp_path / 'no'}. Create it first."
     )
-    assert _refusal(lambda: model_io.save(model, "/dev/null", overwrite=True), UsageError) == (
-        "output /dev/null: is a device or pipe, not a file. Name a file."
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert _refusal(lambda: model_io.save(model, pipe, overwrite=True), UsageError) == (
+        f"output {pipe}: is a device or pipe, not a file. Name a file."
     )
     path = tmp_path / f"{'long' * 60}.onnx"
     assert _refusal(lambda: model_io.save(model, path), UsageError) == (

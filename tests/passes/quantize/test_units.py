@@ -78,6 +78,11 @@ def test_same_scale_units_do_not_fold_an_activation() -> None:
     [
         ("[n] out = Conv (x, x)", "weight 'x' is a graph input, which the caller may set"),
         ("[n] out = Add (x, c)", "operand 'c' is a constant"),
+        (
+            "q = QuantizeLinear (x, one)\n y = DequantizeLinear (q, one)\n [n] out = MaxPool <kernel_shape = [1, 1]> (y)",
+            "already quantized",
+        ),
+        ("q = QuantizeLinear (c, one)\n y = DequantizeLinear (q, one)\n [n] out = Conv (x, y)", "already quantized"),
         ("[n] out = Pad (x, pads, one)", "pads with another value than zero"),
         ("[n] a, out = Split (x)", "2 outputs: only single-output forms have an integer kernel"),
     ],

@@ -365,3 +365,42 @@ def test_a_conv_is_fused_with_a_float_bias_and_without_a_zero_point(kernel: int)
     lower_qdq(model, _U8)
     kernels = inspect_kernels(model)
     assert (kernels.unfused, kernels.left_float, len(kernels.integer)) == ((), (), 1)
+
+
+_BETWEEN = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N, 4, 5, 7] x, float w, float v, float u) => (float[N, 4, 5, 7] out)
+    { [one] a = Conv (x, w)
+      [relu] r = Relu (a)
+      [float] b = Conv (r, v)
+      [last] out = Conv (b, u) }
+"""
+
+
+@pytest.mark.parametrize("scheme", [_U8, _S8])
+def test_a_layer_left_in_float_between_integers_is_computed_in_float(scheme: QuantizationScheme) -> None:
+    rng = np.random.default_rng(0)
+    model = text_model(_BETWEEN)
+    # Channels of very different size: one scale for the whole weight would ruin the small ones.
+    spread = np.geomspace(0.001, 1, 4)[:, None, None, None]
+    _make_constants(model, {name: rng.standard_normal((4, 4, 1, 1)) * spread for name in ("w", "v", "u")})
+    noted = _noted(model, {"x": (-3, 3), "r": (0, 2), "b": (-4, 4), "out": (-4, 4)})
+    weight = noted.graph.initializers["v"].const_value
+    assert isinstance(weight, Affine)
+    noted.graph.initializers["v"].const_value = onnx_ir.tensor(weight.dense(), name="v")
+    lowered = _assert_same_function(noted, scheme)
+    assert _ops(lowered)["Clip"] == 1
+    if scheme is _U8:
+        kernels = inspect_kernels(lowered)
+        assert kernels.left_float == ("float",) and len(kernels.integer) == 2
+
+
+def test_a_float_layer_that_writes_float_needs_no_guard() -> None:
+    model = text_model(_BETWEEN)
+    rng = np.random.default_rng(0)
+    _make_constants(model, {name: rng.standard_normal((4, 4, 1, 1)) for name in ("w", "v", "u")})
+    noted = _noted(model, {"x": (-3, 3), "r": (0, 2)})
+    weight = noted.graph.initializers["v"].const_value
+    assert isinstance(weight, Affine)
+    noted.graph.initializers["v"].const_value = onnx_ir.tensor(weight.dense(), name="v")
+    assert "Clip" not in _ops(_assert_same_function(noted, _U8))
