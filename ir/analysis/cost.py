@@ -177,6 +177,7 @@ _RECURRENT = frozenset({"DynamicQuantizeLSTM", "GRU", "LSTM", "RNN"})
 _UNCOUNTED = frozenset(
     {"Attention", "DFT", "Einsum", "GroupQueryAttention", "MultiHeadAttention", "QAttention", "STFT"}
 )
+_FOLDED_INTO_RANGE = frozenset({"Clip", "Relu"})  # integer kernels clip as they round
 _KEEPS_SHAPE = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear"})
 
 
@@ -318,8 +319,9 @@ class _Memory:
             if node.op_type == "DequantizeLinear":
                 through = not value.is_graph_output() and all(_is_integer_kernel(use.node) for use in value.uses())
             elif node.op_type == "QuantizeLinear":
-                producer = source.producer()
-                through = producer is not None and _is_integer_kernel(producer)
+                through = _integer_kernel_behind(source) is not None
+            elif node.op_type in _FOLDED_INTO_RANGE:
+                through = _integer_kernel_behind(value) is not None
             else:
                 through = node.op_type in _VIEWS
             if not through:
@@ -338,12 +340,22 @@ def _is_integer_kernel(node: onnx_ir.Node) -> bool:
 
 
 def _quantized(value: onnx_ir.Value) -> onnx_ir.Value | None:
-    """Return the output of the QuantizeLinear that is the only reader of `value`."""
+    """Return the output of the QuantizeLinear that alone reads `value`, an activation between them or not."""
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():
         return None
     reader = next(iter(uses)).node
+    if reader.op_type in _FOLDED_INTO_RANGE:
+        return _quantized(reader.outputs[0])
     return reader.outputs[0] if reader.op_type == "QuantizeLinear" else None
+
+
+def _integer_kernel_behind(value: onnx_ir.Value) -> onnx_ir.Node | None:
+    """Return the integer kernel that makes `value`, an activation between them or not."""
+    node = value.producer()
+    if node is not None and node.op_type in _FOLDED_INTO_RANGE and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node if node is not None and _is_integer_kernel(node) else None
 
 
 def _stored_as(value: onnx_ir.Value) -> onnx_ir.Value:

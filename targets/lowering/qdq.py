@@ -59,7 +59,8 @@ def _guard_float_weights(
     """Keep a layer that was left in float between integers from being quantized after all.
 
     onnxruntime gives the float weight of DQ -> Conv -> Q one scale for the whole tensor, silently (its
-    WeightBiasQuantization; seen on the optimized graph). A Clip to the range that the integers can stand for changes no value and stops it.
+    WeightBiasQuantization; seen on the optimized graph). A Clip to the range that the integers can stand for
+    changes no value and stops it.
     """
     lowest, highest = (-128, 127) if scheme.signed else (0, 255)
     for node in list(emit.graph):
