@@ -35,11 +35,13 @@ _Array = npt.NDArray[Any]
 
 @dataclasses.dataclass(frozen=True)
 class RoundedLayer:
-    """A linear operator as it would be after quantization."""
+    """A linear operator as it would be after quantization. signed, symmetric: how its input's integers would be."""
 
     linear: Linear
     data: Quantization
     weight: Encoded
+    signed: bool = False
+    symmetric: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,8 @@ class _Sums:
     def add(self, noise: _Array, signal: _Array, means: _Array) -> None:
         self.noise += float(noise.sum(dtype=np.float64))
         self.signal += float(signal.sum(dtype=np.float64))
-        self.means.append(means.astype(np.float64))
+        # Samples may be spread over several axes, as in [N, T, C] before a Gemm on [N*T, C].
+        self.means.append(means.reshape(-1, means.shape[-1]).astype(np.float64))
 
     def result(self) -> LayerError:
         means = np.concatenate(self.means)  # [samples, out_channels]
@@ -121,12 +124,12 @@ def _add_twin(model: onnx_ir.Model, node: onnx_ir.Node, layer: RoundedLayer, ind
     """Append the twin of `node`; return the names of its noise [N], signal [N] and mean errors [N, out_channels]."""
     graph, view = model.graph, layer.linear
     prefix = f"onnxpress.layer_error.{index}"
-    scale, zero_point = integer_parameters(layer.data, signed=False, symmetric=False)
+    scale, zero_point = integer_parameters(layer.data, signed=layer.signed, symmetric=layer.symmetric)
     tape = onnx_ir.tape.Tape()
     data = node.inputs[view.node.inputs.index(view.data)]
     parameters = [
         _constant(graph, f"{prefix}.scale", np.asarray(scale, np.float32)),
-        _constant(graph, f"{prefix}.zero_point", np.asarray(zero_point, np.uint8)),
+        _constant(graph, f"{prefix}.zero_point", np.asarray(zero_point, np.int8 if layer.signed else np.uint8)),
     ]
     integers = tape.op("QuantizeLinear", [data, *parameters])
     rounded = tape.op("DequantizeLinear", [integers, *parameters])

@@ -11,8 +11,9 @@ that becomes is the target's lowering.
 4. encode   weights, symmetric; a weight that already lies on an integer grid keeps that grid and loses nothing
 5. correct  biases for the mean error of each layer (`ir.analysis.layer_error`), where it is more than chance
 
-Legal when: values are FLOAT, weights constant, shapes static but for the batch; opset 13 or later (the model is
-raised to it). Fidelity: lossy; each site records the measured signal-to-noise ratio of its own output.
+Legal when: values are FLOAT, weights constant, not quantized before; opset 13 or later (the model is raised to it).
+A MatMul has no bias, so its mean error stays. Fidelity: lossy; each site records the measured signal-to-noise ratio
+of its own output.
 Sources: Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (scheme); Nagel et al. 2021, section 3,
 https://arxiv.org/abs/2106.08295 (ranges, bias correction).
 """
@@ -20,7 +21,7 @@ https://arxiv.org/abs/2106.08295 (ranges, bias correction).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -46,6 +47,7 @@ from onnxpress.passes.base import (
     Site,
     SiteOptions,
 )
+from onnxpress.passes.cleanup.graph_edits import drop_unused_constant, fresh_name, set_bias, value_names
 from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.passes.quantize.calibration import observe_ranges
 from onnxpress.passes.quantize.placement import place, values_between
@@ -107,22 +109,32 @@ class QuantizeInt8(Pass):
         """
         data = context.require_data(self.name)
         rewrites = Rewrites()
+        if "affine8" not in context.constraints.encodings:
+            rewrites.declined.append(Declined("model", "model", f"{context.constraints.target} stores no int8 weights"))
+            return rewrites
         units = self._choose(model, context, rewrites)
         if not units:
             return rewrites
-        require_opset(model, _PER_CHANNEL_OPSET, reason=f"{self.name} stores a scale per channel")
-        units = _find_again(units, model, context.constraints.quantization)
+        if require_opset(model, _PER_CHANNEL_OPSET, reason=f"{self.name} stores a scale per channel"):
+            rewrites = Rewrites()  # its nodes are others now, and so may be what can be quantized
+            units = self._choose(model, context, rewrites)
         scheme = context.constraints.quantization
         ranges = observe_ranges(
             model, units, data, values_between(units), method=self.options.method,
             percentile=self.options.percentile, samples=self.options.samples, progress=context.progress,
         )  # fmt: skip
         weights = {unit: _encode(unit.linear, ranges[unit.linear.data], scheme) for unit in units if unit.linear}
-        layers = [_rounded(unit, ranges, weights) for unit in units if unit.linear]
+        activation = scheme.activation
+        layers = [
+            RoundedLayer(unit.linear, ranges[unit.linear.data], weights[unit], activation.signed, activation.symmetric)
+            for unit in units
+            if unit.linear
+        ]
         errors = measure_layer_errors(model, layers, data, samples=self.options.error_samples)
         plan = _Plan(units, ranges, weights, dict(zip(weights, errors, strict=True)))
+        names = value_names(model)
         for unit in units:
-            rewrites.sites.append(self._apply(model.graph, unit, plan))
+            rewrites.sites.append(self._apply(model, unit, plan, names))
         for value, quantization in ranges.items():
             note(value, quantization)
         return rewrites
@@ -148,26 +160,20 @@ class QuantizeInt8(Pass):
         rewrites.declined.extend(_declined(unit, reason) for unit, reason in reasons.items())
         return [unit for unit in candidates if unit not in reasons]
 
-    def _apply(self, graph: onnx_ir.Graph, unit: Unit, plan: _Plan) -> Site:
+    def _apply(self, model: onnx_ir.Model, unit: Unit, plan: _Plan, names: set[str | None]) -> Site:
         amount, detail = _amount(unit), _describe(unit, plan.ranges)
         if unit.linear is None:
             return Site(unit.name, unit.node.op_type, amount, amount, detail=detail)
         weight, error = plan.weights[unit], plan.errors[unit]
-        _replace_weight(graph, unit.linear, weight)
+        _replace_weight(model, unit.linear, weight, names)
         if self.options.bias_correction:
-            _shift_bias(graph, unit.linear, error.significant_shift())
+            _shift_bias(model, unit.linear, error.significant_shift(), names)
         after = dataclasses.replace(amount, size_bytes=amount.size_bytes - weight.nbytes + weight.packed_bytes)
         return Site(unit.name, unit.node.op_type, amount, after, {"sqnr_db": error.sqnr_db}, detail)
 
 
 def _declined(unit: Unit, reason: str) -> Declined:
     return Declined(unit.name, unit.node.op_type, reason)
-
-
-def _find_again(units: Sequence[Unit], model: onnx_ir.Model, scheme: QuantizationScheme) -> list[Unit]:
-    """Look `units` up by node name: raising the opset may have replaced the nodes."""
-    names = {unit.name for unit in units}
-    return [unit for unit in find_units(model.graph, scheme)[0] if unit.name in names]
 
 
 def _encode(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> Affine:
@@ -204,40 +210,28 @@ def _least_scale(
     return np.asarray(by_scale.max(axis=0), np.float32)
 
 
-def _rounded(unit: Unit, ranges: Mapping[onnx_ir.Value, Quantization], weights: Mapping[Unit, Affine]) -> RoundedLayer:
-    assert unit.linear is not None
-    return RoundedLayer(unit.linear, ranges[unit.linear.data], weights[unit])
-
-
-def _replace_weight(graph: onnx_ir.Graph, linear: Linear, weight: Affine) -> None:
+def _replace_weight(model: onnx_ir.Model, linear: Linear, weight: Affine, names: set[str | None]) -> None:
     """Give the node the encoded weight; other readers of the old one keep it."""
     old = linear.weight_value
-    if len(old.uses()) == 1 and old.is_initializer():
+    if len(old.uses()) == 1 and old.is_initializer() and not old.is_graph_output():
         weight.name = old.name
         old.const_value = weight
         return
-    linear.node.replace_input_with(linear.weight_index, _initializer(graph, f"{old.name}/{linear.node.name}", weight))
+    weight.name = fresh_name(f"{old.name}_{linear.node.name}", names)
+    value = onnx_ir.val(weight.name, onnx_ir.DataType.FLOAT, weight.shape.numpy(), const_value=weight)
+    model.graph.register_initializer(value)
+    linear.node.replace_input_with(linear.weight_index, value)
+    drop_unused_constant(old)
 
 
-def _shift_bias(graph: onnx_ir.Graph, linear: Linear, shift: npt.NDArray[np.float64]) -> None:
+def _shift_bias(model: onnx_ir.Model, linear: Linear, shift: npt.NDArray[np.float64], names: set[str | None]) -> None:
+    """Add `shift` [out_channels] to the bias. A MatMul has none to take it, and is left as it is."""
     if linear.node.op_type == "MatMul" or not np.any(shift):
-        return  # MatMul has no bias to take it
+        return
+    assert shift.shape == (linear.out_channels,), "layer errors have one mean per output channel"
     bias = linear.bias()
     corrected = (shift if bias is None else bias + shift).astype(np.float32)
-    name = f"{linear.node.name}/bias" if linear.bias_value is None else f"{linear.bias_value.name}/corrected"
-    if len(linear.node.inputs) < 3:
-        linear.node.resize_inputs(3)
-    linear.node.replace_input_with(2, _initializer(graph, name, onnx_ir.tensor(corrected)))
-
-
-def _initializer(graph: onnx_ir.Graph, name: str, tensor: onnx_ir.TensorProtocol) -> onnx_ir.Value:
-    unique, count = name, 1
-    while unique in graph.initializers:
-        unique, count = f"{name}.{count}", count + 1
-    tensor.name = unique
-    value = onnx_ir.val(unique, const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    set_bias(linear.node, corrected, model, names)
 
 
 def _amount(unit: Unit) -> Amount:

@@ -6,15 +6,18 @@ A unit reads quantized activations and may write one. Everything else in the gra
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir
 
-from onnxpress.ir.linear import Linear, as_linear
+from onnxpress.ir.encodings import is_encoded
+from onnxpress.ir.linear import Linear, as_linear, constant_tensor
+from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Declined
 from onnxpress.passes.constraints import QuantizationScheme
 
-__all__ = ["Unit", "find_units", "nodes_before_last_linear"]
+__all__ = ["Unit", "activation_limits", "find_units", "nodes_before_last_linear"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,7 +95,11 @@ def _as_unit(node: onnx_ir.Node, scheme: QuantizationScheme) -> Unit | str:
     if node.op_type in scheme.compute:
         view = as_linear(node)
         if not isinstance(view, Linear):
-            return "already quantized" if _reads_dequantized(node) else view or "no constant weight"
+            return _ALREADY if _reads_dequantized(node) else view or "no constant weight"
+        if is_encoded(view.weight_value):
+            return _ALREADY
+        if node.op_type == "MatMul" and view.weight_index == 0:
+            return "its constant is the left operand, which no integer kernel takes"
         linear, inputs = view, (view.data,)
     else:
         operands = _operands(node)
@@ -100,6 +107,8 @@ def _as_unit(node: onnx_ir.Node, scheme: QuantizationScheme) -> Unit | str:
             return operands
         inputs = operands
     for value in (*inputs, *node.outputs):
+        if quantization_of(value) is not None:
+            return _ALREADY
         if value.dtype != onnx_ir.DataType.FLOAT:
             dtype = value.dtype.name if value.dtype is not None else "unknown"
             return f"value {value.name!r} is {dtype}, and only FLOAT is quantized"
@@ -108,6 +117,7 @@ def _as_unit(node: onnx_ir.Node, scheme: QuantizationScheme) -> Unit | str:
     return Unit(node, inputs, output, activation, linear, same_scale)
 
 
+_ALREADY = "already quantized"
 _FIRST_INPUT_ONLY = frozenset(
     {"AveragePool", "Flatten", "GlobalAveragePool", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Squeeze"}
     | {"Transpose", "Unsqueeze"}
@@ -118,7 +128,7 @@ def _operands(node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...] | str:
     given: Iterable[onnx_ir.Value | None] = node.inputs[:1] if node.op_type in _FIRST_INPUT_ONLY else node.inputs
     operands = tuple(value for value in given if value is not None)
     if _reads_dequantized(node):
-        return "already quantized"
+        return _ALREADY
     for value in operands:
         if _is_constant(value):
             return f"operand {value.name!r} is a constant"
@@ -153,8 +163,24 @@ def _fused_activation(value: onnx_ir.Value, activations: frozenset[str]) -> onnx
     if value.is_graph_output() or len(value.uses()) != 1:
         return None
     node = next(iter(value.consumers()))
-    if node.op_type not in activations or node.domain not in ("", "ai.onnx") or node.inputs[0] is not value:
+    if node.op_type not in activations or node.domain not in ("", "ai.onnx"):
         return None
-    if node.op_type == "Clip" and not all(bound is None or bound.const_value is not None for bound in node.inputs[1:]):
-        return None
-    return node
+    low, high = activation_limits(node)
+    return node if low <= 0.0 <= high else None  # a quantized range always holds zero
+
+
+def activation_limits(node: onnx_ir.Node) -> tuple[float, float]:
+    """Return what values `node`, a Relu or Clip, lets through; an empty interval (inf, -inf) where that varies."""
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    low = node.attributes.get_float("min", -math.inf)  # attributes before opset 11, inputs since
+    high = node.attributes.get_float("max", math.inf)
+    for index in (1, 2):
+        bound = node.inputs[index] if len(node.inputs) > index else None
+        if bound is None:
+            continue
+        tensor = constant_tensor(bound)
+        if tensor is None:
+            return math.inf, -math.inf
+        low, high = (float(tensor.numpy()), high) if index == 1 else (low, float(tensor.numpy()))
+    return low, high

@@ -72,6 +72,15 @@ def test_a_large_array_is_sampled_with_its_weight_kept() -> None:
     assert share == pytest.approx(np.mean(values > 1.0), abs=0.01)
 
 
+def test_zeros_of_a_sampled_array_keep_their_weight() -> None:
+    values = np.random.default_rng(0).standard_normal((8, 16, 60, 60)).astype(np.float32)
+    values[values < 0] = 0.0
+    histogram = Histogram()
+    for part in np.split(values, 8):
+        histogram.update(part)
+    assert histogram.zeros / (histogram.zeros + histogram.counts.sum()) == pytest.approx(0.5, abs=0.02)
+
+
 def test_an_outlier_later_in_the_stream_keeps_earlier_counts() -> None:
     histogram = _filled([[0.5, 0.25], [1e6]])
     assert histogram.counts.sum() == 3 and histogram.high == 1e6

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxpress.ir.data import DataSource, open_data
-from onnxpress.ir.encodings import Affine, encoding_of
+from onnxpress.ir.encodings import Affine, encoding_of, is_encoded
 from onnxpress.ir.errors import InputError, UsageError
+from onnxpress.ir.linear import linear_ops
 from onnxpress.ir.model_io import load, to_proto_bytes
 from onnxpress.ir.quantization import integer_parameters, quantization_of
 from onnxpress.ir.verify import verify
@@ -22,6 +23,7 @@ from onnxpress.passes.base import Context, Rewrites
 from onnxpress.passes.constraints import Constraints, Precision, QuantizationScheme
 from onnxpress.passes.quantize.quantize_int8 import QuantizeInt8
 from onnxpress.targets.lowering.qdq import lower_qdq
+from onnxpress.targets.runtimes.onnxruntime_cpu import inspect_kernels
 from tests.support import Array, run, text_model
 
 _SCHEME = QuantizationScheme(
@@ -356,3 +358,90 @@ def test_any_net_stays_close_to_the_float_one(
     assert {site.name for site in rewrites.sites} == {"one", "two", "three", "join"}
     # Four roundings to 8 bits leave about 40 dB each; sums whose terms cancel lose up to 20 of them.
     assert _sqnr(model, quantized) > 18
+
+
+def test_a_relu_that_is_joined_with_negative_values_keeps_a_range_of_its_own() -> None:
+    body = """
+        [one] c1 = Conv <pads = [1, 1, 1, 1]> (x, w1)
+        [relu] r1 = Relu (c1)
+        [pool] p1 = MaxPool <kernel_shape = [1, 1]> (r1)
+        [two] c2 = Conv <pads = [1, 1, 1, 1]> (x, w2)
+        [join] j = Concat <axis = 1> (p1, c2)
+        [three] c3 = Conv (j, w3)
+        out = Sigmoid (c3)
+    """
+    rng = np.random.default_rng(0)
+    weights = {"w1": rng.standard_normal((4, 3, 3, 3)), "w2": rng.standard_normal((4, 3, 3, 3))}
+    weights["w3"] = rng.standard_normal((2, 8, 1, 1))
+    model, original = (_model(body, weights, out="N, C, H, W") for _ in range(2))
+    _quantize(model)
+    notes = _notes(model)
+    assert notes["r1"][0] == notes["p1"][0] == 0.0 > notes["c2"][0]
+    assert notes["j"][0] < 0.0 and notes["j"] not in (notes["r1"], notes["c2"])
+    lower_qdq(model, _SCHEME)
+    kernels = inspect_kernels(model)
+    assert kernels.unfused == () and len(kernels.integer) == 3
+    assert _sqnr(original, model) > 30
+
+
+def test_a_second_run_finds_nothing() -> None:
+    model = _net()
+    _quantize(model)
+    again = _quantize(model)
+    assert again.sites == [] and {entry.reason for entry in again.declined} == {"already quantized"}
+
+
+def test_a_matmul_with_its_constant_on_the_left_is_declined() -> None:
+    model = text_model(
+        f"""{_HEADER}
+        net (float[8, 8] x) => (float[4, 8] out)
+        <float[4, 8] w = {{{",".join(["1"] * 32)}}}>
+        {{ [left] out = MatMul (w, x) }}"""
+    )
+    rewrites = _quantize(model, data=open_data({"x": np.ones((8, 8), np.float32)}, model=model))
+    assert [entry.reason for entry in rewrites.declined] == [
+        "its constant is the left operand, which no integer kernel takes"
+    ]
+
+
+def test_samples_spread_over_two_axes_still_give_one_shift_per_output() -> None:
+    model = text_model(
+        f"""{_HEADER}
+        net (float[1, 7, 8] x) => (float[7, 5] out)
+        <int64[2] rows = {{-1, 8}}, float[5, 8] w = {{{",".join(f"{0.01 * i}" for i in range(40))}}}>
+        {{ r = Reshape (x, rows)
+           [head] g = Gemm <transB = 1> (r, w)
+           [back] out = Sigmoid (g) }}"""
+    )
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((1, 7, 8)).astype(np.float32)} for _ in range(6)]
+    model = load(model)
+    _quantize(model, data=open_data(data, model=model))
+    (view,) = linear_ops(model)
+    bias = view.bias()
+    assert bias is None or bias.shape == (5,)
+    assert is_encoded(view.weight_value)
+
+
+def test_no_dead_constant_is_left_behind() -> None:
+    model = _net()
+    _quantize(model)
+    assert all(value.uses() for value in model.graph.initializers.values())
+
+
+def test_a_weight_that_is_also_an_output_is_not_rounded() -> None:
+    model = _net()
+    weight = model.graph.initializers["w2"]
+    model.graph.outputs.append(weight)
+    before = weight.const_value
+    _quantize(model)
+    assert model.graph.outputs[1].const_value is before
+    second = next(node for node in model.graph if node.name == "second")
+    assert isinstance(encoding_of(second.inputs[1]), Affine)
+
+
+def test_a_target_without_int8_weights_gets_none() -> None:
+    model = _net()
+    constraints = Constraints(target="tiny", quantization=_SCHEME, encodings=("dense",))
+    rewrites = QuantizeInt8().run(model, Context(constraints=constraints, data=_data(model)))
+    assert [entry.reason for entry in rewrites.declined] == ["tiny stores no int8 weights"] and not rewrites.sites

@@ -61,6 +61,34 @@ def test_an_activation_does_not_fold_when_others_read_or_its_bounds_vary(tail: s
     assert (units[0].activation, units[0].output.name) == (None, "y")
 
 
+def test_an_activation_does_not_fold_over_a_graph_output() -> None:
+    graph = _graph(
+        """
+        net (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y, float[N, 2, 4, 4] out)
+        <float[2, 2, 1, 1] w = {1,0,0,1}>
+        { [conv] y = Conv (x, w)
+          out = Relu (y) }
+        """
+    )
+    (unit,), _ = find_units(graph, _SCHEME)
+    assert unit.activation is None and unit.output.name == "y"
+
+
+@pytest.mark.parametrize(("low", "high", "folds"), [(0, 6, True), (-1, 1, True), (1, 6, False), (-6, -1, False)])
+def test_a_clip_folds_only_where_it_lets_zero_through(low: int, high: int, folds: bool) -> None:
+    graph = _graph(
+        f"""
+        net (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] out)
+        <float[2, 2, 1, 1] w = {{1,0,0,1}}, float low = {{{low}}}, float high = {{{high}}}>
+        {{ [conv] y = Conv (x, w)
+           [clip] z = Clip (y, low, high)
+           out = Sigmoid (z) }}
+        """
+    )
+    (unit,), _ = find_units(graph, _SCHEME)
+    assert (unit.activation is not None) == folds
+
+
 def test_same_scale_units_do_not_fold_an_activation() -> None:
     graph = _graph(
         """

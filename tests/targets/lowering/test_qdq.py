@@ -176,7 +176,8 @@ def test_pad_on_integers_fills_with_the_zero_point() -> None:
     assert _ops(lowered) == {"QuantizeLinear": 1, "DequantizeLinear": 1, "Pad": 1}
 
 
-def test_a_move_whose_result_has_another_range_is_not_done_on_integers() -> None:
+@pytest.mark.parametrize("result", [(-1, 2), (0, 4)])  # another scale; the same scale with another zero point
+def test_a_move_whose_result_has_another_range_is_not_done_on_integers(result: tuple[float, float]) -> None:
     model = _noted(
         text_model(
             """
@@ -185,7 +186,7 @@ def test_a_move_whose_result_has_another_range_is_not_done_on_integers() -> None
             { [pool] out = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x) }
             """
         ),
-        {"x": (-1, 3), "out": (-1, 2)},
+        {"x": (-1, 3), "out": result},
     )
     lowered = _assert_same_function(model, _U8)
     assert _ops(lowered) == {"QuantizeLinear": 2, "DequantizeLinear": 2, "MaxPool": 1}
@@ -404,3 +405,18 @@ def test_a_float_layer_that_writes_float_needs_no_guard() -> None:
     assert isinstance(weight, Affine)
     noted.graph.initializers["v"].const_value = onnx_ir.tensor(weight.dense(), name="v")
     assert "Clip" not in _ops(_assert_same_function(noted, _U8))
+
+
+def test_a_weight_shared_by_an_integer_and_a_float_reader_gets_both_forms() -> None:
+    model = text_model(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 2, 5, 7] x, float w) => (float[N, 2, 5, 7] out)
+        { [integer] a = Conv (x, w)
+          b = Sigmoid (a)
+          [real] out = Conv (b, w) }
+        """
+    )
+    _make_constants(model, {"w": np.random.default_rng(0).standard_normal((2, 2, 1, 1))})
+    lowered = _assert_same_function(_noted(model, {"x": (-3, 3), "a": (-6, 6)}), _U8)
+    assert _ops(lowered) == {"QuantizeLinear": 2, "DequantizeLinear": 3, "Conv": 2, "Sigmoid": 1, "Cast": 1, "Mul": 1}
