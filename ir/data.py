@@ -7,15 +7,21 @@
                                 axis less than the model's inputs. With labels.npy, or a .npy for every input
                                 of the model, the files are the columns of one table, like a .npz
     folder of images            with a preprocessing.toml: see `ir/images.py`
-    module:function             what the function returns, called anew for every pass; also file.py:function
+    module:function             what the function returns, called anew for every pass, and finite; also
+                                file.py:function
     CalibrationDataReader       onnxruntime's: get_next(), and rewind() where it has one
     iterable                    of dicts of arrays by input name, of arrays (for one input), or of pairs of
                                 either with labels
     dict of arrays, array       in memory; the leading axis is the samples
 
-Arrays that the model does not ask for are ignored. Types are never converted. What a source yields is
+Arrays that the model does not ask for are ignored. Types of inputs are never converted. What a source yields is
 checked against the model batch by batch, values included, so that a mistake is an error and never a number.
-An iterator that cannot start over is kept in memory, up to 1 GiB.
+Labels are the numbers of classes, from 0 on: [samples] or [samples, 1], of any type whose numbers are whole,
+or rows of a single 1 among zeros.
+
+Samples are read to the end, more than once, so they must be finite. What comes out of a function, generator
+or reader is refused beyond 100,000 samples or 64 GiB in one pass, as it may have no end; what has a length, or
+lies in files, may be larger. An iterator that cannot start over is kept in memory, up to 1 GiB.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx_ir
@@ -39,6 +45,7 @@ import onnx_ir
 from onnxpress.ir import images, readers
 from onnxpress.ir.errors import InputError, UsageError, near_names
 from onnxpress.ir.images import Preprocessing
+from onnxpress.ir.onnx_file import shortened
 from onnxpress.ir.readers import PAIRED_LABELS, Array, Chunk, Column, Reader
 from onnxpress.ir.shapes import describe_shape, has_shared_batch, required_inputs
 
@@ -48,13 +55,16 @@ _Table: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Preprocessing  
 
 _LABEL_NAMES = (PAIRED_LABELS, "labels", "label", "y")
 _PIECE_BYTES = 4 << 20  # how much of the samples a pass that only reads holds at once
+_ENDLESS_SAMPLES = 100_000  # twice the validation set of ImageNet
+_ENDLESS_BYTES = 64 << 30
+_CLASSES = 1 << 31  # more than any model has
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """Samples. They are the leading axis of every array, also for a model whose inputs have no such axis.
 
-    feeds: by input name. labels: [samples, ...], or None.
+    feeds: by input name. labels: [samples] int64 once the data is bound to a model, or None.
     """
 
     feeds: dict[str, Array]
@@ -108,8 +118,8 @@ class DataSource:
         The last batch may be smaller, and so may one before a sample of another shape: they do not stack.
 
         Raises:
-            InputError: what is read does not fit the model (names, types, shapes, lengths), or holds NaN,
-                infinity, or no samples at all.
+            InputError: what is read does not fit the model (names, types, shapes, lengths), holds NaN, infinity,
+                labels that are no classes, or no samples at all; or, without a limit, it does not end.
         """
         if batch_size < 1 or (limit is not None and limit < 1):
             raise UsageError(
@@ -150,7 +160,7 @@ class DataSource:
     def _batches(self, batch_size: int, limit: int | None) -> Iterator[Batch]:
         total = 0
         size = batch_size if limit is None else min(batch_size, limit)
-        for batch in _restack(self._parts(size), size):
+        for batch in _restack(self._parts(size, may_go_on=limit is not None or self._reader.ends), size):
             kept = batch if limit is None else batch.part(0, limit - total)
             total += kept.size
             yield kept
@@ -160,12 +170,22 @@ class DataSource:
             raise _no_samples(self.name)
         self._count = total
 
-    def _parts(self, size: int) -> Iterator[Batch]:
-        total = 0
-        for chunk in self._reader.chunks(size, self._binding.columns):
+    def _parts(self, size: int, *, may_go_on: bool) -> Iterator[Batch]:
+        """Yield the samples as they come. may_go_on: however many they are."""
+        total = total_bytes = 0
+        for index, chunk in enumerate(self._reader.chunks(size, self._binding.columns)):
+            where = _where(self._reader, chunk)
             part = self._binding.fit(chunk, self._reader)
-            _check_finite(_where(self._reader, chunk), part, total)
+            _check_finite(where, part, total)
+            if self._binding.has_classes and part.labels is not None:
+                part = Batch(part.feeds, _class_numbers(where, part.labels, total))
             total += part.size
+            total_bytes += sum(array.nbytes for array in part.feeds.values())
+            if not may_go_on and (max(index, total) > _ENDLESS_SAMPLES or total_bytes > _ENDLESS_BYTES):
+                raise InputError(
+                    f"data {self.name!r}: has yielded {total} samples and does not end. Samples are read to the end: "
+                    "limit it, as with itertools.islice(samples, 1000), or save them to files"
+                )
             if part.size:
                 yield part
 
@@ -227,16 +247,31 @@ def check_data(source: DataSource, model: onnx_ir.Model, *, full: bool = True) -
 
 def _open_path_or_function(spec: str, model: onnx_ir.Model | None, preprocessing: _Table | None) -> Reader:
     path = Path(spec)
-    if path.is_dir():
+    kind = _kind_of(path, spec)
+    if kind == "folder":
         return _open_folder(path, spec, model, preprocessing)
     if preprocessing is not None:
         raise UsageError(f"preprocessing goes with a folder of images only, and {spec!r} is none")
-    if path.exists():
+    if kind == "file":
         return readers.FileReader(spec, [_open_file(path, spec)], rows=True)
     if re.fullmatch(r"[\w.]+:\w+|.+\.py:\w+", spec):
         return _open_function(spec)
     siblings = [entry.name for entry in _entries(path.parent, spec)] if path.parent.is_dir() else []
     raise InputError(f"data {spec!r}: no such file or folder{_hint(path.name, siblings)}")
+
+
+def _kind_of(path: Path, name: str) -> Literal["folder", "file", "nothing"]:
+    """Tell what a path leads to. A pipe is refused unopened, since opening it may wait for ever."""
+    try:
+        if path.is_dir():
+            return "folder"
+        if not path.exists():
+            return "nothing"
+        if path.is_file():
+            return "file"
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"data {shortened(name)!r}: cannot be read ({error.strerror})") from error
+    raise InputError(f"data {name!r}: is a device or pipe, and samples are read more than once. Save them to a file")
 
 
 def _entries(folder: Path, name: str) -> list[Path]:
@@ -276,6 +311,8 @@ def _open_folder(folder: Path, name: str, model: onnx_ir.Model | None, preproces
         return _open_images(folder, name, preprocessing)
     if preprocessing is not None:
         raise UsageError(f"preprocessing goes with a folder of images only, and {name!r} holds arrays")
+    for path in arrays:
+        _kind_of(path, str(path))
     columns = {path.stem: path for path in arrays}
     if all(path.suffix.lower() == ".npy" for path in arrays) and _is_table(columns, model):
         return readers.FileReader(name, [readers.open_npy_columns(columns, name)], rows=True)
@@ -376,7 +413,7 @@ def _open_object(spec: Any, name: str | None = None) -> Reader:
     if _is_one_shot(spec):
         return readers.ItemReader(name, readers.Replay(name, _items_of(spec)).open)
     if isinstance(spec, Iterable):
-        return readers.ItemReader(name, _Anew(name, lambda: iter(spec)).open)
+        return readers.ItemReader(name, _Anew(name, lambda: iter(spec)).open, ends=hasattr(spec, "__len__"))
     if callable(spec):
         return _open_callable(spec, f"<function {spec.__name__}>" if inspect.isfunction(spec) else name)
     raise UsageError(
@@ -455,12 +492,14 @@ class _Input(NamedTuple):
 class _Binding:
     """Fits chunks of columns to inputs: renames, puts the samples first, and checks.
 
-    shared_batch: whether the leading axes of the model's inputs are one batch.
+    shared_batch: whether the leading axes of the model's inputs are one batch. has_classes: whether labels must
+    be classes; without a model, one of the label's names may still turn out to be an input.
     """
 
     inputs: tuple[_Input, ...]
     labels: str | None
     shared_batch: bool = True
+    has_classes: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -496,6 +535,8 @@ class _Binding:
         for entry in self.inputs:
             _check_shape(where, entry, feeds[entry.name].shape, alone=not self.shared_batch)
         _check_lengths(where, feeds, labels)
+        if self.has_classes and labels is not None:
+            _check_label_outline(where, labels)
         return Batch(feeds, labels)
 
     def _is_one_sample(self, feeds: Mapping[str, Array]) -> bool:
@@ -519,7 +560,8 @@ def _bind_reader(reader: Reader, columns: dict[str, Column], model: onnx_ir.Mode
             raise InputError(f"data {reader.name!r}: holds labels and nothing to feed")
     else:
         arrays = [name for name in columns if name != labels]
-        binding = _Binding(_match_inputs(reader.name, model, arrays), labels, has_shared_batch(model))
+        matched = _match_inputs(reader.name, model, arrays)
+        binding = _Binding(matched, labels, has_shared_batch(model), has_classes=True)
     outlines = {name: np.broadcast_to(np.zeros((), column.dtype), column.shape) for name, column in columns.items()}
     if binding.fit(Chunk(outlines), reader).size == 0 and reader.rows:
         raise _no_samples(reader.name)
@@ -626,6 +668,38 @@ def _check_lengths(where: str, feeds: Mapping[str, Array], labels: Array | None)
         raise InputError(f"{where}: labels are one number, expected one for each of the {count} samples")
     if len(labels) != count:
         raise InputError(f"{where}: {len(labels)} labels for {count} samples")
+
+
+def _check_label_outline(where: str, labels: Array) -> None:
+    """Check what the header of an array tells of labels."""
+    if labels.dtype.kind in "iuf" and (labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] > 0)):
+        return
+    kind = "text" if labels.dtype.kind in "OSU" else labels.dtype.name
+    raise _no_classes(where, f"{kind} {describe_shape(labels.shape)}")
+
+
+def _class_numbers(where: str, labels: Array, before: int) -> Array:
+    """Return labels as [samples] int64. before: how many samples came before these."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        hot = labels == 1
+        if not (np.all(hot | (labels == 0)) and np.all(hot.sum(axis=1) == 1)):
+            raise _no_classes(where, f"{labels.dtype.name} {describe_shape(labels.shape)}")
+        classes: Array = hot.argmax(axis=1)
+        return classes
+    numbers = labels.reshape(-1)
+    exact = numbers.astype(np.float64)  # which holds every class that there may be
+    lawful = (exact >= 0) & (exact < _CLASSES) & (exact == np.floor(exact))
+    if not lawful.all():
+        first = int(np.argmin(lawful))
+        raise _no_classes(where, f"{numbers[first]} for sample {before + first}")
+    return numbers.astype(np.int64)
+
+
+def _no_classes(where: str, got: str) -> InputError:
+    return InputError(
+        f"{where}: labels: expected the number of a class, from 0 on, for each sample; got {got}. "
+        "Number the classes as the model does, or leave the labels out"
+    )
 
 
 def _check_finite(where: str, batch: Batch, before: int) -> None:

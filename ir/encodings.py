@@ -34,9 +34,7 @@ __all__ = [
     "Float16",
     "Parameter",
     "encode",
-    "encoding_kinds",
     "encoding_of",
-    "encoding_type",
     "grid_scale",
     "is_encoded",
 ]
@@ -44,8 +42,6 @@ __all__ = [
 Array: TypeAlias = npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Parameter: TypeAlias = "Array | int | None"
-
-_KINDS: dict[str, type[Encoded]] = {}
 
 
 class Encoded(abc.ABC):
@@ -62,11 +58,6 @@ class Encoded(abc.ABC):
     doc_string: str | None
     shape: onnx_ir.ShapeProtocol
     dtype: onnx_ir.DataType
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "kind" in cls.__dict__:
-            _KINDS[cls.kind] = cls
 
     def __init__(self, codes: Array, *, name: str | None = None) -> None:
         self.raw: Any = _frozen(codes)
@@ -349,12 +340,6 @@ class Affine(Encoded):
         return f"{self.kind}{self.bits}"
 
     @property
-    def is_symmetric(self) -> bool:
-        """Whether zero stands in the middle of the type."""
-        middle = 0 if self.signed else 1 << (self._bits - 1)
-        return bool(np.all((0 if self.zero_point is None else self.zero_point) == middle))
-
-    @property
     def parameters(self) -> Mapping[str, Parameter]:
         return {
             "bits": self._bits,
@@ -419,22 +404,6 @@ def encoding_of(value: onnx_ir.Value | None) -> Encoded | None:
 def is_encoded(value: onnx_ir.Value | None) -> bool:
     """Whether the value is a constant that carries an encoding."""
     return encoding_of(value) is not None
-
-
-def encoding_type(kind: str) -> type[Encoded]:
-    """Return the class of a kind: the inverse of `Encoded.kind`.
-
-    Raises:
-        ValueError: there is no such kind.
-    """
-    if kind not in _KINDS:
-        raise ValueError(f"no encoding is called {kind!r}; there are: {', '.join(encoding_kinds())}")
-    return _KINDS[kind]
-
-
-def encoding_kinds() -> tuple[str, ...]:
-    """Return the kinds that are defined, sorted."""
-    return tuple(sorted(_KINDS))
 
 
 def _extremes(weights: Floats, axis: int | None, block_size: int | None) -> tuple[Floats, Floats]:

@@ -57,7 +57,7 @@ class DataFiles:
     def _open(self, location: str, weight: str) -> onnx_file.Buffer:
         path = self._inside(location, weight)
         if path not in self._opened:
-            if not path.exists():
+            if not self._exists(path, location, weight):
                 raise InputError(
                     f"{self.where}: weight {weight!r} keeps its data in {location!r}, which is not in "
                     f"{self.folder}. Put the data file beside the model, under that name."
@@ -65,12 +65,21 @@ class DataFiles:
             self._opened[path] = onnx_file.map_file(path, "data")
         return self._opened[path]
 
+    def _exists(self, path: Path, location: str, weight: str) -> bool:
+        try:
+            return path.exists()
+        except OSError as error:  # a name that is too long, or a folder that may not be entered
+            raise InputError(
+                f"{self.where}: weight {weight!r} keeps its data in {onnx_file.shortened(location)!r}, which cannot "
+                f"be read ({error.strerror}). Move the data file beside the model and save it with its plain name."
+            ) from None
+
     def _inside(self, location: str, weight: str) -> Path:
         """Return the real path of a data file that may be read."""
         if not self._is_plain(location) or not self._is_within(self.folder / location):
             raise InputError(
-                f"{self.where}: weight {weight!r} keeps its data in {location!r}, outside the model's folder "
-                f"{self.folder}: refused, because a model could read any file that way. "
+                f"{self.where}: weight {weight!r} keeps its data in {onnx_file.shortened(location)!r}, outside the "
+                f"model's folder {self.folder}: refused, because a model could read any file that way. "
                 "Move the data file into that folder and save the model with its plain name."
             )
         return Path(os.path.realpath(self.folder / location))

@@ -29,6 +29,7 @@ import numpy as np
 import pydantic
 
 from onnxpress.ir.errors import InputError, UsageError, near_names
+from onnxpress.ir.onnx_file import shortened
 from onnxpress.ir.readers import Array, Chunk, Column, Reader
 
 if TYPE_CHECKING:
@@ -252,11 +253,14 @@ def _read_labels(folder: Path, name: str, images: Sequence[Path], labels: str) -
 
 def _read_label_table(path: Path, name: str) -> dict[str, int]:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe may wait for ever
+            raise InputError(f"data {name!r}: labels file {path.name!r} is a device or pipe. Save it as a file")
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:  # such as a name that is too long, or bytes of no text
         cause = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"data {name!r}: labels file {path.name!r} cannot be read ({cause})") from error
+        label_file = shortened(path.name)
+        raise InputError(f"data {name!r}: labels file {label_file!r} cannot be read ({cause})") from error
     table: dict[str, int] = {}
     for index, row in enumerate(rows):
         if len(row) != 2 or not _is_integer(row[1]):

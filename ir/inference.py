@@ -1,41 +1,70 @@
 """Types and shapes of inner values, found by onnx's own inference and tolerant of its gaps.
 
-onnx infers a model as a whole and refuses it as a whole. Here a refusal (mostly stale shapes that an
-exporter or a hand edit left behind) costs only what cannot be known: the model is inferred again without
-its inner annotations, and where inference then stays silent the annotations are kept.
+A file's own annotations of inner values prove nothing: a batch that was made dynamic by hand leaves the old one in
+them, and onnx's inference prefers a number to the symbol that it found itself. So a model is inferred without
+them first, from its inputs, weights and operators alone, and what that gives is proven (`proven_shape`). Only
+where it leaves gaps (behind custom operators, where shapes are computed) are annotations taken, as far as they do not
+contradict each other.
 
-What the model's own inputs and outputs declare is never changed.
+onnx refuses a model as a whole. Here a refusal costs only what cannot be known.
+
+What the model's own inputs and outputs declare is never changed. What outputs declare proves nothing either, for
+runtimes only warn of others; what inputs declare does, for runtimes refuse others.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import onnx
 import onnx_ir
 
 from onnxpress.ir import onnx_file
 
-__all__ = ["infer_shapes", "is_beyond", "is_consistent"]
+__all__ = ["infer_shapes", "is_beyond", "is_consistent", "proven_shape", "take_shape"]
 
 _INCONSISTENT = "onnxpress.inconsistent"
 _BEYOND = "onnxpress.beyond-inference"
+_PROVEN = "onnxpress.proven-shape"
 _GENERATED_SYMBOL = "unk__"  # onnx/defs/shape_inference.h, SymbolTable
 
 
 def infer_shapes(model: onnx_ir.Model) -> None:
     """Infer types and shapes of all inner values in place, subgraphs included. Weights are not touched."""
-    proto = onnx_file.probe(onnx_file.of_model(model))
-    inferred = _try_infer(proto, strict=True)
-    if inferred is None:
-        _, *inner = onnx_file.graphs_of(proto.graph)
-        for graph in (proto.graph, *inner):
-            del graph.value_info[:]
-        for output in (output for graph in inner for output in graph.output):
-            output.ClearField("type")
-        inferred = _try_infer(proto, strict=True)
-    model.graph.meta[_INCONSISTENT] = inferred is None
-    inferred = inferred or _try_infer(proto, strict=False)
-    if inferred is not None:
-        _merge(model.graph, inferred.graph, frozenset(model.graph.outputs))
+    annotated = onnx_file.probe(onnx_file.of_model(model))
+    bare = _without_annotations(annotated)
+    strict = _try_infer(bare, strict=True)
+    found = strict or _try_infer(bare, strict=False)
+    model.graph.meta[_INCONSISTENT] = strict is None or not _accepts_interfaces(annotated, strict)
+    values = [value for graph in model.graphs() for node in graph for value in node.outputs]
+    proven = {} if found is None else dict(_types(model.graph, found.graph))
+    claimed: dict[onnx_ir.Value, onnx.TypeProto] = {}
+    if _has_annotations(annotated.graph) and not all(_is_complete(proven.get(value)) for value in values if value.name):
+        found = _try_infer(annotated, strict=True)
+        claimed = {} if found is None else dict(_types(model.graph, found.graph))
+    declared = frozenset(model.graph.outputs)
+    for value in values:
+        _annotate(value, proven.get(value), claimed.get(value), value in declared)
+    for value in (value for graph in model.graphs() if graph is not model.graph for value in graph.inputs):
+        value.meta[_PROVEN] = None
+
+
+def proven_shape(value: onnx_ir.Value) -> onnx_ir.Shape | None:
+    """Return as much of a value's shape as follows from the model's inputs, weights and operators alone.
+
+    `value.shape` may know more, from annotations that nothing but their author vouches for.
+    """
+    shape: onnx_ir.Shape | None = value.meta.get(_PROVEN, value.shape)
+    return shape
+
+
+def take_shape(new: onnx_ir.Value, old: onnx_ir.Value) -> None:
+    """Give `new`, which equals `old` element by element, the shape of `old`, and what of it is proven."""
+    if _PROVEN in old.meta:
+        new.meta[_PROVEN] = old.meta[_PROVEN]
+    else:
+        new.meta.pop(_PROVEN, None)
+    new.shape = old.shape
 
 
 def _try_infer(proto: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto | None:
@@ -58,23 +87,65 @@ def is_beyond(value: onnx_ir.Value) -> bool:
     return bool(value.meta.get(_BEYOND))
 
 
-def _merge(graph: onnx_ir.Graph, inferred: onnx.GraphProto, declared: frozenset[onnx_ir.Value]) -> None:
-    """Take over what `inferred` knows of the values that nodes make; `declared` ones only where unknown."""
+def _without_annotations(model: onnx.ModelProto, *, keep_interfaces: bool = False) -> onnx.ModelProto:
+    """Return a copy without what the file says of shapes, but for those of the model's inputs.
+
+    keep_interfaces: keep those of the model's outputs and of the inputs of bodies.
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    _, *bodies = onnx_file.graphs_of(bare.graph)
+    for graph in (bare.graph, *bodies):
+        del graph.value_info[:]
+    for output in (output for body in bodies for output in body.output):
+        output.ClearField("type")
+    for value in (*bare.graph.output, *(value for body in bodies for value in body.input)):
+        if value.type.HasField("tensor_type") and not keep_interfaces:
+            value.type.tensor_type.ClearField("shape")
+    return bare
+
+
+def _has_annotations(graph: onnx.GraphProto) -> bool:
+    _, *bodies = onnx_file.graphs_of(graph)
+    return bool(graph.value_info or bodies)
+
+
+def _accepts_interfaces(annotated: onnx.ModelProto, inferred: onnx.ModelProto) -> bool:
+    """Whether strict inference would accept what outputs of the model, and inputs of its bodies, declare too."""
+    pairs = zip(annotated.graph.output, inferred.graph.output, strict=True)
+    if not all(_agree(declared.type, found.type) for declared, found in pairs):
+        return False
+    _, *bodies = onnx_file.graphs_of(annotated.graph)
+    if not any(body.input for body in bodies):
+        return True
+    return _try_infer(_without_annotations(annotated, keep_interfaces=True), strict=True) is not None
+
+
+def _agree(one: onnx.TypeProto, other: onnx.TypeProto) -> bool:
+    shapes = [kind.tensor_type.shape for kind in (one, other) if kind.tensor_type.HasField("shape")]
+    if len(shapes) < 2:
+        return True
+    first, second = (shape.dim for shape in shapes)
+    return len(first) == len(second) and all(
+        a.dim_value == b.dim_value
+        for a, b in zip(first, second, strict=True)
+        if a.HasField("dim_value") and b.HasField("dim_value")
+    )
+
+
+def _types(graph: onnx_ir.Graph, inferred: onnx.GraphProto) -> Iterator[tuple[onnx_ir.Value, onnx.TypeProto]]:
+    """Yield what `inferred` knows of the values that the nodes of `graph` make, and of those in their bodies."""
     found = {info.name: info.type for info in inferred.value_info}
     found.update((info.name, info.type) for info in inferred.output)
     for node, node_proto in zip(graph, inferred.node, strict=True):
-        for value in node.outputs:
-            if value.name in found:
-                _annotate(value, found[value.name], value in declared)
-            if value.type is None:
-                value.meta[_BEYOND] = True
+        yield from ((value, found[value.name]) for value in node.outputs if value.name in found)
         for name, attribute in node.attributes.items():
             if attribute.type == onnx_ir.AttributeType.GRAPH:
-                _merge(attribute.as_graph(), _attribute(node_proto, name).g, declared)
+                yield from _types(attribute.as_graph(), _attribute(node_proto, name).g)
             elif attribute.type == onnx_ir.AttributeType.GRAPHS:
                 protos = _attribute(node_proto, name).graphs
                 for inner, inner_proto in zip(attribute.as_graphs(), protos, strict=True):
-                    _merge(inner, inner_proto, declared)
+                    yield from _types(inner, inner_proto)
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
@@ -82,16 +153,60 @@ def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
     return found
 
 
-def _annotate(value: onnx_ir.Value, found: onnx.TypeProto, declared: bool) -> None:
-    if found.WhichOneof("value") in (None, "map_type", "opaque_type"):  # onnx-ir has no such types
-        return
-    if not declared and (value.type is None or value.shape is None):
-        onnx_file.mark_inferred(value)
-    if value.type is None or not declared:
-        value.type = onnx_ir.serde.deserialize_type_proto_for_type(found)
-    if value.shape is None or not declared:
-        shape = onnx_ir.serde.deserialize_type_proto_for_shape(found)
-        value.shape = value.shape if shape is None else _without_generated_symbols(shape)
+def _is_complete(found: onnx.TypeProto | None) -> bool:
+    """Whether inference knows the rank, and a number or name of every dimension."""
+    if found is None or not found.tensor_type.HasField("shape"):
+        return False
+    return all(
+        dim.HasField("dim_value") or (dim.dim_param and not dim.dim_param.startswith(_GENERATED_SYMBOL))
+        for dim in found.tensor_type.shape.dim
+    )
+
+
+def _annotate(
+    value: onnx_ir.Value, proven: onnx.TypeProto | None, claimed: onnx.TypeProto | None, declared: bool
+) -> None:
+    """Take over what is known of a value; of a `declared` one only where that says nothing."""
+    known = [kind for kind in (proven, claimed) if kind is not None and _is_representable(kind)]
+    shapes = [_shape(kind) for kind in known]
+    if known:
+        if not declared and (value.type is None or value.shape is None):
+            onnx_file.mark_inferred(value)
+        if value.type is None or not declared:
+            value.type = onnx_ir.serde.deserialize_type_proto_for_type(known[0])
+        if value.shape is None or not declared:
+            shape = _joined(shapes)
+            value.shape = value.shape if shape is None else shape
+    if value.type is None:
+        value.meta[_BEYOND] = True
+    sure = shapes[0] if known and known[0] is proven else None
+    if sure == value.shape:
+        value.meta.pop(_PROVEN, None)
+    else:
+        value.meta[_PROVEN] = sure
+
+
+def _is_representable(kind: onnx.TypeProto) -> bool:
+    return kind.WhichOneof("value") not in (None, "map_type", "opaque_type")  # onnx-ir has no such types
+
+
+def _shape(kind: onnx.TypeProto) -> onnx_ir.Shape | None:
+    shape = onnx_ir.serde.deserialize_type_proto_for_shape(kind)
+    return None if shape is None else _without_generated_symbols(shape)
+
+
+def _joined(shapes: list[onnx_ir.Shape | None]) -> onnx_ir.Shape | None:
+    """Return the first shape, its unknown dimensions filled from the others as far as they are of its rank."""
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < 2 or not any(map(_is_unknown, known[0])):
+        return known[0] if known else None
+    alike = [shape for shape in known if len(shape) == len(known[0])]
+    dims = (next((dim for dim in dims if not _is_unknown(dim)), None) for dims in zip(*alike, strict=True))
+    return onnx_ir.Shape(dims, frozen=True)
+
+
+def _is_unknown(dim: int | onnx_ir.SymbolicDim) -> bool:
+    return isinstance(dim, onnx_ir.SymbolicDim) and dim.value is None
 
 
 def _without_generated_symbols(shape: onnx_ir.Shape) -> onnx_ir.Shape:

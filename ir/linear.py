@@ -36,9 +36,9 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """One linear operator. It only reads, and reads weights at each call, so it follows their changes.
+    """One linear operator. It only reads, and reads the node at each call, so it follows when constants are replaced.
 
-    data: the activation that is multiplied. weight_value, bias_value: the constants.
+    weight_index: the node input that holds the weight.
     groups: independent channel groups. kernel: spatial extents. Gemm and MatMul have 1 and ().
     out_axis: axis of the STORED weight that counts output channels, the axis of per-channel quantization.
         ConvTranspose stores M/groups there: with groups > 1, channel j of every group shares parameters.
@@ -46,10 +46,7 @@ class Linear:
     """
 
     node: onnx_ir.Node
-    data: onnx_ir.Value
-    weight_value: onnx_ir.Value
-    bias_value: onnx_ir.Value | None
-    output: onnx_ir.Value
+    weight_index: int
     groups: int
     out_axis: int
     kernel: tuple[int, ...]
@@ -64,9 +61,24 @@ class Linear:
         return self.groups > 1 and self.groups == self.in_channels
 
     @property
-    def weight_index(self) -> int:
-        """The node input that holds the weight."""
-        return self.node.inputs.index(self.weight_value)
+    def data(self) -> onnx_ir.Value:
+        """The activation that is multiplied."""
+        return _given(self.node, 1 - self.weight_index)
+
+    @property
+    def weight_value(self) -> onnx_ir.Value:
+        """The constant that holds the weight."""
+        return _given(self.node, self.weight_index)
+
+    @property
+    def bias_value(self) -> onnx_ir.Value | None:
+        """The constant that holds the bias, or None where the operator has none."""
+        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
+
+    @property
+    def output(self) -> onnx_ir.Value:
+        """What the operator computes."""
+        return self.node.outputs[0]
 
     def weight(self) -> Array:
         """Return the dense weight [out_channels, in_channels/groups, *kernel] in its stored float type.
@@ -95,9 +107,10 @@ class Linear:
 
     def bias(self) -> Array | None:
         """Return the bias [out_channels], a copy, or None where the operator has none."""
-        if self.bias_value is None:
+        value = self.bias_value
+        if value is None:
             return None
-        stored = _tensor(self.bias_value).numpy()
+        stored = _tensor(value).numpy()
         return np.broadcast_to(stored.reshape(-1), (self.out_channels,)).copy()
 
 
@@ -161,7 +174,7 @@ def _convolution(node: onnx_ir.Node) -> Linear | str:
     if problem:
         return problem
     return Linear(
-        node, data, weight, bias, node.outputs[0], groups, out_axis=int(transposed), kernel=shape[2:],
+        node, weight_index=1, groups=groups, out_axis=int(transposed), kernel=shape[2:],
         out_channels=out_channels, in_channels=in_channels, data_axis=1, output_axis=1,
     )  # fmt: skip
 
@@ -187,7 +200,7 @@ def _gemm(node: onnx_ir.Node) -> Linear | str:
     if problem:
         return problem
     return Linear(
-        node, data, weight, bias, node.outputs[0], 1, out_axis=out_axis, kernel=(),
+        node, weight_index=1, groups=1, out_axis=out_axis, kernel=(),
         out_channels=shape[out_axis], in_channels=shape[1 - out_axis], data_axis=-1, output_axis=-1,
     )  # fmt: skip
 
@@ -211,7 +224,7 @@ def _matmul(node: onnx_ir.Node) -> Linear | str:
             return f"the rank of {data.name!r} is unknown, so its channel axis is too"
         channel_axis = -2 if data.shape.rank() > 1 else -1
     return Linear(
-        node, data, weight, None, node.outputs[0], 1, out_axis=out_axis, kernel=(),
+        node, weight_index=0 if on_left else 1, groups=1, out_axis=out_axis, kernel=(),
         out_channels=shape[out_axis], in_channels=shape[1 - out_axis],
         data_axis=channel_axis, output_axis=channel_axis,
     )  # fmt: skip
@@ -252,6 +265,12 @@ def _why_not_constant(value: onnx_ir.Value) -> str:
     if producer is None:
         return "is not constant"
     return f"is not constant: node {producer.name!r} ({producer.op_type}) computes it"
+
+
+def _given(node: onnx_ir.Node, index: int) -> onnx_ir.Value:
+    value = node.inputs[index]
+    assert value is not None, f"input {index} of {node.name!r} was there when its operator was viewed"
+    return value
 
 
 def _tensor(value: onnx_ir.Value) -> onnx_ir.TensorProtocol:

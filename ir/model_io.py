@@ -39,7 +39,17 @@ from onnxpress.ir import external_data, inference, onnx_file
 from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.ir.verify import checker_complaint
 
-__all__ = ["ModelSource", "adopt", "digest", "load", "name_nodes", "save", "size_bytes", "to_proto_bytes"]
+__all__ = [
+    "ModelSource",
+    "adopt",
+    "digest",
+    "load",
+    "name_nodes",
+    "planned_files",
+    "save",
+    "size_bytes",
+    "to_proto_bytes",
+]
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model"
 
@@ -74,23 +84,57 @@ def save(
 
     A model of `external_from_bytes` or more keeps its weights in one file beside it, `<name>.data`. Encoded
     weights are written dense. Files that exist are replaced, never written into, so the model's own source
-    is a safe place to save to.
+    is a safe place to save to. Where the model that is replaced kept weights in `<name>.data` and this one does
+    not, that file is removed.
 
     Raises:
         UsageError: the path is taken and `overwrite` is not set, or it cannot be written.
         InputError: the model is too large for protobuf even without its weights.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link: its target is replaced
     skeleton = onnx_file.of_model(model)
+    target, *data_files = planned_files(path, onnx_file.size_bytes(skeleton), external_from_bytes=external_from_bytes)
     content: Iterable[bytes | memoryview] = onnx_file.chunks(skeleton)
     files: list[tuple[Path, Iterable[bytes | memoryview]]] = [(target, content)]
-    if onnx_file.size_bytes(skeleton) >= external_from_bytes and skeleton.weights:
-        data_path = target.with_name(target.name + ".data")
-        proto, data = onnx_file.externalized(skeleton, data_path.name)
-        files = [(data_path, data), (target, onnx_file.chunks(onnx_file.Skeleton(proto, {})))]
+    for data_file in data_files if skeleton.weights else []:
+        proto, data = onnx_file.externalized(skeleton, data_file.name)
+        files = [(data_file, data), (target, onnx_file.chunks(onnx_file.Skeleton(proto, {})))]
     for file, _ in files:
         _require_writable(file, Path(path), overwrite)
-    return _write_all(files)
+    stale = _data_file_of(target) if len(files) == 1 else None
+    written = _write_all(files)
+    if stale is not None:
+        _remove(stale)
+    return written
+
+
+def planned_files(
+    path: str | os.PathLike[str], size: int | None = None, *, external_from_bytes: int = _EXTERNAL_FROM_BYTES
+) -> list[Path]:
+    """Return the files that `save` writes for `path`, so that taken ones can be refused before any work.
+
+    size: bytes of the model; None where they are not known yet, and then the data file is among them.
+    Returns: the model's file, with links followed, and where its weights lie apart, `<name>.data` beside it.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link: its target is replaced
+    is_split = size is None or size >= external_from_bytes
+    return [target, *([_beside(target)] if is_split else [])]
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f"{target.name}.data")
+
+
+def _data_file_of(target: Path) -> Path | None:
+    """Return `<name>.data` where the model in the file `target` keeps weights there, else None."""
+    data_file = _beside(target)
+    if not target.is_file() or not data_file.is_file():
+        return None
+    try:
+        tensors = onnx_file.tensors_of(onnx_file.read(target).proto)
+    except InputError:  # what is replaced is no model
+        return None
+    locations = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return data_file if data_file.name in map(os.path.normpath, locations) else None
 
 
 def to_proto_bytes(model: onnx_ir.Model) -> bytes:

@@ -48,6 +48,7 @@ __all__ = [
     "own_values",
     "probe",
     "read",
+    "shortened",
     "size_bytes",
     "tensors_of",
 ]
@@ -62,6 +63,7 @@ PROTOBUF_LIMIT = 2**31 - 1
 
 # Files below this are read at once, so that a later export over the same file cannot change a loaded model.
 _READ_WHOLE_BYTES = 64 << 20
+_SHOWN_CHARACTERS = 300  # of a path in a message; Linux takes 255 for a name and 4095 for a path
 _ALIGNMENT = 64  # bytes; of tensors in a data file: a cache line, and a multiple of every element size
 
 # Field numbers of onnx.proto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
@@ -168,7 +170,8 @@ def read(path: Path) -> Skeleton:
     """Read the ONNX file at `path`; its weights become views of the file. External data stays declared.
 
     Raises:
-        InputError: the file is missing, empty, cut off, or no ONNX model.
+        InputError: the file is missing, empty, cut off, or no ONNX model; an input or output lacks its shape;
+            a sparse initializer cannot be.
     """
     data = map_file(path, "model")
     proto = onnx.ModelProto()
@@ -185,6 +188,8 @@ def read(path: Path) -> Skeleton:
         raise InputError(_explain_not_onnx(path, data)) from None
     if not proto.HasField("graph") or not proto.HasField("ir_version"):
         raise InputError(_explain_not_onnx(path, data))
+    _check_interface(proto, str(path))
+    _check_sparse(proto, str(path))
     return Skeleton(proto, weights)
 
 
@@ -197,11 +202,11 @@ def map_file(path: Path, what: str) -> Buffer:
     Raises:
         InputError: there is no such file, it is no regular file, it is empty, or it cannot be read.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, not a {what} file. Name the file inside it.")
-    if path.exists() and not path.is_file():  # opening a pipe would wait forever
-        raise InputError(f"{path}: is a device or pipe, not a {what} file. Name a file.")
     try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, not a {what} file. Name the file inside it.")
+        if path.exists() and not path.is_file():  # opening a pipe would wait forever
+            raise InputError(f"{path}: is a device or pipe, not a {what} file. Name a file.")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
@@ -211,8 +216,14 @@ def map_file(path: Path, what: str) -> Buffer:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such {what} file. Check the path.") from None
-    except OSError as error:
-        raise InputError(f"{path}: the {what} file cannot be read: {error.strerror or error}.") from None
+    except (OSError, ValueError) as error:  # a name that is too long, or that holds a null character
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{shortened(str(path))}: the {what} file cannot be read: {cause}.") from None
+
+
+def shortened(name: str) -> str:
+    """Return a path for messages: one that is too long for the system is too long to show."""
+    return name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}... ({len(name)} characters)"
 
 
 def mapped_tensor(data: Buffer, offset: int, declared: Declaration) -> onnx_ir.LazyTensor:
@@ -318,6 +329,53 @@ def _to_varint(value: int) -> bytes:
     return bytes(out)
 
 
+def _check_interface(proto: onnx.ModelProto, where: str) -> None:
+    """Name the input or output that lacks what onnx's checker asks for; the checker itself names none."""
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [("input", info) for info in proto.graph.input if info.name not in initializers]
+    for kind, info in [*inputs, *(("output", info) for info in proto.graph.output)]:
+        found = info.type.WhichOneof("value")
+        if found is None:
+            missing = "type"
+        elif found in ("tensor_type", "sparse_tensor_type") and not getattr(info.type, found).HasField("shape"):
+            missing = "shape"
+        else:
+            continue
+        raise InputError(
+            f"{where}: graph {kind} {info.name!r} declares no {missing}, which ONNX asks of every input and output. "
+            "Export it with a type and a shape; sizes in the shape may stay open."
+        )
+
+
+def _check_sparse(proto: onnx.ModelProto, where: str) -> None:
+    """Refuse sparse initializers that a few bytes make huge, and places that numpy would count from the end."""
+    for graph in graphs_of(proto.graph):
+        for sparse in graph.sparse_initializer:
+            shape = onnx_ir.Shape(tuple(sparse.dims), frozen=True)
+            declared = dataclasses.replace(Declaration.of_proto(sparse.values, where), shape=shape)
+            if declared.nbytes > PROTOBUF_LIMIT:
+                raise InputError(
+                    f"{where}: sparse initializer {declared} takes {declared.nbytes} bytes when it is dense, more "
+                    f"than the {PROTOBUF_LIMIT} of one protobuf message. Export it dense, with external data."
+                )
+            least = min([_least_index(sparse), *sparse.dims])
+            if least < 0:
+                raise InputError(
+                    f"{where}: sparse initializer {declared} has the dimension or index {least}, and both count "
+                    "from 0. The model is damaged: export it again."
+                )
+
+
+def _least_index(sparse: onnx.SparseTensorProto) -> int:
+    """Return the least index or 0; 0 also where indices cannot be read, which is told when they are needed."""
+    if sparse.indices.data_location == onnx.TensorProto.EXTERNAL:
+        return 0
+    try:
+        return int(onnx.numpy_helper.to_array(sparse.indices).min(initial=0))
+    except (ValueError, TypeError):
+        return 0
+
+
 # What people hand over instead of an ONNX model, by its first bytes.
 _LOOKS_LIKE: Mapping[bytes, str] = {
     b"version https://git-lfs": "a Git LFS pointer. Fetch the model itself: git lfs pull.",
@@ -360,8 +418,11 @@ def of_proto(proto: onnx.ModelProto, where: str) -> Skeleton:
     """Return the skeleton of `proto`, which stays as it is; its large tensors are shared, not copied.
 
     Raises:
-        InputError: a tensor's data does not fit its type and shape. `where` names the model.
+        InputError: a tensor's data does not fit its type and shape; an input or output lacks its shape; a
+            sparse initializer cannot be. `where` names the model.
     """
+    _check_interface(proto, where)
+    _check_sparse(proto, where)
     skeleton = onnx.ModelProto()
     weights: dict[str, onnx_ir.TensorProtocol] = {}
     _copy_fields(proto, skeleton, without="graph")

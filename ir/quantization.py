@@ -30,7 +30,6 @@ __all__ = [
     "integer_range",
     "note",
     "quantization_of",
-    "union",
 ]
 
 BITS = (2, 4, 8, 16)  # the integer widths of ONNX QuantizeLinear, opset 25
@@ -61,24 +60,6 @@ class Quantization:
             raise ValueError(f"a clipping range needs low <= high, not [{self.low}, {self.high}]")
         if self.bits not in BITS:
             raise ValueError(f"bits must be one of {BITS}, not {self.bits}")
-
-
-def union(a: Quantization, b: Quantization) -> Quantization:
-    """Return the narrowest range that covers both, for values that must share their integers.
-
-    The group is kept where the two agree or only one has it.
-
-    >>> union(Quantization(-1.0, 2.0), Quantization(0.0, 6.0))
-    Quantization(low=-1.0, high=6.0, bits=8, group=None)
-
-    Raises:
-        ValueError: the two differ in bits, or belong to different groups.
-    """
-    if a.bits != b.bits:
-        raise ValueError(f"cannot unite ranges of {a.bits} and {b.bits} bits")
-    if a.group and b.group and a.group != b.group:
-        raise ValueError(f"cannot unite ranges of the groups {a.group!r} and {b.group!r}")
-    return Quantization(min(a.low, b.low), max(a.high, b.high), a.bits, a.group or b.group)
 
 
 def note(value: onnx_ir.Value, quantization: Quantization) -> None:

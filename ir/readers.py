@@ -11,6 +11,7 @@ import abc
 import contextlib
 import itertools
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -42,6 +43,7 @@ Array = npt.NDArray[Any]
 
 PAIRED_LABELS = ""  # the column of labels that came as the second of a pair; no ONNX input has an empty name
 
+_LARGEST_ARRAY_BYTES = 2**63 - 1  # of numpy
 _IN_MEMORY_LIMIT_BYTES = 1 << 30  # what a one-shot iterator, or an array stored column by column, may take
 
 
@@ -65,10 +67,12 @@ class Reader(abc.ABC):
     name: what messages and reports call the data.
     rows: True when the leading axis of every array is the samples. False when arrays come as somebody would
     feed them to the model, so that only the model's ranks tell a batch from a single sample.
+    ends: whether the samples are known to come to an end. A generator's may not.
     """
 
     name: str
     rows: bool
+    ends = True
 
     @abc.abstractmethod
     def columns(self) -> dict[str, Column]:
@@ -154,12 +158,13 @@ class Store:
 
     def _header(self, name: str, stream: IO[bytes]) -> _Header:
         version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
+        read = _HEADER_READERS.get(version)
+        if read is None:
             raise ValueError(f"array {name!r} has .npy version {version[0]}.{version[1]}, which is not plain numbers")
+        try:
+            shape, fortran_order, dtype = read(stream)
+        except tokenize.TokenError as error:
+            raise ValueError(f"array {name!r} has a header that is no Python") from error
         if dtype.hasobject:
             raise InputError(
                 f"data {self.name!r}: array {name!r} holds Python objects, and unpickling them could run any "
@@ -167,6 +172,8 @@ class Store:
             )
         if dtype.names is not None:
             raise ValueError(f"array {name!r} has named fields, not plain numbers")
+        if any(dim < 0 for dim in shape) or math.prod(shape) * dtype.itemsize > _LARGEST_ARRAY_BYTES:
+            raise ValueError(f"array {name!r} has the impossible shape {list(shape)}")
         return _Header(tuple(shape), fortran_order, dtype)
 
 
@@ -198,13 +205,14 @@ class FileReader(Reader):
 class ItemReader(Reader):
     """Python items: a dict of arrays, one array, or a pair of either with labels.
 
-    open_items: gives a fresh iterator of items from the start, each time it is called.
+    open_items: gives a fresh iterator of items from the start, each time it is called. ends: see `Reader`.
     """
 
     rows = False
 
-    def __init__(self, name: str, open_items: Callable[[], Iterator[Any]]) -> None:
+    def __init__(self, name: str, open_items: Callable[[], Iterator[Any]], *, ends: bool = False) -> None:
         self.name = name
+        self.ends = ends
         self._open_items = open_items
 
     def columns(self) -> dict[str, Column]:
@@ -309,6 +317,10 @@ def open_npy_columns(paths: Mapping[str, Path], name: str) -> Store:
 
 # What zipfile, zlib and numpy raise for a file that is cut short, damaged, encrypted or not what it says.
 _UNREADABLE = (EOFError, MemoryError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def _unreadable(name: str, error: BaseException) -> InputError:

@@ -133,7 +133,7 @@ def verify(model: onnx_ir.Model, *, full: bool = True) -> None:
 
 
 def checker_complaint(skeleton: onnx_file.Skeleton, *, strict: bool) -> str | None:
-    """Return the first line of what onnx's checker has against a model, or None. strict: infer shapes too."""
+    """Return the first thing that onnx's checker has against a model, or None. strict: infer shapes too."""
     try:
         onnx.checker.check_model(onnx_file.probe(skeleton), full_check=strict)
     except (
@@ -145,7 +145,10 @@ def checker_complaint(skeleton: onnx_file.Skeleton, *, strict: bool) -> str | No
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         contexts = [line.removeprefix(_CONTEXT) for line in lines if line.startswith(_CONTEXT)]
         where = f" ({contexts[0].strip()})" if contexts else ""
-        return f"onnx's checker says: {lines[0].rstrip('.') if lines else 'no reason given'}{where}"
+        # The checker breaks its line before the node; inference has a line for each of many errors.
+        told = lines if isinstance(error, onnx.checker.ValidationError) else lines[:1]
+        said = " ".join(line for line in told if not line.startswith(_CONTEXT)).rstrip(".") or "no reason given"
+        return f"onnx's checker says: {said}{where}"
     return None
 
 

@@ -127,7 +127,7 @@ class Context:
         if self.data is None:
             raise UsageError(
                 f"{pass_name}: needs calibration data and none was given. "
-                "Give a few hundred real samples: --data samples.npz"
+                "Give a few hundred real samples: --data samples.npz (data=... in Python)"
             )
         return self.data
 
@@ -138,7 +138,8 @@ class Pass(abc.ABC):
     name: the fixed name in pipelines. fidelity: "bits" (equal outputs), "rounding" (equal up to the
     tolerance its module derives) or "lossy". after: names of passes that, when in the same pipeline, must
     come before this one. tolerance: (relative, absolute), what `--verify-each` allows a "rounding" pass: the
-    largest error of an output may be `relative * max |output| + absolute`.
+    largest error of an output may be `relative * max |output| + absolute` where all is float32, and what it makes of
+    that for other types (`passes.verify_each`).
     """
 
     name: ClassVar[str]
@@ -157,6 +158,11 @@ class Pass(abc.ABC):
             self.options = self.options_type(**options)
         except pydantic.ValidationError as error:
             raise UsageError(_explain_options(self.name, self.options_type, options, error)) from None
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether `run` asks for calibration data; known from the options, before any work."""
+        return False
 
     @abc.abstractmethod
     def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:

@@ -143,7 +143,7 @@ class _Run:
                 raise InternalError(f"run returned {type(rewrites).__name__}, not Rewrites")
             _check_result(after, self.current)
             check = self._verifier.check(one, rewrites, self.current, after) if self._verifier else None
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a pass that leaves the process has failed
             if isinstance(error, OnnxpressError) and error.exit_code != InternalError.exit_code:
                 _name_pass(one.name, error)
                 raise
@@ -164,7 +164,7 @@ class _Run:
         )
         self._printer.show(str(to_spec(one)), after)
 
-    def _fail(self, passes: Sequence[Pass], error: Exception) -> NoReturn:
+    def _fail(self, passes: Sequence[Pass], error: BaseException) -> NoReturn:
         """Raise the InternalError that tells of `error` in the last of `passes`, and write its reproducer."""
         what = _describe_failure(passes[-1].name, error)
         crash_dir = self._settings.crash_dir
@@ -321,7 +321,7 @@ def _name_pass(name: str, error: OnnxpressError) -> None:
         error.args = (f"{name}: {error}",)
 
 
-def _describe_failure(name: str, error: Exception) -> str:
+def _describe_failure(name: str, error: BaseException) -> str:
     """Say in one line what went wrong in pass `name`: the first cause, and the node in hand, if known."""
     if isinstance(error, OnnxpressError):
         return f"{name}: {_one_line(error).removeprefix(f'{name}: ')}"

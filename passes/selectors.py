@@ -49,10 +49,6 @@ class Selection:
         """Whether the pass may touch `node`."""
         return self.reason(node) is None
 
-    def __contains__(self, node: object) -> bool:
-        """Whether the pass may touch `node`: `node in selection`."""
-        return isinstance(node, onnx_ir.Node) and self.has(node)
-
     def reason(self, node: onnx_ir.Node) -> str | None:
         """Say why `node` is left out, as the reason of a `Declined`; None where it is not."""
         name = node.name or ""

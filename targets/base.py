@@ -28,7 +28,6 @@ import onnx_ir
 import pydantic
 
 from onnxpress.ir.errors import UsageError, near_names
-from onnxpress.passes.base import Context
 from onnxpress.passes.constraints import Constraints, QuantizationScheme
 from onnxpress.targets.costmodel import RooflineCost
 from onnxpress.targets.legality import CHECKS, Illegal, check_model
@@ -84,7 +83,7 @@ class Target:
             target=profile.name,
             channel_multiple=profile.channel_multiple,
             max_opset=profile.opset.max,
-            encodings=tuple(encoding.name for encoding in profile.encodings),
+            encodings=profile.encodings,
             quantization=profile.quantization.scheme(),
             costs=costs,
         )
@@ -93,11 +92,8 @@ class Target:
         """Return every place where `model` breaks a rule of the target, by rule and source."""
         return check_model(model, self.profile)
 
-    def lower(self, model: onnx_ir.Model, context: Context | None = None) -> LoweringReport:
-        """Turn notes and encodings of `model` into operators of the target's runtime, in place.
-
-        context: what passes know, for the lowerings of plugins; the built-in ones need none of it.
-        """
+    def lower(self, model: onnx_ir.Model) -> LoweringReport:
+        """Turn notes and encodings of `model` into operators of the target's runtime, in place."""
         report = LoweringReport()
         for step in self.profile.lowering:
             report.add(_lowering(step)(model, self.profile.quantization.scheme()))

@@ -20,6 +20,10 @@ its data and for the padded width.
 Everything else costs `elements` nanoseconds per element of its larger side. Operators that vanish (into their
 producer, or into its output range) cost nothing.
 
+Extents that a model leaves open are assumed: 1 for the batch, which leads, and 64 for any other. Decisions rest on
+how times compare, and float and integers are priced at the same size. Only where even the rank is unknown is the
+overhead all that can be counted.
+
 The formula depends on shapes and the profile alone. It reproduces what was seen on real runtimes: 31 channels
 cost no less than 32, narrow layers do not reach the integer peak, depthwise Conv gains nothing from integers,
 and layers with few rows are bound by reading their weights. Bodies of If and Loop are not added to their
@@ -35,13 +39,14 @@ from typing import Literal
 
 import onnx_ir
 
-from onnxpress.ir.shapes import element_count, static_shape
+from onnxpress.ir.linear import constant_tensor
 from onnxpress.passes.constraints import Precision
 from onnxpress.targets.schema import Peaks, Quantization, Roofline
 
 __all__ = ["CostBreakdown", "RooflineCost"]
 
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_ASSUMED_EXTENT = 64  # image sides and lengths of sequences: large enough that a call's overhead does not decide
 _BYTES: dict[Precision, int] = {"float32": 4, "int8": 1}
 
 _Class = Literal["conv", "pointwise", "depthwise", "grouped", "gemm"]
@@ -51,8 +56,8 @@ _Class = Literal["conv", "pointwise", "depthwise", "grouped", "gemm"]
 class CostBreakdown:
     """Where a node's predicted time comes from. All times in seconds, at batch 1.
 
-    kind: class of the operator, such as "depthwise", "elements" or "absorbed"; "unknown shape" where only the
-    overhead could be counted; "no kernel" where the time is infinite.
+    kind: class of the operator, such as "depthwise", "elements" or "absorbed"; "unknown shape" where a rank is
+    unknown and only the overhead could be counted; "no kernel" where the time is infinite.
     waste: share of the compute time spent on channels that do not exist, or lost to their count.
     """
 
@@ -96,7 +101,7 @@ class RooflineCost:
     def node_seconds(self, node: onnx_ir.Node, precision: Precision = "float32") -> float:
         """Return the predicted time of `node` at batch 1; `math.inf` where that precision has no kernel.
 
-        Where a shape is unknown, the overhead alone is returned: a lower bound.
+        Open extents are assumed as the module says. Where a rank is unknown, the overhead alone is returned.
         """
         return self.explain(node, precision).seconds
 
@@ -105,10 +110,10 @@ class RooflineCost:
 
         Images (rank 4 and up) change their layout too. An operator of `converted_tap_ns` on either side is
         counted here: the runtime moves the conversion before it, or finds the integers in the wrong layout.
-        Where the shape is unknown: the overhead alone.
+        Where the rank is unknown: the overhead alone.
         """
         roofline = self._roofline
-        elements = element_count(value) or 0
+        elements = _elements(value) or 0
         shape = value.shape
         is_image = shape is not None and len(shape) >= 4
         rate = roofline.convert_ns.of(to) + (roofline.layout_ns.of(to) if is_image else 0.0)
@@ -122,13 +127,13 @@ class RooflineCost:
         if rate is None:
             return 0.0
         taps = math.prod(node.attributes.get_ints("kernel_shape", [1]))
-        return rate * taps * (element_count(node.outputs[0]) or 0)
+        return rate * taps * (_elements(node.outputs[0]) or 0)
 
     def explain(self, node: onnx_ir.Node, precision: Precision = "float32") -> CostBreakdown:
         """Return what `node_seconds` is made of."""
         if self._is_absorbed(node, precision):
             return CostBreakdown("absorbed", 0.0)
-        if precision == "int8" and node.op_type not in self._integer:
+        if precision == "int8" and (node.op_type not in self._integer or _has_left_weight(node)):
             return CostBreakdown("no kernel", math.inf)
         overhead = self._roofline.overhead_us.of(precision) * 1e-6
         if not _is_linear(node):
@@ -238,19 +243,37 @@ def _round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
+def _has_left_weight(node: onnx_ir.Node) -> bool:
+    """Whether a product's constant stands on the left, where no runtime takes it as signed integers."""
+    left = node.inputs[0] if node.op_type in ("Gemm", "MatMul") and node.inputs else None
+    return left is not None and constant_tensor(left) is not None
+
+
+def _shape(value: onnx_ir.Value) -> tuple[int, ...] | None:
+    """Return the shape at batch 1, with `_ASSUMED_EXTENT` for what else is open; None where the rank is unknown."""
+    if value.shape is None:
+        return None
+    leading = (1, *[_ASSUMED_EXTENT] * (len(value.shape) - 1))
+    return tuple(dim if isinstance(dim, int) else assumed for dim, assumed in zip(value.shape, leading, strict=False))
+
+
+def _elements(value: onnx_ir.Value) -> int | None:
+    shape = _shape(value)
+    return None if shape is None else math.prod(shape)
+
+
 def _total(values: Sequence[onnx_ir.Value | None]) -> int | None:
-    """Return the elements of all computed values, None where a shape is unknown. Constants cost nothing."""
-    counts = [element_count(value) for value in values if value is not None and not value.is_initializer()]
+    """Return the elements of all computed values, None where a rank is unknown. Constants cost nothing."""
+    counts = [_elements(value) for value in values if value is not None and not value.is_initializer()]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
 
 
 def _work(node: onnx_ir.Node) -> _Work | None:
-    """Return a linear operator in numbers, or None where a shape is unknown or makes no sense."""
+    """Return a linear operator in numbers, or None where a rank is unknown or shapes make no sense."""
     if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
         return None
-    left, right = static_shape(node.inputs[0]), static_shape(node.inputs[1])
-    out = static_shape(node.outputs[0])
+    left, right, out = _shape(node.inputs[0]), _shape(node.inputs[1]), _shape(node.outputs[0])
     if left is None or right is None or out is None:
         return None
     if node.op_type in ("Conv", "ConvTranspose"):
@@ -266,8 +289,8 @@ def _conv_work(
     groups = max(1, node.attributes.get_int("group", 1))
     kernel = math.prod(weight[2:])
     transposed = node.op_type == "ConvTranspose"
-    inputs = data[1] // groups
-    outputs = out[1] // groups
+    # The weight knows its channels even where the data's are open.
+    inputs, outputs = (weight[0] // groups, weight[1]) if transposed else (weight[1], weight[0] // groups)
     # Every input position of a ConvTranspose meets the whole kernel, as every output position of a Conv does.
     positions = data[2:] if transposed else out[2:]
     kind: _Class = "conv"
@@ -296,8 +319,7 @@ def _product_work(
     is_transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0
     depth = left[0] if is_transposed else left[-1]
     outputs = out[-1] if len(right) > 1 else 1
-    constant_left = node.inputs[0] is not None and node.inputs[0].is_initializer()
-    stored, moving = (left, right) if constant_left else (right, left)
+    stored, moving = (left, right) if _has_left_weight(node) else (right, left)
     return _Work(
         "gemm",
         groups=1,

@@ -153,13 +153,17 @@ def _check_true_scalar(site: _Site) -> str | None:
 def _check_weight_axis(site: _Site) -> str | None:
     """A per-channel scale of the weight counts output channels."""
     node = site.node
+    weight = _left_weight(node) if node.op_type == "MatMul" else None
+    if weight is not None:
+        # The runtime fuses unsigned ones only, and then refuses to run them.
+        is_fused = _element_type(weight.inputs[0]) == "uint8" and dequantize_of(node.inputs[1]) is not None
+        axis = _scale_axis(weight) if is_fused else None
+        return None if axis is None else f"its left weight has scales along axis {axis}, must have one scale"
     weight = _quantized_weight(node)
-    if weight is None or weight.inputs[0] is None or weight.inputs[1] is None:
+    axis = None if weight is None else _scale_axis(weight)
+    if weight is None or weight.inputs[0] is None or weight.inputs[0].shape is None or axis is None:
         return None
-    shape, scale = weight.inputs[0].shape, weight.inputs[1].shape
-    if shape is None or scale is None or len(shape) == 0 or len(scale) != 1 or scale.dims == (1,):
-        return None
-    axis = weight.attributes.get_int("axis", 1) % len(shape)
+    shape = weight.inputs[0].shape
     is_outputs_last = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _is_transposed(node))
     expected = len(shape) - 1 if is_outputs_last else 0
     return None if axis == expected else f"its weight has scales along axis {axis}, must be {expected}"
@@ -184,6 +188,21 @@ def _check_weight_type(site: _Site) -> str | None:
     if kind is None or kind in allowed or dequantize_of(site.node.inputs[0]) is None:
         return None
     return f"its weight goes into DequantizeLinear as {kind}, must be {', '.join(sorted(allowed))}"
+
+
+def _check_left_weight(site: _Site) -> str | None:
+    """Reads `inputs`: the types that a product's quantized left operand may have; with one scale, by quantized data."""
+    node = site.node
+    weight = _left_weight(node)
+    if weight is None:
+        return None
+    if dequantize_of(node.inputs[1]) is None:
+        return "its left operand is a quantized weight and its data are not quantized"
+    kind = _element_type(weight.inputs[0])
+    allowed = site.rule.inputs.get(0, frozenset())
+    if kind is not None and kind not in allowed:
+        return f"its left weight goes into DequantizeLinear as {kind}, must be {', '.join(sorted(allowed))}"
+    return None if _scale_axis(weight) is None else "its left weight has several scales, must have one"
 
 
 def _check_weight_zero_point(site: _Site) -> str | None:
@@ -320,6 +339,7 @@ CHECKS: dict[str, Callable[[_Site], str | None]] = {
     "float-data": _check_float_data,
     "float-weight": _check_float_weight,
     "kernel": _check_kernel,
+    "left-weight": _check_left_weight,
     "open-output": _check_open_output,
     "present": _check_present,
     "shared-signed": _check_shared_signed,
@@ -360,6 +380,24 @@ def _quantized_weight(node: onnx_ir.Node) -> onnx_ir.Node | None:
     """Return the DequantizeLinear that decodes the stored second input of `node`, if one does."""
     found = dequantize_of(node.inputs[1]) if len(node.inputs) > 1 else None
     return found if found is not None and is_stored(found.inputs[0]) else None
+
+
+def _left_weight(node: onnx_ir.Node) -> onnx_ir.Node | None:
+    """Return the DequantizeLinear that decodes a product's stored left operand, where the right one is computed."""
+    if node.op_type not in ("Gemm", "MatMul") or len(node.inputs) < 2 or _quantized_weight(node) is not None:
+        return None
+    found = dequantize_of(node.inputs[0])
+    return found if found is not None and is_stored(found.inputs[0]) else None
+
+
+def _scale_axis(weight: onnx_ir.Node) -> int | None:
+    """Return the axis along which a DequantizeLinear has several scales; None for one scale, or unknown shapes."""
+    stored, scale = weight.inputs[0], weight.inputs[1]
+    if stored is None or stored.shape is None or scale is None or scale.shape is None:
+        return None
+    if len(stored.shape) == 0 or len(scale.shape) != 1 or scale.shape.dims == (1,):
+        return None
+    return weight.attributes.get_int("axis", 1) % len(stored.shape)
 
 
 def _behind_activation(node: onnx_ir.Node) -> onnx_ir.Node:

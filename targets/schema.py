@@ -14,7 +14,7 @@ import pydantic
 from onnxpress.passes.constraints import IntegerScheme, Precision, QuantizationScheme
 
 __all__ = [
-    "Encoding",
+    "EncodingName",
     "Integer",
     "OpsetRange",
     "Peaks",
@@ -25,11 +25,14 @@ __all__ = [
     "Rule",
     "Severity",
     "Steps",
+    "WeightInteger",
 ]
 
 # illegal: the runtime refuses the model. slow: it runs, but misses the fast kernels. inexact: it runs, but
 # the runtime's own rewrites change the numbers.
 Severity = Literal["illegal", "slow", "inexact"]
+# affine8: 8-bit integers with a scale. dense: numbers as they are, what every weight without an encoding is.
+EncodingName = Literal["affine8", "dense"]
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 # Sorted when dumped: the order of a set changes from run to run.
 Names = Annotated[frozenset[str], pydantic.PlainSerializer(sorted, return_type=list[str])]
@@ -57,19 +60,37 @@ class OpsetRange(_Table):
 class Integer(_Table):
     """One integer type: `real = (integer - zero_point) * scale`; symmetric means that zero_point is 0."""
 
-    bits: Literal[2, 4, 8, 16] = 8
+    bits: int = pydantic.Field(default=8, description="8: the only width that passes and lowerings know so far")
     signed: bool
     symmetric: bool
 
+    @pydantic.field_validator("bits")
+    @classmethod
+    def _is_known(cls, bits: int) -> int:
+        if bits != 8:
+            raise ValueError("must be 8, the only width that this version quantizes to")
+        return bits
+
     def scheme(self) -> IntegerScheme:
         return IntegerScheme(bits=self.bits, signed=self.signed, symmetric=self.symmetric)
+
+
+class WeightInteger(Integer):
+    """The integer type of weights: signed and symmetric, the one form that passes encode."""
+
+    @pydantic.field_validator("signed", "symmetric")
+    @classmethod
+    def _is_encoded(cls, given: bool) -> bool:
+        if not given:
+            raise ValueError("must be true: this version encodes weights as signed, symmetric integers")
+        return given
 
 
 class Quantization(_Table):
     """What the runtime's fast integer kernels take. Operator names are those of the default domain."""
 
     activation: Integer
-    weight: Integer
+    weight: WeightInteger
     weight_per_channel: bool = True
     bias: Literal["float32", "int32"] = pydantic.Field(
         default="float32",
@@ -108,13 +129,6 @@ class Quantization(_Table):
             input_channel_multiple=self.input_channel_multiple,
             bias=self.bias,
         )
-
-
-class Encoding(_Table):
-    """A weight encoding that the target can store, and the forms it becomes: the first legal one wins."""
-
-    name: str
-    forms: tuple[str, ...] = pydantic.Field(min_length=1)
 
 
 class Rule(_Table):
@@ -228,18 +242,25 @@ class Profile(_Table):
     opset: OpsetRange
     max_ir_version: int = pydantic.Field(ge=3, description="highest ONNX IR version that the runtime loads")
     channel_multiple: int = pydantic.Field(default=1, ge=1, description="channel counts that waste nothing")
-    encodings: tuple[Encoding, ...] = pydantic.Field(min_length=1, description="in order of preference")
+    encodings: tuple[EncodingName, ...] = pydantic.Field(
+        description="how the target can store weights, in order of preference; passes encode in no other way"
+    )
     quantization: Quantization
     rules: tuple[Rule, ...] = ()
     roofline: Roofline | None = None
 
     @pydantic.model_validator(mode="after")
     def _unique(self) -> Profile:
-        for what, names in (
-            ("rules: id", [rule.id for rule in self.rules]),
-            ("encodings: name", [encoding.name for encoding in self.encodings]),
-        ):
+        named: dict[str, list[str]] = {"rules: id": [rule.id for rule in self.rules], "encodings:": [*self.encodings]}
+        for what, names in named.items():
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} appears twice")
         return self
+
+    @pydantic.field_validator("encodings")
+    @classmethod
+    def _has_dense(cls, encodings: tuple[EncodingName, ...]) -> tuple[EncodingName, ...]:
+        if "dense" not in encodings:
+            raise ValueError("must hold 'dense': that is what a weight is until a pass encodes it")
+        return encodings

@@ -1,9 +1,10 @@
-"""What tests share: models from ONNX text, seeded feeds, and one way to run a model as it stands."""
+"""What tests share: models from ONNX text, seeded feeds, one way to run a model as it stands, and growth of time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir
 
-__all__ = ["Array", "random_feeds", "run", "run_named", "tensor_of", "text_model"]
+__all__ = ["Array", "growth", "random_feeds", "run", "run_named", "tensor_of", "text_model"]
 
 Array = npt.NDArray[Any]
 AnyModel = onnx_ir.Model | onnx.ModelProto | bytes | str | os.PathLike[str]
@@ -70,6 +71,24 @@ def random_feeds(model: onnx_ir.Model, seed: int = 0, batch: int = 2) -> dict[st
         shape = tuple(_size(axis, dim, sizes, batch) for axis, dim in enumerate(value.shape))
         feeds[value.name] = _draw(rng, value.dtype, shape)
     return feeds
+
+
+def growth(prepare: Callable[[int], Callable[[], object]], size: int) -> float:
+    """Return how many times longer four times the work takes: 4 where time is linear, 16 where it is quadratic.
+
+    `prepare(n)` returns the work of size n, which is timed. CPU time, the best of three runs each: other work
+    shares the machine.
+    """
+    return _best_seconds(prepare(4 * size)) / _best_seconds(prepare(size))
+
+
+def _best_seconds(work: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        work()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
 
 
 def _size(axis: int, dim: int | onnx_ir.SymbolicDim, sizes: dict[str, int], batch: int) -> int:

@@ -97,6 +97,12 @@ def test_every_import_is_declared() -> None:
     assert missing == set()
 
 
+def test_every_dependency_is_imported() -> None:
+    """What only the tests need is in the extra `test`: an installation takes no more than it uses."""
+    used = {name for path in _sources() if path.suffix == ".py" for name in _imported_distributions(path)}
+    assert _required(_PROJECT["project"]["dependencies"]) - used == set()
+
+
 def _imported_distributions(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse((_ROOT / path).read_text(encoding="utf-8"))):
         names: list[str] = []

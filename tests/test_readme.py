@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _TEXT = (_ROOT / "README.md").read_text(encoding="utf-8")
 
 # What a reader does once and the tests do not repeat: installing, and running these tests.
-_NOT_RUN = re.compile(r'pip install -e "\.\[[a-z,]+\]"|pytest|python -m onnxpress\.tools\.bench \w+')
+_NOT_RUN = re.compile(r'pip install -e "\.\[[a-z,]+\]"|pytest( -n auto)?|python -m onnxpress\.tools\.bench \w+')
 
 
 def _blocks(language: str) -> list[str]:
@@ -73,16 +75,35 @@ def test_every_command_is_either_run_here_or_known_not_to_be() -> None:
 def test_the_first_screen_holds_the_two_commands_of_a_fresh_machine() -> None:
     first = "\n".join(_TEXT.splitlines()[:24])
     assert 'pip install -e ".[cpu]" && onnxpress demo' in first
-    assert 'pip install -e ".[cpu,test]" && pytest' in first
+    assert 'pip install -e ".[cpu,test]" && pytest -n auto' in first
 
 
 def test_every_command_runs(folder: Path) -> None:
     """One test, because later commands read what earlier ones write."""
+    before = {path.name for path in folder.iterdir()}
     for command in filter(_is_run, _commands()):
         _run(shlex.split(command), folder)
     for block in _blocks("python"):
         _run([sys.executable, "-c", block], folder)
-    assert (folder / "again.onnx").read_bytes() == (folder / "small.onnx").read_bytes()
+    assert (folder / "small-again.onnx").read_bytes() == (folder / "small.onnx").read_bytes()
+    # In the repository none of it may end up in a commit.
+    ignored = [line.removeprefix("/") for line in (_ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
+    written = {path.name for path in folder.iterdir()} - before
+    assert "small-python.onnx" in written
+    assert [name for name in written if not any(fnmatch.fnmatch(name, line) for line in ignored)] == []
+
+
+def test_the_preprocessing_table_and_the_pipeline_file_are_read() -> None:
+    from onnxpress.ir.images import read_preprocessing
+    from onnxpress.passes.pipeline import build, format_pipeline, to_spec
+
+    (table,) = _blocks("toml")
+    assert len(table.splitlines()) == 7
+    assert read_preprocessing(tomllib.loads(table)).crop == 224
+    (pipeline,) = (block for block in _blocks("text") if block.startswith("cleanup,"))
+    assert format_pipeline(map(to_spec, build(pipeline))) == (
+        "cleanup, fold-batchnorm, quantize-int8{exclude=[stem_conv,type:Gemm]}"
+    )
 
 
 def test_the_printed_output_is_what_the_demo_prints(folder: Path) -> None:

@@ -33,23 +33,22 @@ from onnxpress.targets.base import Target
 from onnxpress.targets.legality import Illegal
 from onnxpress.targets.lowering.report import LoweringReport
 from onnxpress.targets.runtimes.onnxruntime_cpu import (
-    Kernels,
     RuntimeRefusalError,
     inspect_kernels,
     smoke_run,
 )
 from onnxpress.tools.measure import (
     Effort,
-    Pair,
     Subject,
     first_feeds,
     measure_pair,
-    peak_rss_bytes,
     source_bytes,
 )
+from onnxpress.tools.memory import peak_rss_bytes
 from onnxpress.tools.plan import Plan, prepare
 from onnxpress.tools.recipe import MANIFEST_KEY
-from onnxpress.tools.result import DropError, Report, Result
+from onnxpress.tools.report.numbers import is_same_latency, milliseconds, three_digits
+from onnxpress.tools.result import DropError, MeasuredOn, Report, Result
 
 if TYPE_CHECKING:
     import onnx
@@ -57,7 +56,9 @@ if TYPE_CHECKING:
 __all__ = ["Watch", "compress", "run"]
 
 _WORST_SITES = 3  # as many as a message can name and a user can exclude by hand
-_NOT_RUN = "the result was loaded but not run: its input sizes are open. Give --data to try it on a sample"
+_NOT_RUN = (
+    "the result was loaded but not run: its input sizes are open. Give --data, or data=..., to try it on a sample"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +100,10 @@ def compress(
 
     target: a name, a TOML profile or a Target. passes: pipeline text, a pipeline file or built passes; None
     takes the target's own pipeline. data: calibration samples, anything that `ir.data.open_data` takes.
-    eval_data: samples to measure on, all of them. max_drop: points of accuracy (without labels: of top-1
-    agreement) that may be lost. The rest only watches the run: see `Watch`.
+    eval_data: samples to measure on. Accuracy and agreement take all of them, SQNR, of the models as they are
+    written, the first 8 to 32: fewer the more a sample costs. Without eval_data the first 16 to 128 of `data`
+    do, or all of them for a max_drop. max_drop: points of accuracy (without labels: of top-1 agreement) that
+    may be lost. The rest only watches the run: see `Watch`.
 
     Raises:
         UsageError: a target, pass, option or selector that does not exist; data that a pass needs is missing.
@@ -139,12 +142,15 @@ def run(plan: Plan, watch: Watch | None = None) -> Result:
     del context  # its cache holds statistics that nothing needs any more
     findings = _require_legal(plan.target, model)
     model.metadata_props[MANIFEST_KEY] = plan.recipe.manifest()
+    compiled = time.perf_counter()
     report = _measure(plan, model, records, watch)
+    ended = time.perf_counter()
     report = dataclasses.replace(
         report,
         lowering=lowering.forms,
         notes=(*lowering.notes, *_summarize(findings), *report.notes),
-        seconds=plan.seconds + time.perf_counter() - started,
+        seconds=plan.seconds + ended - started,
+        measuring_seconds=ended - compiled,
         peak_rss_bytes=peak_rss_bytes(),
     )
     _require_drop(plan, report)
@@ -160,7 +166,7 @@ def _lower(plan: Plan, model: onnx_ir.Model, context: Context, watch: Watch) -> 
     printer = ModelPrinter(watch.printer, every=watch.print_after_all, changes=watch.print_after_change)
     printer.start(model)
     try:
-        report = plan.target.lower(model, context)
+        report = plan.target.lower(model)
         verify(model)
     except OnnxpressError as error:
         if error.exit_code != InternalError.exit_code:
@@ -218,7 +224,8 @@ def _measure(plan: Plan, model: onnx_ir.Model, records: Sequence[PassRecord], wa
     bounded = Effort.check(original.counted.macs, watch.latency_rounds)
     effort = dataclasses.replace(bounded, run=None) if is_evaluation else bounded
     pair = measure_pair(original, result, source, effort, watch.progress)
-    return Report(
+    measured_on: MeasuredOn = "calibration data" if plan.eval_data is None else "evaluation data"
+    report = Report(
         model=plan.name,
         target=plan.target.name,
         pipeline=plan.pipeline,
@@ -226,15 +233,19 @@ def _measure(plan: Plan, model: onnx_ir.Model, records: Sequence[PassRecord], wa
         before=pair.before,
         after=pair.after,
         passes=tuple(records),
-        headlines=tuple(_headlines(pair, records, kernels)),
         notes=pair.notes if did_run else (_NOT_RUN, *pair.notes),
         samples=pair.samples,
         sqnr_samples=pair.sqnr_samples,
         samples_of=None if source is None else source.name,
+        measured_on=None if source is None else measured_on,
         calibration_samples=None if plan.data is None else plan.data.count,
         kernels=kernels,
         recipe=plan.recipe,
     )
+    notes = report.notes
+    if pair.after.latency_ms is not None and not report.is_latency_of_target:
+        notes += (f"latency was measured on this machine, not on {report.target}",)
+    return dataclasses.replace(report, headlines=tuple(_headlines(report)), notes=notes)
 
 
 def _try(result: Subject, source: DataSource | None) -> bool:
@@ -273,19 +284,23 @@ def _summarize(findings: Iterable[Illegal]) -> Iterator[str]:
         yield f"{same[0].severity}: {same[0]}{more}"
 
 
-def _headlines(pair: Pair, records: Iterable[PassRecord], kernels: Kernels) -> Iterator[str]:
+def _headlines(report: Report) -> Iterator[str]:
     """Yield what a user must not miss, the worst first."""
-    before, after = pair.before, pair.after
+    before, after = report.before, report.after
     if before.latency_ms and after.latency_ms and after.latency_ms >= before.latency_ms:
-        change = f"{before.latency_ms:.3g} ms before, {after.latency_ms:.3g} ms after"
-        yield f"NOT FASTER: latency {change} ({before.latency_ms / after.latency_ms:.2f}x)"
+        here = "" if report.is_latency_of_target else " here"
+        change = f"{milliseconds(before.latency_ms)} before, {milliseconds(after.latency_ms)} after"
+        if is_same_latency(before.latency_ms, after.latency_ms):
+            yield f"NOT FASTER: latency{here} is the same, {change}"
+        else:
+            yield f"NOT FASTER: latency{here} {change} ({three_digits(before.latency_ms / after.latency_ms)}x)"
     if after.size_bytes >= before.size_bytes:
         yield f"NOT SMALLER: {before.size_bytes:,} bytes before, {after.size_bytes:,} bytes after"
-    if not any(record.rewrites.modified for record in records):
+    if not any(record.rewrites.modified for record in report.passes):
         yield "NOTHING WAS REWRITTEN: every pass found nothing, or declined what it found (reasons below)"
-    if kernels.unfused:
-        names = ", ".join(map(repr, kernels.unfused[:_WORST_SITES]))
-        more = f" and {len(kernels.unfused) - _WORST_SITES} more" if len(kernels.unfused) > _WORST_SITES else ""
+    if unfused := report.kernels.unfused:
+        names = ", ".join(map(repr, unfused[:_WORST_SITES]))
+        more = f" and {len(unfused) - _WORST_SITES} more" if len(unfused) > _WORST_SITES else ""
         yield f"QUANTIZED BUT COMPUTED IN FLOAT by the runtime: {names}{more}"
 
 
@@ -301,7 +316,7 @@ def _require_drop(plan: Plan, report: Report) -> None:
     before, after = report.before, report.after
     if before.accuracy is not None and after.accuracy is not None:
         drop = before.accuracy - after.accuracy
-        lost = f"accuracy falls by {drop:.2f} points, from {before.accuracy:.2f} to {after.accuracy:.2f} %,"
+        lost = f"accuracy falls by {drop:.2f} points, from {before.accuracy:.2f} to {after.accuracy:.2f} %"
     elif after.agreement is not None:
         drop = 100 - after.agreement
         lost = f"the top-1 class changes for {drop:.2f} % of the samples"
@@ -312,9 +327,11 @@ def _require_drop(plan: Plan, report: Report) -> None:
         )
     if drop <= plan.max_drop:
         return
+    count = report.samples
     raise DropError(
-        f"{lost} on {report.samples} samples of {report.samples_of}; at most {plan.max_drop:g} was asked "
-        f"for. Nothing is written.{_suggest(plan.passes, report)}",
+        f"{lost}: {round(drop * count / 100)} of {count} samples of {report.samples_of} ({report.measured_on}; "
+        f"one sample is {100 / count:.3g} points); at most {plan.max_drop:g} was asked for. "
+        f"No model is written.{_suggest(plan.passes, report)}",
         report,
     )
 
@@ -328,7 +345,7 @@ def _suggest(passes: Sequence[Pass], report: Report) -> str:
     given = [to_spec(one) for one in passes]
     spared = [_without(one, [site.name for name, site in worst if name == one.name]) for one in passes]
     text = shlex.quote(format_pipeline(spared))
-    advice = f" Leave them alone with: --passes {text}" if spared != given else ""
+    advice = f" Try to leave them alone: --passes {text}" if spared != given else ""
     return f" Worst sites: {named}.{advice}"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,6 @@ __all__ = [
     "Subject",
     "first_feeds",
     "measure_pair",
-    "peak_rss_bytes",
     "source_bytes",
 ]
 
@@ -179,7 +177,9 @@ def first_feeds(subject: Subject, data: DataSource | None) -> dict[str, np.ndarr
     return {
         # A model without an axis of samples takes one sample as it is. One with a fixed batch above the
         # number of samples gets them repeated: time does not depend on the values.
-        name: array[0] if array.ndim == ranks.get(name, 0) + 1 else np.resize(array, (size, *array.shape[1:]))
+        name: array[0, ...]
+        if array.ndim == ranks.get(name, array.ndim) + 1
+        else np.resize(array, (size, *array.shape[1:]))
         for name, array in data.head(size).feeds.items()
     }
 
@@ -190,16 +190,6 @@ def source_bytes(source: object, model: onnx_ir.Model) -> int:
         return model_io.size_bytes(model)
     path = Path(source)
     return path.stat().st_size + sum(file.stat().st_size for file in _data_files(path, model))
-
-
-def peak_rss_bytes() -> int:
-    """Return the most memory that this process has held so far; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _data_files(path: Path, model: onnx_ir.Model) -> set[Path]:

@@ -32,6 +32,8 @@ def check_outputs(
             its folder is missing or cannot be written.
     """
     taken = {_resolved(path): flag for flag, path in inputs.items() if path is not None and _exists(path)}
+    if force:
+        taken |= _files_behind(inputs)
     for flag, path in outputs.items():
         if path is None or (flag == "--json" and path == STDOUT):
             continue
@@ -53,7 +55,7 @@ def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = Fal
     """
     target = Path(path)
     if target.exists() and not overwrite:
-        raise UsageError(f"{os.fspath(path)!r} exists. Give another path, or --force to replace it.")
+        raise UsageError(f"{os.fspath(path)!r} exists. Give another path, or --force (overwrite=True) to replace it.")
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(
@@ -84,6 +86,32 @@ def _check_output(flag: str, path: Path, *, force: bool) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{shown} cannot be written: {error.strerror}. Give another path.") from error
+
+
+def _files_behind(inputs: Mapping[str, str | os.PathLike[str] | None]) -> dict[Path, str]:
+    """Return the files that inputs lead to without naming them: a model's weights, and what lies in a data folder."""
+    found: dict[Path, str] = {}
+    for flag, path in inputs.items():
+        if path is None or not _exists(path):
+            continue
+        if Path(path).is_dir():
+            found |= {_resolved(file): f"a file of {flag}" for file in Path(path).iterdir()}
+        elif Path(path).suffix == ".onnx":
+            found |= {_resolved(file): f"the weights of {flag}" for file in _weight_files(Path(path))}
+    return found
+
+
+def _weight_files(model: Path) -> set[Path]:
+    import onnx
+
+    from onnxpress.ir.onnx_file import tensors_of
+
+    try:
+        proto = onnx.load(model, load_external_data=False)
+    except Exception:  # whatever is wrong with it, loading it says so better
+        return set()
+    entries = (entry for tensor in tensors_of(proto) for entry in tensor.external_data)
+    return {model.parent / entry.value for entry in entries if entry.key == "location"}
 
 
 def _exists(path: str | os.PathLike[str]) -> bool:

@@ -14,10 +14,13 @@ import onnx_ir
 
 from onnxpress.ir import model_io
 from onnxpress.ir.data import DataSource, check_data, open_data
-from onnxpress.ir.errors import InputError, UsageError
+from onnxpress.ir.errors import InputError, OnnxpressError, UsageError
+from onnxpress.ir.opset import default_opset
 from onnxpress.ir.verify import check_finite
-from onnxpress.passes.base import Pass
+from onnxpress.passes.base import Context, Pass, SiteOptions
+from onnxpress.passes.manager import PassManager
 from onnxpress.passes.pipeline import build, format_pipeline, read_pipeline, to_spec
+from onnxpress.passes.selectors import Selection
 from onnxpress.targets.base import Target, load_target
 from onnxpress.tools.recipe import Recipe, installed_versions, portable
 
@@ -74,9 +77,15 @@ def prepare(
     _check_numbers(max_drop, seed, has_data=data is not None or eval_data is not None)
     chosen = target if isinstance(target, Target) else load_target(target)
     built = _build(passes, chosen)
+    PassManager(built)  # refuses a wrong order
+    for one in built:
+        if one.needs_data and data is None:
+            Context().require_data(one.name)
     loaded = model_io.load(model)
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else loaded.graph.name or "model"
+    _require_opset(loaded, name, chosen)
     _require_finite(loaded, name)
+    _check_selectors(built, loaded, Context(constraints=chosen.constraints, seed=seed))
     calibration, evaluation = _open(data, loaded), _open(eval_data, loaded)
     # The digest reads every sample, and so checks it. Evaluation samples have no digest: check them here.
     data_digest = None if calibration is None else calibration.digest()
@@ -120,7 +129,20 @@ def _check_numbers(max_drop: float | None, seed: int, *, has_data: bool) -> None
     if not (math.isfinite(max_drop) and max_drop >= 0):
         raise UsageError(f"--max-drop {max_drop:g}: must be a number of points, 0 or more, such as 0.5.")
     if not has_data:
-        raise UsageError("--max-drop: needs samples to measure the drop on. Give --eval-data, or at least --data.")
+        raise UsageError(
+            "--max-drop: needs samples to measure the drop on. Give --eval-data, or at least --data "
+            "(eval_data=..., data=...)."
+        )
+
+
+def _require_opset(model: onnx_ir.Model, name: str, target: Target) -> None:
+    """Refuse a model that no pass could bring to the target: opsets are raised where need be, never lowered."""
+    opset, highest = default_opset(model), target.constraints.max_opset
+    if highest is not None and opset > highest:
+        raise InputError(
+            f"{name}: uses opset {opset}, and {target.name} takes opsets up to {highest}. "
+            f"Export it with opset {highest} or lower, or choose another target."
+        )
 
 
 def _require_finite(model: onnx_ir.Model, name: str) -> None:
@@ -128,6 +150,33 @@ def _require_finite(model: onnx_ir.Model, name: str) -> None:
         check_finite(model)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+
+
+def _check_selectors(passes: Sequence[Pass], model: onnx_ir.Model, context: Context) -> None:
+    """Check, before any data is read, that every selector matches a node of the model that its pass will see.
+
+    Where one matches nothing in the model as given, an earlier pass may still make the node: those passes run
+    once without data. One that needs data ends the check, and the run will tell.
+
+    Raises:
+        UsageError: a selector matches nothing.
+    """
+    for index, one in enumerate(passes):
+        if not isinstance(one.options, SiteOptions) or _matches(one.options, model):
+            continue
+        try:
+            seen, _ = PassManager(passes[:index]).run(model, context)
+        except OnnxpressError:
+            return
+        Selection.from_options(one.options, seen, one.name)
+
+
+def _matches(options: SiteOptions, model: onnx_ir.Model) -> bool:
+    try:
+        Selection.from_options(options, model, "")
+    except UsageError:
+        return False
+    return True
 
 
 def _build(passes: str | os.PathLike[str] | Sequence[Pass] | None, target: Target) -> list[Pass]:

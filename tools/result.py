@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir
 
@@ -14,19 +14,26 @@ from onnxpress.passes.manager import PassRecord
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels
 from onnxpress.tools.metrics import SQNR_CEILING_DB, Metrics
 from onnxpress.tools.recipe import Recipe
+from onnxpress.tools.report.numbers import describe_speed
 
-__all__ = ["DropError", "Report", "Result"]
+__all__ = ["DropError", "MeasuredOn", "Report", "Result"]
+
+MeasuredOn = Literal["evaluation data", "calibration data"]
+
+_TEXT_WIDTH = 110  # of the tables as plain text
+_THIS_MACHINE = "host-cpu"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
-    """What a run did, in numbers.
+    """What a run did, in numbers. `str` gives the tables that the command line prints.
 
     before, after: the original and the result. headlines: what a user must not miss, worst first; empty when
     all is well. notes: what else is worth a line. samples: how many of `samples_of` accuracy and agreement
     were measured on, as the runtime runs the models; sqnr_samples: how many SQNR, of the models as written.
-    calibration_samples: how many there were. lowering: how often each form was emitted. kernels: what the
-    runtime makes of the result. seconds: of all, measuring included. peak_rss_bytes: of the process.
+    measured_on: what those samples are; None without any. calibration_samples: how many there were.
+    lowering: how often each form was emitted. kernels: what the runtime makes of the result. seconds: of all,
+    `measuring_seconds` of it spent on running the two models. peak_rss_bytes: of the process.
     """
 
     model: str
@@ -44,9 +51,43 @@ class Report:
     samples: int = 0
     sqnr_samples: int = 0
     samples_of: str | None = None
+    measured_on: MeasuredOn | None = None
     calibration_samples: int | None = None
     seconds: float = 0.0
+    measuring_seconds: float = 0.0
     peak_rss_bytes: int = 0
+
+    def __repr__(self) -> str:
+        """Say the result in one line; everything is in the tables (`str`) and in `to_json`."""
+        before, after = self.before, self.after
+        facts = [f"{before.size_bytes:,} to {after.size_bytes:,} bytes"]
+        if before.accuracy is not None and after.accuracy is not None:
+            facts.append(f"accuracy {before.accuracy:.2f} to {after.accuracy:.2f} %")
+        if before.latency_ms and after.latency_ms:
+            here = "" if self.is_latency_of_target else " here"
+            facts.append(f"latency {describe_speed(before.latency_ms, after.latency_ms)}{here}")
+        return f"<Report of {self.model!r} for {self.target}: {', '.join(facts)}>"
+
+    def __str__(self) -> str:
+        """Return the tables as plain text."""
+        import io
+
+        from rich.console import Console
+
+        from onnxpress.tools.report.tables import show_report
+
+        text = io.StringIO()
+        plain = Console(
+            file=text, width=_TEXT_WIDTH, color_system=None, force_terminal=False, force_jupyter=False, markup=False,
+            highlight=False, emoji=False,
+        )  # fmt: skip
+        show_report(plain, self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
+
+    @property
+    def is_latency_of_target(self) -> bool:
+        """Whether latency was measured on what the target describes: this machine."""
+        return self.target == _THIS_MACHINE
 
     @property
     def speedup(self) -> float | None:
@@ -68,6 +109,7 @@ class Report:
             "pipeline": self.pipeline,
             "seed": self.seed,
             "seconds": self.seconds,
+            "measuring_seconds": self.measuring_seconds,
             "peak_rss_bytes": self.peak_rss_bytes,
             "before": self.before.to_json(),
             "after": self.after.to_json(),
@@ -75,9 +117,11 @@ class Report:
             "headlines": list(self.headlines),
             "notes": list(self.notes),
             "speedup": self.speedup,
+            "latency_is_of_target": self.is_latency_of_target,
             "samples": self.samples,
             "sqnr_samples": self.sqnr_samples,
             "samples_of": self.samples_of,
+            "measured_on": self.measured_on,
             "calibration_samples": self.calibration_samples,
             "lowering": dict(self.lowering),
             "kernels": {
@@ -90,12 +134,16 @@ class Report:
         }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """A compressed model with its proof and the recipe that repeats it."""
 
     model: onnx_ir.Model
     report: Report
+
+    def __repr__(self) -> str:
+        """Say the result in one line."""
+        return f"<Result with {self.report!r}>"
 
     @property
     def recipe(self) -> Recipe:

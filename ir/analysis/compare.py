@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.analysis.decibels import sqnr_db
 from onnxpress.ir.analysis.execute import (
     DEFAULT_LIMIT_BYTES,
     BatchRunner,
@@ -32,7 +33,7 @@ from onnxpress.ir.data import Batch, DataSource, bind
 from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.ir.shapes import describe_shape, required_inputs
 
-__all__ = ["Comparison", "Difference", "accuracy", "compare"]
+__all__ = ["Comparison", "Difference", "compare"]
 
 _Array = npt.NDArray[Any]
 
@@ -122,44 +123,6 @@ def compare(
     )
 
 
-def accuracy(
-    model: onnx_ir.Model,
-    data: DataSource,
-    *,
-    samples: int | None = None,
-    optimize: bool = False,
-    threads: int = 1,
-    limit_bytes: int = DEFAULT_LIMIT_BYTES,
-    progress: ProgressLike | None = None,
-) -> float:
-    """Return the percent of samples that `model` puts into the class of their label; see `compare`.
-
-    Raises:
-        InputError: no output is scores of classes; the data does not fit, or its labels are no classes.
-        UsageError: the data has no labels.
-    """
-    source = bind(data, model)
-    if not source.has_labels:
-        raise UsageError(
-            f"data {data.name!r}: has no labels to measure accuracy with. Add an array 'labels', one class a sample"
-        )
-    names = _numeric_outputs(model)
-    runner = _runner(model, names, optimize=optimize, threads=threads)
-    classes = _Classes(names)
-    with track(progress, "measuring accuracy", source, samples) as task:
-        for batch in source.batches(batch_size_within(model, names, limit_bytes), limit=samples):
-            outputs = runner.run(batch)
-            classes.add(source.name, batch, outputs, outputs)
-            task.advance(batch.size)
-    found = classes.accuracy_before
-    if found is None:
-        raise InputError(
-            "accuracy needs labels of one class a sample, and an output of scores [N, classes] or classes "
-            f"[N]; the model gives {_describe_all(model, names)}"
-        )
-    return found
-
-
 # Differences.
 
 
@@ -205,9 +168,7 @@ class _Sums:
             return Difference(math.inf, self.max_abs, 1.0)
         norms = math.sqrt(self.signal * self.other)
         cosine = max(-1.0, min(1.0, self.product / norms)) if norms > 0.0 else 0.0
-        if self.signal == 0.0 or math.isinf(self.noise):
-            return Difference(-math.inf, self.max_abs, cosine)
-        return Difference(10.0 * math.log10(self.signal / self.noise), self.max_abs, cosine)
+        return Difference(sqnr_db(self.signal, self.noise), self.max_abs, cosine)
 
 
 # Classes.

@@ -1,9 +1,13 @@
 """What may fold: the rules about constant expressions that keep a file from growing.
 
 A constant expression (a node whose inputs are all constant) folds when: it has one output, which is no graph
-output and carries no quantization note; no input is an encoded weight, or can be overridden by a caller; the
-size of its result is known; it is cheap to compute; and the file does not grow: the result may take 1 KiB
-more than the constants that it replaces, and nothing more where one of those is stored in fewer than 32 bits.
+output, carries no quantization note, and is a scalar where a Range reads it; no input is an encoded weight, or
+can be overridden by a caller; the size of its result is known; it is cheap to compute; and the file does not
+grow: the result may take 1 KiB more than the constants that it replaces, and nothing more where one of those is
+stored in fewer than 32 bits.
+
+Nothing folds in a model where onnxscript would break a node in passing: sequences before opset 18, a CastLike
+whose attributes are no defaults, an If in front of a Range of anything but scalars.
 
 So quantized and packed weights stay as they are stored, whatever decodes them (Cast and Mul, BitShift and
 BitwiseAnd, Gather from a codebook). QuantizeLinear and DequantizeLinear never fold: they are meaning, not
@@ -18,6 +22,7 @@ from collections.abc import Iterable, Sequence
 import onnx_ir
 
 from onnxpress.ir.encodings import is_encoded
+from onnxpress.ir.inference import proven_shape
 from onnxpress.ir.linear import constant_tensor
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Declined
@@ -43,6 +48,7 @@ _CHEAP = frozenset(
 _NEVER = QUANTIZERS | RANDOM | {"Constant"}
 _SEQUENCES = frozenset({"ConcatFromSequence", "SplitToSequence"})
 _RESOLVED_BY_ONNXSCRIPT = _SEQUENCES | {"CastLike", "SequenceAt"}
+_CAST_DEFAULTS = {"saturate": 1, "round_mode": "up"}  # of CastLike
 _OPSET_FOR_SEQUENCES = 18  # onnxscript resolves sequences into Split and Unsqueeze as they are from here on
 
 
@@ -87,20 +93,40 @@ def _may_fold(node: onnx_ir.Node) -> bool:
 
 def _obstacle(model: onnx_ir.Model, nodes: Iterable[onnx_ir.Node]) -> str | None:
     """Say why nothing may fold in this model at all, or None."""
-    if model.opset_imports.get("", 0) < _OPSET_FOR_SEQUENCES:
-        for node in nodes:
-            if node.op_type in _SEQUENCES and is_default_domain(node):
-                new = f"opset {_OPSET_FOR_SEQUENCES}"
-                return f"beside {node.op_type} {node.name!r}, which onnxscript would rewrite for {new}"
+    opset = model.opset_imports.get("", 0)
+    for node in nodes:
+        why = _obstacle_at(node, opset) if is_default_domain(node) else None
+        if why is not None:
+            return f"beside {node.op_type} {node.name!r}, {why}"
     return None
+
+
+def _obstacle_at(node: onnx_ir.Node, opset: int) -> str | None:
+    """Say what onnxscript, which does not ask about every node, would do to this one in folding others."""
+    if node.op_type in _SEQUENCES and opset < _OPSET_FOR_SEQUENCES:
+        return f"which onnxscript would rewrite for opset {_OPSET_FOR_SEQUENCES}"
+    if node.op_type == "CastLike":
+        lost = [name for name, value in node.attributes.items() if value.value != _CAST_DEFAULTS.get(name)]
+        return f"which onnxscript would rewrite without its {lost[0]}" if lost else None
+    if node.op_type == "If":
+        ranges = [user for value in node.outputs for user in _ranges_of_ranked(value)]
+        return f"whose branch, once taken, may leave Range {ranges[0].name!r} a constant with axes" if ranges else None
+    return None
+
+
+def _ranges_of_ranked(value: onnx_ir.Value) -> list[onnx_ir.Node]:
+    """Return the Ranges that read `value`, if it has axes: onnxruntime computes with [1], but not as a constant."""
+    users = value.consumers() if value.shape else ()
+    return [user for user in users if user.op_type == "Range" and is_default_domain(user)]
 
 
 def _has_known_dimension(node: onnx_ir.Node) -> bool:
     """Whether a Shape or Size can give a number that a later node may fold on."""
     source = node.inputs[0]
-    if source is None or source.shape is None:
+    shape = None if source is None else proven_shape(source)
+    if shape is None:
         return False
-    dims = source.shape[node.attributes.get_int("start", 0) : node.attributes.get_int("end", None)]
+    dims = shape[node.attributes.get_int("start", 0) : node.attributes.get_int("end", None)]
     if all(isinstance(dim, int) for dim in dims):
         return True
     return node.op_type == "Shape" and any(_picks_number(user, dims) for user in node.outputs[0].consumers())
@@ -134,6 +160,8 @@ def _reason_against(node: onnx_ir.Node) -> str | None:
         return f"{output.name!r} is a graph output"
     if quantization_of(output) is not None:
         return f"{output.name!r} carries a quantization note"
+    if ranges := _ranges_of_ranked(output):
+        return f"Range {ranges[0].name!r} takes no constant with axes"
     operands = [value for value in dict.fromkeys(node.inputs) if value is not None]
     encoded = [value.name for value in operands if is_encoded(value)]
     if encoded:

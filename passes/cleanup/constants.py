@@ -20,7 +20,7 @@ from contextlib import contextmanager
 import onnx_ir
 import onnx_ir.passes.common
 
-from onnxpress.ir.inference import infer_shapes
+from onnxpress.ir.inference import infer_shapes, proven_shape
 from onnxpress.ir.linear import constant_tensor
 from onnxpress.ir.quantization import note, quantization_of
 from onnxpress.passes.base import Declined, Site
@@ -73,7 +73,7 @@ def fold(model: onnx_ir.Model) -> Folded:
 
     before = _Snapshot(model)
     failure = None
-    with _hidden_overridables(model), _quiet("onnxscript"):
+    with _hidden_overridables(model), _hidden_annotations(model) as hidden, _quiet("onnxscript"):
         try:
             optimizer.fold_constants(
                 model,
@@ -90,7 +90,7 @@ def fold(model: onnx_ir.Model) -> Folded:
     lift(model)
     _spell_out_constants(model)
     sites = before.sites(model)
-    if sites and _has_gaps(model):
+    if sites and (hidden or _has_gaps(model)):
         infer_shapes(model)
     return Folded(sites, failure)
 
@@ -275,6 +275,20 @@ def _hidden_overridables(model: onnx_ir.Model) -> Iterator[None]:
         for graph, value, tensor in hidden:
             value.const_value = tensor
             graph.register_initializer(value)
+
+
+@contextmanager
+def _hidden_annotations(model: onnx_ir.Model) -> Iterator[dict[onnx_ir.Value, onnx_ir.Shape | None]]:
+    """Leave values only the shapes that are proven: onnxscript takes all that it finds for true. Yield the others."""
+    values = (value for node in model.graph.all_nodes() for value in (*node.inputs, *node.outputs))
+    hidden = {value: value.shape for value in values if value is not None and proven_shape(value) != value.shape}
+    for value in hidden:
+        value.shape = proven_shape(value)
+    try:
+        yield hidden
+    finally:
+        for value, shape in hidden.items():
+            value.shape = shape
 
 
 @contextmanager

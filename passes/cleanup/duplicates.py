@@ -26,6 +26,7 @@ import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.encodings import is_encoded
+from onnxpress.ir.inference import take_shape
 from onnxpress.ir.linear import constant_tensor
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.cleanup.graph_edits import detach, is_default_domain
@@ -74,7 +75,8 @@ def share_node(node: onnx_ir.Node, earlier: onnx_ir.Node) -> None:
     """Let the outputs of `earlier` stand for those of `node`, and remove `node`."""
     for old, new in zip(node.outputs, earlier.outputs, strict=True):
         new.type = new.type or old.type
-        new.shape = new.shape if new.shape is not None else old.shape
+        if new.shape is None:
+            take_shape(new, old)
         old.replace_all_uses_with(new)
     detach(node)
 

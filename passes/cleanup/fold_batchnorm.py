@@ -34,6 +34,7 @@ import onnx_ir
 
 from onnxpress.ir.analysis.cost import node_macs
 from onnxpress.ir.encodings import is_encoded
+from onnxpress.ir.inference import proven_shape
 from onnxpress.ir.linear import Linear, as_linear, constant_tensor
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Context, Declined, Pass, Rewrites, Site, SiteOptions
@@ -229,7 +230,7 @@ def _channel_reason(linear: Linear) -> str | None:
     where = f"MatMul {linear.node.name!r}"
     if linear.weight_index == 0:
         return f"{where} has its constant on the left, where no bias fits"
-    shape = linear.output.shape
+    shape = proven_shape(linear.output)
     if shape is None:
         return f"the rank of {where} is unknown, needs 2"
     return None if len(shape) == 2 else f"{where} has rank {len(shape)}, needs 2"

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.inference import take_shape
 from onnxpress.ir.linear import constant_tensor
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Amount
@@ -141,15 +142,17 @@ def take_over_output(old: onnx_ir.Value, new: onnx_ir.Value) -> None:
     if old.is_graph_output():
         inherit(new, old)
     new.type = new.type or old.type
-    new.shape = new.shape if new.shape is not None else old.shape
+    if new.shape is None:
+        take_shape(new, old)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def inherit(new: onnx_ir.Value, old: onnx_ir.Value) -> None:
     """Give `new` what is known of `old`: name, type, shape, doc string, metadata, notes. `old` is to go."""
-    new.name, new.type, new.shape, new.doc_string = old.name, old.type, old.shape, old.doc_string
+    new.name, new.type, new.doc_string = old.name, old.type, old.doc_string
     new.metadata_props.update(old.metadata_props)
     new.meta.update(old.meta)
+    take_shape(new, old)
 
 
 def replace_constant(

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir
 
+from onnxpress.ir.inference import proven_shape
 from onnxpress.ir.linear import constant_tensor
 from onnxpress.passes.cleanup.graph_edits import (
     constant_ints,
@@ -162,7 +163,8 @@ def _neutral(number: int, *, either_side: bool) -> _Rule:
 
 
 def _dims(value: onnx_ir.Value | None) -> _Dims | None:
-    return None if value is None or value.shape is None else tuple(value.shape)
+    shape = None if value is None else proven_shape(value)
+    return None if shape is None else tuple(shape)
 
 
 _RULES: dict[str, _Rule] = {

@@ -6,7 +6,8 @@ Exporters write such chains for `x.view(x.size(0), -1)`; every rewrite that foll
 A dimension that is known by name only is copied (0) where X has that name at the same place.
 
 Legal when: the shape is computed by a node; no dimension of Y is inferred as 0; at most one is neither a
-number nor a copy; inference found no contradiction in the model.
+number nor a copy; inference found no contradiction in the model. Only what inference proves counts, not what
+the file says of Y: see `ir.inference`.
 Fidelity: exact in bits.
 """
 
@@ -17,6 +18,7 @@ import dataclasses
 import numpy as np
 import onnx_ir
 
+from onnxpress.ir.inference import proven_shape
 from onnxpress.ir.linear import constant_tensor
 from onnxpress.passes.base import Declined
 from onnxpress.passes.cleanup.graph_edits import add_initializer, fresh_name, is_default_domain
@@ -45,11 +47,11 @@ def match(node: onnx_ir.Node, *, consistent: bool) -> Settle | Declined | None:
     output = node.outputs[0]
     if not consistent:
         return _declined(node, "shapes in the model contradict each other")
-    if output.shape is None:
+    dims, sources = proven_shape(output), proven_shape(data)
+    if dims is None:
         return _declined(node, f"the rank of {output.name!r} is unknown")
-    sources = tuple(data.shape) if data.shape is not None else ()
-    shape = tuple(_entry(axis, dim, sources) for axis, dim in enumerate(output.shape))
-    if any(dim == 0 for dim in output.shape):
+    shape = tuple(_entry(axis, dim, tuple(sources or ())) for axis, dim in enumerate(dims))
+    if any(dim == 0 for dim in dims):
         return _declined(node, f"{output.name!r} is empty")
     unknown = shape.count(-1)
     if unknown > 1:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir
 
+from onnxpress.ir.inference import proven_shape
 from onnxpress.ir.linear import constant_tensor
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Declined
@@ -144,7 +145,8 @@ def _is_slice(node: onnx_ir.Node) -> bool:
 def _count_from_front(axes: Sequence[int], source: onnx_ir.Value | None) -> tuple[int, ...] | None:
     if all(axis >= 0 for axis in axes):
         return tuple(axes)
-    rank = 0 if source is None or source.shape is None else source.shape.rank()
+    shape = None if source is None else proven_shape(source)
+    rank = 0 if shape is None else shape.rank()
     return tuple(axis % rank for axis in axes) if rank else None
 
 

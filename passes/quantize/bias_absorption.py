@@ -18,13 +18,13 @@ Source: Nagel et al. 2019, https://arxiv.org/abs/1906.04721
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.analysis.decibels import sqnr_db
 from onnxpress.ir.analysis.execute import ProgressLike, fetchable, stream
 from onnxpress.ir.data import DataSource
 from onnxpress.passes.base import Declined, Rewrites, Site
@@ -142,8 +142,7 @@ def _measure_errors(
 
 
 def _error(signal: float, noise: float, below: float, count: float) -> dict[str, float]:
-    sqnr_db = 10 * math.log10(signal / noise) if noise else math.inf
-    return {"sqnr_db": sqnr_db, "below_percent": 100 * below / count}
+    return {"sqnr_db": sqnr_db(signal, noise), "below_percent": 100 * below / count}
 
 
 def _observe(

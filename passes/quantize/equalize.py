@@ -74,6 +74,11 @@ class Equalize(Pass):
         if self._options.absorb:
             self.__dict__["fidelity"] = "lossy"  # of this instance: the option decides
 
+    @property
+    def needs_data(self) -> bool:
+        """Only to absorb biases: the scales come from the weights."""
+        return self._options.absorb
+
     def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
         """Equalize in place; with `absorb`, absorb biases afterwards.
 

@@ -101,6 +101,11 @@ class QuantizeInt8(Pass):
     after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-batchnorm", "equalize")
     options: QuantizeInt8Options
 
+    @property
+    def needs_data(self) -> bool:
+        """Always: ranges come from real samples."""
+        return True
+
     def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
         """Quantize `model` in place.
 

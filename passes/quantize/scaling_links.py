@@ -27,6 +27,7 @@ import onnx_ir
 
 from onnxpress.ir.encodings import is_encoded
 from onnxpress.ir.grid import grid_scale
+from onnxpress.ir.inference import proven_shape
 from onnxpress.ir.linear import Linear, as_linear, constant_tensor
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Declined
@@ -145,7 +146,8 @@ def _weight_reason(linear: Linear) -> str | None:
 
 def _place(axis: int, value: onnx_ir.Value) -> int:
     """Return the axis counted from the front where the rank is known."""
-    return axis if axis >= 0 or value.shape is None else axis + len(value.shape)
+    shape = proven_shape(value)
+    return axis if axis >= 0 or shape is None else axis + len(shape)
 
 
 def _step(node: onnx_ir.Node, way: _Way) -> _Way | str:
@@ -194,9 +196,10 @@ def _squeeze(node: onnx_ir.Node, way: _Way) -> _Place | str:
 def _are_positions(node: onnx_ir.Node, way: _Way) -> bool:
     """Whether the channels lie on axis 1 and the node's axes, attribute or input, all behind them."""
     axes = node.attributes.get_ints("axes") or constant_ints(node, 1)
-    if not axes or way.value.shape is None or _place(way.axis, way.value) != 1:
+    shape = proven_shape(way.value)
+    if not axes or shape is None or _place(way.axis, way.value) != 1:
         return False
-    return min(axis % len(way.value.shape) for axis in axes) > 1
+    return min(axis % len(shape) for axis in axes) > 1
 
 
 def _flatten(node: onnx_ir.Node, way: _Way) -> _Place | str:
@@ -207,7 +210,7 @@ def _flatten(node: onnx_ir.Node, way: _Way) -> _Place | str:
 
 def _reshape(node: onnx_ir.Node, way: _Way) -> _Place | str:
     """[N, C, ...] to [N, the rest], as Flatten does."""
-    dims, wanted = way.value.shape, constant_ints(node, 1)
+    dims, wanted = proven_shape(way.value), constant_ints(node, 1)
     if dims is not None and wanted is not None and len(wanted) == 2 and _place(way.axis, way.value) == 1:
         copies = wanted[0] == 0 and not node.attributes.get_int("allowzero", 0)
         rest = math.prod(dim if isinstance(dim, int) else 0 for dim in dims[1:])

@@ -182,5 +182,6 @@ def activation_limits(node: onnx_ir.Node) -> tuple[float, float]:
         tensor = constant_tensor(bound)
         if tensor is None:
             return math.inf, -math.inf
-        low, high = (float(tensor.numpy()), high) if index == 1 else (low, float(tensor.numpy()))
+        number = float(tensor.numpy().reshape(-1)[0])  # exporters write [1] as well as []
+        low, high = (number, high) if index == 1 else (low, number)
     return low, high

@@ -69,7 +69,7 @@ def _guard_float_weights(
             continue
         name = f"{data.value.name}_in_range"
         ends = [
-            emit.constant(f"{name}_{end}", np.float32(data.scale) * np.float32(integer - data.zero_point))
+            emit.constant(f"{name}_{end}", np.asarray(np.float32(data.scale) * (integer - data.zero_point), np.float32))
             for end, integer in (("low", lowest), ("high", highest))
         ]
         real = node.inputs[0]

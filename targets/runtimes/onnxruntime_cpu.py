@@ -18,6 +18,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import random
@@ -41,12 +42,10 @@ __all__ = [
     "ModelLike",
     "RuntimeRefusalError",
     "example_feeds",
-    "fused_operators",
     "inspect_kernels",
     "interleaved_latency",
     "smoke_run",
     "speedup",
-    "unfused",
 ]
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
@@ -77,6 +76,7 @@ _INTEGER_LINEAR = {
 # Sizes tried for dimensions that the model leaves open, when it is run on made-up input: a conv net needs
 # room for its strides, and some models accept only one side length or a multiple of 32.
 _GUESSED_SIZES = (1, 32, 224, 640)
+_MADE_UP_LIMIT_BYTES = 1 << 30  # of one input: a guess for five open dimensions could take all memory
 
 _RENAMED = re.compile(r"/MatMulAddFusion|_token_\d+$")  # what the runtime's rewrites add to names
 
@@ -121,16 +121,6 @@ class Latency:
         """Median of CPU time where it is known, else of wall time."""
         return statistics.median(self.cpu_ms or self.wall_ms)
 
-    @property
-    def median_wall_ms(self) -> float:
-        """Median of wall time."""
-        return statistics.median(self.wall_ms)
-
-    @property
-    def min_ms(self) -> float:
-        """Fastest round, in the same clock as `median_ms`."""
-        return min(self.cpu_ms or self.wall_ms)
-
 
 def speedup(before: Latency, after: Latency) -> float:
     """Return how many times faster `after` is than `before`; both come from one `interleaved_latency`.
@@ -146,20 +136,21 @@ def speedup(before: Latency, after: Latency) -> float:
 def smoke_run(model: ModelLike, feeds: Mapping[str, np.ndarray] | None = None) -> bool:
     """Load `model` with the runtime's default optimizations and run it once.
 
-    feeds: real input where there is some; else deterministic made-up input (floats 1/2, everything else 0),
-    with several sizes tried for dimensions that the model leaves open.
+    feeds: real input where there is some; else deterministic made-up input (see `example_feeds`), with
+    several sizes tried for dimensions that the model leaves open.
 
-    Returns: True when it ran. False when it loaded, but made-up input was no use: no guessed size of its open
-    dimensions gave a run, or an input has a type that numpy lacks. Real feeds would tell.
+    Returns: True when it ran. False when it loaded, but made-up input was no use: none can be made up, or the
+    model does not run on it. That says nothing, for numbers may be wrong where they are indices or sizes.
+    Real feeds would tell.
 
     Raises:
-        RuntimeRefusalError: it does not load, or it does not run on inputs whose shape is certain.
+        RuntimeRefusalError: it does not load, or it does not run on `feeds`.
     """
     session = _open(model)
     if feeds is not None:
         _run(session, _fit(session, feeds))
         return True
-    for size in _GUESSED_SIZES:
+    for size in _GUESSED_SIZES if _has_open_dimensions(session) else _GUESSED_SIZES[:1]:
         made_up = _made_up(session, size)
         if made_up is None:
             return False
@@ -167,18 +158,17 @@ def smoke_run(model: ModelLike, feeds: Mapping[str, np.ndarray] | None = None) -
             _run(session, made_up)
             return True
         except RuntimeRefusalError:
-            if not _has_open_dimensions(session):
-                raise
+            continue
     return False
 
 
 def example_feeds(model: ModelLike, *, free_size: int = 1, batch: int = 1) -> dict[str, np.ndarray]:
-    """Return deterministic input for `model`: floats 1/2, everything else 0.
+    """Return deterministic input for `model`: floats 1/2, integers 1, False and empty strings.
 
     batch: size of an open leading dimension. free_size: size of every other open dimension.
 
     Raises:
-        InputError: an input has a type that numpy lacks, or is no tensor.
+        InputError: an input has a type that numpy lacks, is no tensor, or takes more than 1 GiB.
         RuntimeRefusalError: the model does not load.
     """
     session = _open(model, optimize=False)
@@ -217,16 +207,6 @@ def inspect_kernels(model: ModelLike) -> Kernels:
     taken = set(integer)
     left_float = [name for name in left_float if name not in taken]
     return Kernels(operators, tuple(integer), tuple(unfused), tuple(left_float))
-
-
-def fused_operators(model: ModelLike) -> collections.Counter[str]:
-    """Return the operators that are left to run after the runtime's optimizations, with their counts."""
-    return inspect_kernels(model).operators
-
-
-def unfused(model: ModelLike) -> list[str]:
-    """Return the names of Conv/Gemm/MatMul nodes that are quantized on paper but computed in float."""
-    return list(inspect_kernels(model).unfused)
 
 
 def interleaved_latency(
@@ -347,8 +327,12 @@ _NUMPY_TYPES = {
     "tensor(string)": "object",
 } | {f"tensor({kind})": kind for kind in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")}
 
+# Integers are 1: as a divisor, a hop or a size, 0 fails, and ends the process in some of onnxruntime's kernels.
+_FILLS: dict[str, Any] = {"object": "", "bool": False}
+
 
 def _made_up(session: Any, size: int, *, batch: int = 1) -> dict[str, np.ndarray] | None:
+    """Return made-up input, or None where an input is of no type that can be made up, or too large."""
     feeds = {}
     for value in session.get_inputs():
         kind = _NUMPY_TYPES.get(value.type)
@@ -358,8 +342,9 @@ def _made_up(session: Any, size: int, *, batch: int = 1) -> dict[str, np.ndarray
             dim if isinstance(dim, int) else (batch if position == 0 else size)
             for position, dim in enumerate(value.shape)
         ]
-        fill: Any = "" if kind == "object" else 0.5 if kind.startswith("float") else 0
-        feeds[value.name] = np.full(shape, fill, dtype=kind)
+        if math.prod(shape) * np.dtype(kind).itemsize > _MADE_UP_LIMIT_BYTES:
+            return None
+        feeds[value.name] = np.full(shape, _FILLS.get(kind, 0.5 if kind.startswith("float") else 1), dtype=kind)
     return feeds
 
 
@@ -370,12 +355,12 @@ def _has_open_dimensions(session: Any) -> bool:
 def _fit(session: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     fitted = {}
     for value in session.get_inputs():
-        array = feeds.get(value.name)
-        if array is None:
+        if feeds.get(value.name) is None:
             raise InputError(f"input {value.name!r} has no data. Given: {', '.join(feeds) or 'nothing'}")
+        array = np.asarray(feeds[value.name])  # indexing leaves numpy scalars, which the runtime refuses
         kind = _NUMPY_TYPES.get(value.type)
         if kind is not None and kind.startswith("float") and array.dtype.kind == "f":
-            array = np.ascontiguousarray(array, dtype=kind)
+            array = np.asarray(array, dtype=kind, order="C")  # ascontiguousarray would give a scalar an axis
         fitted[value.name] = array
     return fitted
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import sys
 import zipfile
@@ -361,6 +363,55 @@ def test_missing_file(folder: Path) -> None:
     refused(InputError, "data 'no/x.npz': no such file or folder", lambda: open_data("no/x.npz"))
 
 
+def _npy(header: str) -> bytes:
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(420)
+
+
+@pytest.mark.parametrize("files", ["file", "archive", "folder"])
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [
+        ("(-1, 3, 5, 7)", "array 'array' has the impossible shape [-1, 3, 5, 7]"),
+        ("(4611686018427387904, 3, 5, 7)", "array 'array' has the impossible shape [4611686018427387904, 3, 5, 7]"),
+        ("((1, 3, 5, 7)", "array 'array' has a header that is no Python"),
+    ],
+)
+def test_headers_that_cannot_be(folder: Path, files: str, shape: str, problem: str) -> None:
+    content = _npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}")
+    path = Path("a.npz" if files == "archive" else "a.npy")
+    if files == "archive":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("array.npy", content)
+    else:
+        path.write_bytes(content)
+    spec = str(folder) if files == "folder" else str(path)
+    name = str(folder / path) if files == "folder" else str(path)
+    refused(
+        InputError,
+        f"data {name!r}: cannot be read ({problem}). Save it again with numpy.savez or numpy.save",
+        lambda: collect(open_data(spec, model=model())),
+    )
+
+
+def test_pipes_are_refused_unopened(folder: Path) -> None:
+    os.mkfifo("pipe.npy")
+    message = "is a device or pipe, and samples are read more than once. Save them to a file"
+    refused(InputError, f"data 'pipe.npy': {message}", lambda: open_data("pipe.npy", model=model()))
+    refused(InputError, f"data {str(folder / 'pipe.npy')!r}: {message}", lambda: open_data(folder, model=model()))
+    np.save("labels.npy", np.arange(5))
+    refused(InputError, f"data {str(folder / 'pipe.npy')!r}: {message}", lambda: open_data(folder, model=model()))
+
+
+def test_names_that_are_too_long(folder: Path) -> None:
+    for name in ("x" * 5000, "x/" * 2500):
+        refused(
+            InputError,
+            f"data '{name[:300]}... (5000 characters)': cannot be read (File name too long)",
+            lambda name=name: open_data(name, model=model()),  # type: ignore[misc]
+        )
+
+
 def test_unreadable_files(folder: Path) -> None:
     Path("empty.npz").write_bytes(b"")
     refused(InputError, "data 'empty.npz': is an empty file", lambda: open_data("empty.npz"))
@@ -536,6 +587,56 @@ def test_lengths_do_not_match() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([2, 0, 1, 2], np.uint8),
+        np.array([2, 0, 1, 2], np.int8),
+        np.array([2, 0, 1, 2], np.float16),
+        np.array([[2], [0], [1], [2]]),
+        np.eye(3, dtype=np.float32)[[2, 0, 1, 2]],
+    ],
+)
+def test_labels_become_class_numbers(labels: Array) -> None:
+    for spec in ({"x": images(4), "labels": labels}, [(images(4), labels)], [(images(4)[:3], labels[:3])]):
+        found = open_data(spec, model=model()).head(4).labels
+        assert found is not None and found.dtype == np.int64
+        assert found.tolist() == [2, 0, 1, 2][: len(found)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        (np.array(["cat", "dog", "cat", "cat"]), "text [4]"),
+        (np.array([True, False, True, True]), "bool [4]"),
+        (np.zeros(4, np.complex64), "complex64 [4]"),
+        (np.array([[3, 5]] * 4), "int64 [4, 2]"),
+        (np.zeros((4, 3)), "float64 [4, 3]"),
+        (np.zeros((4, 2, 2), np.int64), "int64 [4, 2, 2]"),
+        (np.zeros((4, 0), np.int64), "int64 [4, 0]"),
+        (np.array([0, 1, np.nan, 2]), "nan for sample 2"),
+        (np.array([0, 1, np.inf, 2], np.float16), "inf for sample 2"),
+        (np.array([0, 1.5, 1, 2]), "1.5 for sample 1"),
+        (np.array([0, 1, 1, -1]), "-1 for sample 3"),
+        (np.array([0, 1, 1, 2**63], np.uint64), "9223372036854775808 for sample 3"),
+    ],
+)
+def test_labels_that_are_no_classes(labels: Array, got: str) -> None:
+    refused(
+        InputError,
+        f"data '<dict>': labels: expected the number of a class, from 0 on, for each sample; got {got}. "
+        "Number the classes as the model does, or leave the labels out",
+        lambda: check_data(open_data({"x": images(4), "labels": labels}), model()),
+    )
+
+
+def test_an_input_with_the_name_of_labels_is_none() -> None:
+    source = open_data({"x": images(4), "y": images(4)})
+    two = model(ONE_INPUT.replace(" x)", " x, float[N,3,5,7] y)"))
+    check_data(source, two)
+    assert bind(source, two).input_names == ("x", "y")
+
+
 @pytest.mark.parametrize("spec", [np.zeros((0, 3, 5, 7), np.float32), [], iter(()), lambda: iter(())])
 def test_no_samples(spec: Any) -> None:
     name = {"function": "<function <lambda>>"}.get(type(spec).__name__, f"<{type(spec).__name__}>")
@@ -604,6 +705,37 @@ def test_iterator_may_reuse_its_buffer() -> None:
 
     _, samples = collect(open_data(give(), model=model()))
     assert samples.feeds["x"][:, 0, 0, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "samples"),
+    [("_ENDLESS_SAMPLES", 8, 10), ("_ENDLESS_BYTES", 3000, 8), ("_ENDLESS_SAMPLES", 2, 4)],
+)
+def test_a_source_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, limit: str, value: int, samples: int) -> None:
+    monkeypatch.setattr(f"onnxpress.ir.data.{limit}", value)
+
+    def give() -> Iterator[Array]:
+        while True:
+            yield images(2)
+
+    message = (
+        f"data '<function give>': has yielded {samples} samples and does not end. Samples are read to the end: "
+        "limit it, as with itertools.islice(samples, 1000), or save them to files"
+    )
+    source = open_data(give, model=model())
+    refused(InputError, message, source.digest)
+    refused(InputError, message, lambda: check_data(source, model()))
+    assert collect(source, limit=20)[1].size == 20
+    shared = itertools.repeat(images(2))
+    refused(InputError, message.replace("function give", "repeat"), open_data(shared, model=model()).digest)
+    assert collect(open_data([images(2)] * 10, model=model()))[1].size == 20
+
+
+def test_a_source_that_yields_nothing_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxpress.ir.data._ENDLESS_SAMPLES", 8)
+    source = open_data(lambda: itertools.repeat(images(0)), model=model())
+    with pytest.raises(InputError, match=r"has yielded 0 samples and does not end"):
+        source.digest()
 
 
 def test_same_iterator_again_is_refused() -> None:

@@ -24,9 +24,7 @@ from onnxpress.ir.encodings import (
     Encoded,
     Float16,
     encode,
-    encoding_kinds,
     encoding_of,
-    encoding_type,
     is_encoded,
 )
 from onnxpress.ir.quantization import BITS
@@ -64,7 +62,7 @@ def test_examples_in_docstrings() -> None:
 def test_affine_survives_packing_bit_for_bit(drawn: tuple[Array, Affine]) -> None:
     _, encoded = drawn
     packed = encoded.packed()
-    back = encoding_type("affine").unpack(packed, encoded.shape.numpy(), encoded.parameters)
+    back = Affine.unpack(packed, encoded.shape.numpy(), encoded.parameters)
     assert isinstance(back, Affine) and back.packed() == packed
     assert back.codes.dtype == encoded.codes.dtype
     np.testing.assert_array_equal(back.codes, encoded.codes)
@@ -131,7 +129,7 @@ def test_symmetric_codes_leave_the_lowest_integer_unused() -> None:
     encoded = Affine.quantize(w)
     np.testing.assert_array_equal(encoded.codes, [[-127, 64, 0], [0, 0, 0]])  # 63.5 goes to even
     np.testing.assert_array_equal(encoded.scale, np.array([2.54 / 127, 1.0], np.float32))
-    assert encoded.zero_point is None and encoded.is_symmetric and encoded.label == "affine8"
+    assert encoded.zero_point is None and encoded.label == "affine8"
     clipped = Affine.quantize(w, scale=np.array([0.01, 1.0]))
     assert clipped.codes.min() == -127
     assert Affine.quantize(w, scale=np.array([0.01, 1.0]), narrow=False).codes.min() == -128
@@ -143,7 +141,6 @@ def test_unsigned_symmetric_codes_have_zero_in_the_middle() -> None:
         encoded = Affine.quantize(w, signed=False, axis=None, scale=scale)
         np.testing.assert_array_equal(encoded.codes, [1, 128, 255])
         np.testing.assert_array_equal(encoded.zero_point, 128)
-        assert encoded.is_symmetric
 
 
 def test_asymmetric_codes_use_the_whole_type() -> None:
@@ -151,7 +148,6 @@ def test_asymmetric_codes_use_the_whole_type() -> None:
     encoded = Affine.quantize(w, signed=False, symmetric=False)
     np.testing.assert_array_equal(encoded.codes, [[0, 255], [85, 255]])
     np.testing.assert_array_equal(encoded.zero_point, [50, 0])
-    assert not encoded.is_symmetric
 
 
 def test_blocks_have_their_own_scales_and_the_last_may_be_short() -> None:
@@ -334,10 +330,3 @@ def test_encode_refuses_what_it_would_break() -> None:
 def test_plain_values_are_not_encoded() -> None:
     assert not is_encoded(None) and not is_encoded(onnx_ir.Value(name="x"))
     assert not is_encoded(onnx_ir.Value(name="x", const_value=onnx_ir.tensor([1.0])))
-
-
-def test_kinds_are_registered_by_name() -> None:
-    assert {"affine", "dense", "float16"} <= set(encoding_kinds())
-    assert encoding_type("affine") is Affine
-    with pytest.raises(ValueError, match=r"^no encoding is called 'afine'; there are: affine, dense"):
-        encoding_type("afine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,20 @@ def test_labels_with_a_mistake(folder: Path, content: str | None, problem: str) 
     if content is not None:
         (folder / "classes.csv").write_text(content)
     refused(InputError, f"data 'photos': {problem}", lambda: open_data("photos"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ("pipe", "'pipe' is a device or pipe. Save it as a file"),
+        ("w" * 5000, f"'{'w' * 300}... (5000 characters)' cannot be read (File name too long)"),
+        ("a\\u0000b", "'a\\x00b' cannot be read (embedded null byte)"),
+    ],
+)
+def test_label_files_that_cannot_be_opened(folder: Path, labels: str, problem: str) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "preprocessing.toml").write_text(PLAIN + f'labels = "{labels}"\n')
+    refused(InputError, f"data 'photos': labels file {problem}", lambda: open_data("photos"))
 
 
 def test_labels_by_folder_need_folders(folder: Path) -> None:

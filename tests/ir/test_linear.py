@@ -173,6 +173,23 @@ def test_encoded_weight_is_seen_dense_and_codes_take_the_same_view() -> None:
     np.testing.assert_array_equal(linear.from_stored(encoded.codes), encoded.codes.T)
 
 
+def test_the_view_follows_when_constants_are_replaced() -> None:
+    model = text_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,1] y)
+        <float[2,1] w = {1, 2}, float[2,1] v = {3, 4}, float[1] b = {5}> {
+            z = Identity(x) y = Gemm(x, w)
+        }"""
+    )
+    linear = _only(model)
+    assert linear.bias_value is None and linear.bias() is None
+    linear.node.resize_inputs(3)
+    for index, value in ((0, model.graph[0].outputs[0]), *enumerate(map(model.graph.initializers.get, "vb"), start=1)):
+        linear.node.replace_input_with(index, value)
+    assert linear.data.name == "z"
+    assert linear.weight().tolist() == [[3, 4]]
+    assert linear.bias_value is model.graph.initializers["b"] and linear.bias() == 5
+
+
 def test_half_precision_weights_keep_their_type() -> None:
     model = text_model(
         """<ir_version: 8, opset_import: ["": 17]> g (float16[N,2] x) => (float16[N,1] y)

@@ -22,7 +22,6 @@ from onnxpress.ir.quantization import (
     integer_range,
     note,
     quantization_of,
-    union,
 )
 
 _EDGES = st.floats(-1e6, 1e6, width=32)
@@ -72,16 +71,6 @@ def test_note_survives_clone_and_stays_out_of_the_file() -> None:
     clear(copy.graph.inputs[0])
     assert quantization_of(model.graph.inputs[0]) is not None
     assert onnx_ir.to_proto(model).SerializeToString() == before
-
-
-def test_union_covers_both_and_keeps_the_group() -> None:
-    united = union(Quantization(-1.0, 2.0, group="a"), Quantization(-0.5, 6.0))
-    assert united == Quantization(-1.0, 6.0, group="a")
-    assert union(Quantization(0.0, 1.0), united) == Quantization(-1.0, 6.0, group="a")
-    with pytest.raises(ValueError, match=r"^cannot unite ranges of 8 and 16 bits$"):
-        union(Quantization(0.0, 1.0), Quantization(0.0, 1.0, bits=16))
-    with pytest.raises(ValueError, match=r"^cannot unite ranges of the groups 'a' and 'b'$"):
-        union(united, Quantization(0.0, 1.0, group="b"))
 
 
 @pytest.mark.parametrize(("bits", "signed", "expected"), [(8, True, (-128, 127)), (2, False, (0, 3))])

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import onnx_ir
 import pytest
 
-from onnxpress.ir import model_io
+from onnxpress.ir import model_io, onnx_file
 from onnxpress.ir.errors import InputError, InternalError
-from onnxpress.ir.verify import Interface, InterfaceValue, VerifyError, check_finite, interface, verify
+from onnxpress.ir.verify import (
+    Interface,
+    InterfaceValue,
+    VerifyError,
+    check_finite,
+    checker_complaint,
+    interface,
+    verify,
+)
 from tests.support import text_model
 
 _MODEL = """<ir_version: 8, opset_import: ["": 17]>
@@ -163,6 +172,16 @@ def test_only_the_full_check_knows_the_operators() -> None:
     assert str(caught.value) == (
         "the model is not whole: onnx's checker says: No Op registered for Relux with domain_version of 17 "
         "(Bad node spec for node. Name: relu OpType: Relux)."
+    )
+
+
+def test_the_checker_is_quoted_with_its_node() -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { [add] y = Add(x, b) }'
+    )
+    assert checker_complaint(onnx_file.of_proto(proto, "the model"), strict=False) == (
+        "onnx's checker says: Nodes in a graph must be topologically sorted, however input 'b' of node: "
+        "name: add OpType: Add is not output of any previous nodes"
     )
 
 

@@ -386,6 +386,14 @@ def test_unexpected_failure_names_pass_node_and_first_cause() -> None:
     assert isinstance(error.__cause__, RuntimeError)
 
 
+def test_a_pass_that_leaves_the_process_has_failed() -> None:
+    def leave(model: onnx_ir.Model) -> None:
+        raise SystemExit(0)
+
+    error = _refusal(_pass(leave))
+    assert type(error) is InternalError and "SystemExit" in str(error)
+
+
 def test_failure_names_the_node_that_the_innermost_code_had_in_hand() -> None:
     def rewrite_one(found: onnx_ir.Node) -> None:
         raise ValueError("no weight")
@@ -615,10 +623,118 @@ def test_verify_each_refuses_another_shape() -> None:
         node = _node(model, "concat")
         node.resize_inputs(1)
 
-    error = _refusal(_pass(once, fidelity="rounding"), model=model, verify_each=True)
-    assert str(error) == (
-        f"my-pass: --verify-each: output 'y' had the shape [4, 2] and has [2, 2], over 4 samples. {_RERUN}"
-    )
+    for fidelity in ("bits", "rounding", "lossy"):
+        error = _refusal(_pass(once, fidelity=fidelity), model=model, verify_each=True)
+        assert str(error) == (
+            f"my-pass: --verify-each: output 'y' had the shape [4, 2] and has [2, 2], over 4 samples. {_RERUN}"
+        )
+
+
+_COUNTING = """
+    <ir_version: 10, opset_import: ["": 18]>
+    main (float[N, 3] x) => ({output} y) <float[3] w = {{9, 9, 9}}, float zero = {{0}}> {{
+        [add] a = Add (x, w)
+        [gap] g = Greater (a, zero)
+        [count] n = NonZero (g)
+        [cast] y = Cast <to = 1> (n)
+    }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "fidelity", "refused"),
+    [
+        ("float[2, M]", "lossy", False),
+        ("float[2, M]", "rounding", False),
+        ("float[2, M]", "bits", True),
+        ("float[2, 6]", "lossy", True),
+        ("float[2, N]", "lossy", True),
+    ],
+)
+def test_verify_each_lets_decisions_that_are_counted_tip(output: str, fidelity: Fidelity, refused: bool) -> None:
+    model = _load(_COUNTING.format(output=output))
+
+    def tip(model: onnx_ir.Model) -> None:
+        model.graph.initializers["w"].const_value = onnx_ir.tensor(np.array([9, 9, -9], np.float32), name="w")
+
+    one = _pass(tip, fidelity=fidelity)
+    if refused:
+        message = "my-pass: --verify-each: output 'y' had the shape [2, 6] and has [2, 4], over 2 samples"
+        assert str(_refusal(one, model=model, verify_each=True)) == f"{message}. {_RERUN}"
+        return
+    check = _run(one, model=model, verify_each=True)[0].check
+    assert check is not None and check.sqnr_db is None
+
+
+def test_verify_each_refuses_another_rank_where_decisions_are_counted() -> None:
+    def flatten(model: onnx_ir.Model) -> None:
+        node = _node(model, "cast")
+        node.op_type = "ReduceSum"
+        node.attributes.clear()
+        node.attributes["keepdims"] = onnx_ir.AttrInt64("keepdims", 0)
+
+    text = _COUNTING.format(output="int64[A, B]").replace("y = Cast <to = 1>", "y = Neg")
+    error = _refusal(_pass(flatten, fidelity="lossy"), model=_load(text), verify_each=True)
+    assert "had the shape [2, 6] and has [], over 2 samples" in str(error)
+
+
+def _typed(kind: str, number: int) -> onnx_ir.Model:
+    """A model that adds its weight in double or float32, and gives that; in between it goes through a type."""
+    wide = "double" if kind == "double" else "float"
+    return _load(f"""
+        <ir_version: 10, opset_import: ["": 18]>
+        main (float[N, 3] x) => ({wide}[N, 3] y) <{wide}[3] w = {{1, 2, 3}}> {{
+            [wide] v = Cast <to = {11 if kind == "double" else 1}> (x)
+            [add] h = Add (v, w)
+            [narrow] r = Cast <to = {number}> (h)
+            [relu] y = Cast <to = {11 if kind == "double" else 1}> (r)
+        }}
+    """)
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "roundoff", "saved"),
+    [("double", 11, 2**-53, 1), ("float", 1, 2**-24, 1), ("float16", 10, 2**-11, 32), ("bfloat16", 16, 2**-8, 32)],
+)
+def test_verify_each_allows_what_the_types_of_the_model_cost(
+    kind: str, number: int, roundoff: float, saved: int
+) -> None:
+    relative, absolute = (stated * roundoff / 2**-24 / saved for stated in (1e-4, 1e-6))
+    allowed = relative * 4 + absolute  # the largest output is 4
+
+    def add(amount: float) -> Pass:
+        def rewrite(model: onnx_ir.Model) -> None:
+            old = model.graph.initializers["w"].const_value
+            assert old is not None
+            moved = old.numpy() + np.array([0, 0, amount])
+            model.graph.initializers["w"].const_value = onnx_ir.tensor(moved.astype(old.numpy().dtype), name="w")
+
+        return _pass(rewrite, fidelity="rounding")
+
+    model, data = _typed(kind, number), {"x": np.ones((2, 3), np.float32)}
+    check = _run(add(0.9 * allowed), model=model, data=data, verify_each=True)[0].check
+    assert check is not None and check.sqnr_db is not None and 0 < check.sqnr_db < np.inf
+    error = str(_refusal(add(1.2 * allowed), model=model, data=data, verify_each=True))
+    assert f"more than {allowed:.3g} ({relative:g} * max |output| 4 + {absolute:g}), over 2 samples" in error
+
+
+def test_verify_each_takes_a_fold_in_float16_for_rounding() -> None:
+    rng = np.random.default_rng(0)
+    model = text_model("""
+        <ir_version: 10, opset_import: ["": 17]>
+        main (float16[N, 64, 8, 8] x) => (float16[N, 32, 6, 6] y) <float16[1] w = {0}, float16[1] gamma = {0},
+            float16[1] beta = {0}, float16[1] mean = {0}, float16[1] var = {0}> {
+            [conv] h = Conv (x, w)
+            [norm] y = BatchNormalization (h, gamma, beta, mean, var)
+        }
+    """)
+    for name, value in model.graph.initializers.items():
+        drawn = 0.2 * rng.standard_normal((32, 64, 3, 3) if name == "w" else 32) + (name in ("gamma", "var"))
+        value.const_value = onnx_ir.tensor(np.abs(drawn).astype(np.float16), name=name)
+        value.shape = onnx_ir.Shape(drawn.shape)
+    record = _run(*build("fold-batchnorm"), model=model_io.load(model), verify_each=True)[0]
+    assert record.rewrites.modified and record.check is not None
+    assert record.check.sqnr_db is not None and 60 < record.check.sqnr_db < np.inf
 
 
 def test_verify_each_refuses_an_unrecorded_change() -> None:

@@ -41,14 +41,14 @@ def _selection(model: onnx_ir.Model = _MODEL, **options: tuple[str, ...]) -> Sel
 
 
 def _picked(selection: Selection, model: onnx_ir.Model = _MODEL) -> list[str | None]:
-    return [node.name for node in model.graph.all_nodes() if node in selection]
+    return [node.name for node in model.graph.all_nodes() if selection.has(node)]
 
 
 def test_without_options_every_node_is_in() -> None:
     selection = _selection()
     assert _picked(selection) == _NAMES
     assert [selection.reason(node) for node in _MODEL.graph] == [None] * len(_NAMES)
-    assert onnx_ir.Node("", "Relu", [], name="added later") in selection
+    assert selection.has(onnx_ir.Node("", "Relu", [], name="added later"))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,6 @@ def test_exclude_beats_include_and_the_first_selector_is_named() -> None:
         "/conv2/Conv": "excluded by '/conv2/*'",
     }
     assert not selection.has(onnx_ir.Node("", "Relu", [], name="added later"))
-    assert "/conv1/Conv" not in selection  # a name is no node
 
 
 def test_nodes_of_subgraphs_are_selected_too() -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from onnxpress.ir.errors import UsageError
 from onnxpress.ir.quantization import Quantization, note
-from onnxpress.passes.base import Context
 from onnxpress.passes.constraints import Constraints, CostEstimator
 from onnxpress.targets import base
 from onnxpress.targets.base import Target, load_target, target_names
@@ -86,7 +85,7 @@ def test_check_and_lower_use_the_profile() -> None:
     assert target.check(model) == []
     note(model.graph.inputs[0], Quantization(-1.0, 1.0))
     note(model.graph.outputs[0], Quantization(0.0, 1.0))
-    report = target.lower(model, Context())
+    report = target.lower(model)
     assert sum(report.forms.values()) > 0
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph}
     assert target.lower(model).forms == {}  # nothing is left to do
@@ -146,6 +145,11 @@ def test_a_file_extends_a_target(tmp_path: Path) -> None:
     assert [str(each) for each in found] == ["node 'e' (Erf): Erf is used [no-erf, my own phone]. Use Tanh."]
 
 
+def test_a_file_may_take_no_encoding(tmp_path: Path) -> None:
+    path = _file(tmp_path, 'extends = "host-cpu"\nname = "plain"\nencodings = ["dense"]')
+    assert load_target(path).constraints.encodings == ("dense",)
+
+
 def test_a_file_extends_another_file_beside_it(tmp_path: Path) -> None:
     _file(tmp_path, 'extends = "mobile-cpu"\nname = "phone"\nchannel_multiple = 32', "phone.toml")
     path = _file(tmp_path, 'extends = "phone.toml"\nname = "small-phone"', "small.toml")
@@ -185,7 +189,24 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
             "unknown key quantization.wieght. Did you mean 'weight'? Known here: activation, bias, carry, "
             "compute, fused_activations, input_channel_multiple, same_scale, weight, weight_per_channel",
         ),
-        (_HEAD + "quantization.weight.bits = 7", "quantization.weight.bits = 7: must be 2, 4, 8 or 16"),
+        (
+            _HEAD + "quantization.weight.bits = 4",
+            "quantization.weight.bits = 4: must be 8, the only width that this version quantizes to",
+        ),
+        (
+            _HEAD + "quantization.activation.bits = 16",
+            "quantization.activation.bits = 16: must be 8, the only width that this version quantizes to",
+        ),
+        (
+            _HEAD + "quantization.weight.signed = false",
+            "quantization.weight.signed = False: must be true: this version encodes weights as signed, symmetric "
+            "integers",
+        ),
+        (
+            _HEAD + "quantization.weight.symmetric = false",
+            "quantization.weight.symmetric = False: must be true: this version encodes weights as signed, symmetric "
+            "integers",
+        ),
         (
             _HEAD + 'quantization.carry = ["Add"]\nquantization.same_scale = ["Add", "Max"]',
             "quantization: same_scale names operators that are not in carry: Max",
@@ -211,9 +232,11 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
             "ops, severity, source, tolerance",
         ),
         (_HEAD + "rules = 3", "rules = 3: must be a list"),
+        (_HEAD + 'encodings = ["dense", "affine8", "dense"]', "encodings: 'dense' appears twice"),
+        (_HEAD + 'encodings = ["affine7", "dense"]', "encodings.0 = 'affine7': must be 'affine8' or 'dense'"),
         (
-            _HEAD + '[[encodings]]\nname = "a"\nforms = ["qdq"]\n[[encodings]]\nname = "a"\nforms = ["qdq"]',
-            "encodings: name 'a' appears twice",
+            _HEAD + 'encodings = ["affine8"]',
+            "encodings = ['affine8']: must hold 'dense': that is what a weight is until a pass encodes it",
         ),
     ],
 )

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxpress.ir import model_io
 from onnxpress.passes.constraints import CostEstimator, Precision
+from onnxpress.passes.quantize.placement import place
+from onnxpress.passes.quantize.units import find_units
 from onnxpress.targets.base import load_target
 from onnxpress.targets.costmodel import RooflineCost
 from onnxpress.targets.schema import Profile, Roofline
@@ -224,7 +229,7 @@ def test_activations_vanish_into_a_linear_producer() -> None:
 @pytest.mark.parametrize(
     "node",
     [
-        _node("Conv", _value("N", 3, "H", "W"), _value(8, 3, 3, 3), out=_value("N", 8, "h", "w")),
+        _node("Conv", onnx_ir.val("x"), _value(8, 3, 3, 3), out=_value("N", 8, 5, 5)),
         _node("Conv", _value("N", 3, 5, 5), _value(8, 3, 3), out=_value("N", 8, 3, 3)),
         _node("Conv", _value("N", 3, 5, 5), None, out=_value("N", 8, 3, 3)),
         _node("Conv", _value("N", 3, 5, 5), out=_value("N", 8, 3, 3)),
@@ -236,6 +241,82 @@ def test_activations_vanish_into_a_linear_producer() -> None:
 def test_unknown_shapes_cost_the_overhead(node: onnx_ir.Node) -> None:
     found = _costs().explain(node)
     assert (found.kind, found.seconds, found.macs) == ("unknown shape", 0.8e-6, 0)
+
+
+_OPEN = st.sampled_from(["conv", "depthwise", "transposed", "product", "pool", "conversion"])
+
+
+@given(st.sampled_from(_TARGETS), st.sampled_from(_PRECISIONS), _OPEN)
+def test_open_extents_cost_what_64_do_and_an_open_batch_what_1_does(
+    target: str, precision: Precision, kind: str
+) -> None:
+    costs = _costs(target)
+
+    def seconds(batch: int | str, height: int | str, width: int | str | None, channels: int | str) -> float:
+        image = _value(batch, channels, height, width)
+        out = _value(batch, channels, height, width)
+        if kind == "conversion":
+            return costs.convert_seconds(image, precision)
+        if kind == "pool":
+            return costs.node_seconds(_node("MaxPool", image, out=out, kernel_shape=[2, 2]), precision)
+        if kind == "product":
+            data, out = _value(batch, height, 24), _value(batch, height, 48)
+            return costs.node_seconds(_node("MatMul", data, _value(24, 48), out=out), precision)
+        group = 24 if kind == "depthwise" else 1
+        op = "ConvTranspose" if kind == "transposed" else "Conv"
+        node = _node(op, image, _value(24, 24 // group, 3, 3), out=out, group=group)
+        return costs.node_seconds(node, precision)
+
+    known = seconds(1, 64, 64, 24)
+    assert known == seconds("N", "H", None, 24) == seconds(1, 64, "W", 24)
+    if kind in ("conv", "transposed") and known < math.inf:  # the weight knows how many channels are multiplied
+        node = _node("Conv", _value(1, "C", 64, 64), _value(24, 24, 3, 3), out=_value(1, "M", 64, 64))
+        assert costs.explain(node, precision).macs == 24 * 24 * 9 * 64 * 64
+
+
+_NET = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[N,3,{size},{size}] x) => (float[N,10] y)
+    {{
+        [first] a = Conv<pads = [1, 1, 1, 1]>(x, w0)
+        b = Relu(a)
+        [second] c = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(b, w1)
+        [third] d = Conv<pads = [1, 1, 1, 1]>(c, w2)
+        [sum] e = Add(c, d)
+        [pool] f = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(e)
+        [depthwise] g = Conv<group = 32>(f, w3)
+        [mean] h = GlobalAveragePool(g)
+        [flat] i = Flatten(h)
+        [last] y = Gemm(i, w4)
+    }}
+"""
+
+
+def _left_in_float(size: str) -> set[str]:
+    proto = onnx.parser.parse_model(_NET.format(size=size))
+    for index, shape in enumerate([(16, 3, 3, 3), (32, 16, 3, 3), (32, 32, 3, 3), (32, 1, 3, 3), (32, 10)]):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), f"w{index}"))
+    constraints = load_target("host-cpu").constraints
+    assert constraints.costs is not None
+    units, declined = find_units(model_io.load(proto).graph, constraints.quantization)
+    assert declined == []
+    return {unit.name for unit in place(units, constraints.costs)}
+
+
+def test_a_net_of_any_image_size_is_quantized_like_one_of_a_known_size() -> None:
+    assert _left_in_float("64") == _left_in_float("S")
+    assert not {"first", "second", "third", "sum"} & _left_in_float("S")
+
+
+def test_a_weight_on_the_left_has_no_integer_kernel() -> None:
+    costs = _costs()
+    weight = onnx_ir.val("w", const_value=onnx_ir.tensor(np.zeros((64, 64), np.float32)))
+    onnx_ir.Graph([], [], nodes=[], initializers=[weight])
+    node = _node("MatMul", weight, _value(64, 32), out=_value(64, 32))
+    assert costs.node_seconds(node, "int8") == math.inf
+    assert 0 < costs.node_seconds(node) < math.inf
+    node = _node("MatMul", _value(32, 64), weight, out=_value(32, 64))
+    assert costs.node_seconds(node, "int8") < math.inf
 
 
 def test_other_domains_are_not_mistaken_for_linear_operators() -> None:

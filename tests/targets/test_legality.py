@@ -12,7 +12,7 @@ import pytest
 
 from onnxpress.targets.base import load_target
 from onnxpress.targets.legality import CHECKS, Illegal, check_model
-from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError, inspect_kernels, smoke_run
+from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError, example_feeds, inspect_kernels, smoke_run
 from tests.support import Array, random_feeds, run, text_model
 
 Constant = Array | onnx_ir.Tensor[Any]
@@ -44,6 +44,8 @@ _CONSTANTS: dict[str, Array] = {
     "mz": np.zeros(4, np.int8),
     "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
     "mb": np.full(4, 0.5, np.float32),
+    "l": _RNG.integers(-127, 128, (6, 3)).astype(np.int8),
+    "lu": _RNG.integers(0, 256, (6, 3)).astype(np.uint8),
 }
 _CONSTANTS["bs"] = (_CONSTANTS["s"] * _CONSTANTS["ws"]).astype(np.float32)
 _CONSTANTS["bs_off"] = (_CONSTANTS["bs"] * 1.1).astype(np.float32)
@@ -83,6 +85,14 @@ _GEMM = """
     y = DequantizeLinear(cq, so, z)
 """
 _MATMUL = _GEMM.replace("Gemm(xd, md, mb)", "MatMul(xd, md)")
+_LEFT = """
+    xq = QuantizeLinear(x, s, z)
+    xd = DequantizeLinear(xq, s, z)
+    ld = DequantizeLinear(lu, s, z)
+    c = MatMul(ld, xd)
+    cq = QuantizeLinear(c, so, z)
+    y = DequantizeLinear(cq, so, z)
+"""
 _POOL = """
     xq = QuantizeLinear(x, s, z)
     xd = DequantizeLinear(xq, s, z)
@@ -117,7 +127,7 @@ def _found(model: onnx_ir.Model) -> list[Illegal]:
 
 def _is_refused(model: onnx_ir.Model) -> bool:
     try:
-        smoke_run(model)
+        smoke_run(model, example_feeds(model))
     except RuntimeRefusalError:
         return True
     return False
@@ -213,6 +223,40 @@ _CASES = [
         "Gemm_3",
         data=_ROWS,
         seen=None,
+    ),
+    _Case(
+        "product-weight-axis",
+        _LEFT,
+        _LEFT.replace("DequantizeLinear(lu, s, z)", "DequantizeLinear<axis = 0>(lu, ws, wzu)"),
+        "its left weight has scales along axis 0, must have one scale",
+        "MatMul_3",
+        data=_ROWS,
+        seen=_is_refused,
+    ),
+    _Case(
+        "left-weight",
+        _LEFT,
+        _LEFT.replace("(lu, s, z)", "(l, s)"),
+        "its left weight goes into DequantizeLinear as int8, must be uint8",
+        "MatMul_3",
+        data=_ROWS,
+    ),
+    _Case(
+        "left-weight",
+        _LEFT,
+        "ld = DequantizeLinear<axis = 0>(l, ws) y = MatMul(ld, x)",
+        "its left operand is a quantized weight and its data are not quantized",
+        "MatMul_1",
+        data=_ROWS,
+        seen=lambda model: bool(inspect_kernels(model).unfused),
+    ),
+    _Case(
+        "left-weight",
+        _LEFT,
+        _LEFT.replace("MatMul", "Gemm").replace("Linear(lu, s, z)", "Linear<axis = 0>(lu, ws, wzu)"),
+        "its left weight has several scales, must have one",
+        "Gemm_3",
+        data=_ROWS,
     ),
     _Case(
         "conv-weight-axis",

@@ -10,9 +10,11 @@ import onnx
 import pytest
 
 from onnxpress.passes.pipeline import parse
+from onnxpress.passes.quantize.units import find_units
 from onnxpress.passes.registry import pass_names
 from onnxpress.targets.base import load_target
 from onnxpress.targets.schema import Profile
+from tests.support import text_model
 
 _NAMES = ("host-cpu", "mobile-cpu")
 
@@ -47,6 +49,45 @@ def test_what_is_quantized_has_an_integer_cost_and_the_rest_none(name: str) -> N
     for op in profile.quantization.carry:
         assert profile.roofline.elements[op].kernel("int8") is not None, op
     assert profile.roofline.elements["default"].int8 is None
+
+
+# A plain use of every operator that a profile may carry, from a and b [N,8,6,6] to y.
+_CARRIED = {
+    "Add": "Add(a, b)",
+    "Concat": "Concat<axis = 1>(a, b)",
+    "Expand": "Expand(a, shape)",
+    "Flatten": "Flatten(a)",
+    "Gather": "Gather<axis = 1>(a, indices)",
+    "GlobalAveragePool": "GlobalAveragePool(a)",
+    "Identity": "Identity(a)",
+    "LeakyRelu": "LeakyRelu(a)",
+    "MaxPool": "MaxPool<kernel_shape = [2, 2]>(a)",
+    "Mul": "Mul(a, b)",
+    "Pad": "Pad(a, pads)",
+    "Reshape": "Reshape(a, shape)",
+    "Sigmoid": "Sigmoid(a)",
+    "Slice": "Slice(a, indices, indices)",
+    "Split": "Split<axis = 1>(a, indices)",
+    "Squeeze": "Squeeze(a)",
+    "Transpose": "Transpose(a)",
+    "Unsqueeze": "Unsqueeze(a, indices)",
+}
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_passes_can_quantize_what_is_carried(name: str) -> None:
+    """Else the profile promises what no pass does."""
+    scheme = _profile(name).quantization.scheme()
+    for op in sorted(scheme.carry):
+        outputs = "y, z" if op == "Split" else "y"
+        model = text_model(f"""
+            <ir_version: 8, opset_import: ["" : 17]>
+            g (float[N,8,6,6] a, float[N,8,6,6] b) => (float y)
+            <int64[4] shape = {{1, 8, 6, 6}}, int64[2] indices = {{3, 5}}, int64[8] pads = {{0, 0, 1, 1, 0, 0, 1, 1}}>
+            {{ {outputs} = {_CARRIED[op]} }}
+        """)
+        units, declined = find_units(model.graph, scheme)
+        assert (op, len(units), declined) == (op, 1, [])
 
 
 @pytest.mark.parametrize("name", _NAMES)

@@ -249,7 +249,7 @@ _WRONG_USE = {
             "--passes",
             "quantize-int8{exclude=[conv9]}",
             "--data",
-            "calibration.npz",
+            "gone.npz",  # not read: what needs no data is told before
         ],
         "quantize-int8: exclude='conv9' matches no node. Did you mean 'stem_conv' or 'widen_conv' or 'reduce_conv'?",
     ),
@@ -258,7 +258,7 @@ _WRONG_USE = {
         "pipeline: column 15: expected the name of an option or '}', found the end, in: quantize-int8{",
     ),
     "wrong order": (
-        ["digits.onnx", "out.onnx", "--passes", "quantize-int8, cleanup", "--data", "calibration.npz"],
+        ["gone.onnx", "out.onnx", "--passes", "quantize-int8, cleanup", "--data", "gone.npz"],
         "pipeline: 'quantize-int8' must come after 'cleanup'. Write --passes \"cleanup, quantize-int8\"",
     ),
     "no such target": (
@@ -272,11 +272,13 @@ _WRONG_USE = {
     ),
     "no data": (
         ["digits.onnx", "out.onnx"],
-        "quantize-int8: needs calibration data and none was given. Give a few hundred real samples: --data samples.npz",
+        "quantize-int8: needs calibration data and none was given. "
+        "Give a few hundred real samples: --data samples.npz (data=... in Python)",
     ),
     "nothing to measure a drop on": (
         ["digits.onnx", "out.onnx", "--max-drop", "1", "--passes", "cleanup"],
-        "--max-drop: needs samples to measure the drop on. Give --eval-data, or at least --data.",
+        "--max-drop: needs samples to measure the drop on. Give --eval-data, or at least --data "
+        "(eval_data=..., data=...).",
     ),
     "drop is no number": (
         ["digits.onnx", "out.onnx", "--max-drop", "nan", "--data", "calibration.npz"],
@@ -298,6 +300,18 @@ def test_wrong_use_of_compress(case: str, folder: Path, cli: CommandLine) -> Non
     assert ran.error == f"error: {message}"
     assert ran.status == 2
     assert _files(folder) == before
+
+
+def test_model_above_the_opset_of_the_target_is_refused_before_the_work(
+    folder: Path, cli: CommandLine, no_work: None
+) -> None:
+    Path("old.toml").write_text('extends = "host-cpu"\nname = "old"\n[opset]\nmax = 15\n')
+    ran = cli("compress", "digits.onnx", "out.onnx", "--target", "old.toml", "--data", "gone.npz")
+    assert ran.status == 3
+    assert ran.error == (
+        "error: digits.onnx: uses opset 17, and old takes opsets up to 15. "
+        "Export it with opset 15 or lower, or choose another target."
+    )
 
 
 def test_unwritable_folder_is_told_before_the_work(

@@ -181,7 +181,7 @@ def test_equal_models_pass_any_threshold(folder: Path, cli: CommandLine) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--min-sqnr", "30"], "a threshold needs samples to measure on. Give --data."),
+        (["--min-sqnr", "30"], "a threshold needs samples to measure on. Give --data, or data=..."),
         (["--min-agreement", "101"], "--min-agreement 101: must be a percentage, 0 to 100."),
         (["--min-sqnr", "nan"], "--min-sqnr nan: must be a number of decibels, such as 30."),
         (["--json", "digits.onnx"], "--json 'digits.onnx': the same file as B. Give another path."),
@@ -196,11 +196,36 @@ def test_models_with_other_outputs_are_not_comparable(folder: Path, cli: Command
     model = onnx.load("digits.onnx")
     model.graph.output[0].name = model.graph.node[-1].output[0] = "scores"
     onnx.save(model, "other.onnx")
-    ran = cli("compare", "digits.onnx", "other.onnx", "--data", "calibration.npz")
-    assert ran.status == 3
-    assert ran.error == (
-        "error: the models cannot be compared: expected the outputs 'logits' as in the first model, got 'scores'"
-    )
+    for data in ([], ["--data", "calibration.npz", "--min-agreement", "50"]):
+        ran = cli("compare", "digits.onnx", "other.onnx", *data, "--json", "-")
+        assert ran.status == 1
+        assert ran.error == ("error: other.onnx differs from digits.onnx: it has the outputs 'scores', not 'logits'")
+        found = json.loads(ran.out)
+        assert found["failures"] == ["it has the outputs 'scores', not 'logits'"]
+        assert found["samples"] == 0 and found["b"]["latency_ms"] is None and found["b"]["params"] == 112_682
+
+
+@pytest.mark.parametrize(
+    ("x", "difference"),
+    [
+        ("float16[N, 4]", "input 'x' is float16 [N, 4], not float [N, 4]"),
+        ("float[N, 5]", "input 'x' is float [N, 5], not float [N, 4]"),
+        ("float[N, 4, 1]", "input 'x' is float [N, 4, 1], not float [N, 4]"),
+        ("float[2, 4]", None),
+        ("float[N, M]", None),
+    ],
+)
+def test_models_with_other_types_or_shapes_are_not_comparable(
+    x: str, difference: str | None, folder: Path, cli: CommandLine
+) -> None:
+    for name, kind in (("a.onnx", "float[N, 4]"), ("b.onnx", x)):
+        text = f'<ir_version: 8, opset_import: ["": 17]> g ({kind} x) => (float y) {{y = ReduceSum <keepdims = 0> (z)}}'
+        text = text.replace("{y", "{z = Cast <to = 1> (x) y")
+        onnx.save(onnx.parser.parse_model(text), name)
+    ran = cli("compare", "a.onnx", "b.onnx")
+    assert ran.status == (difference is not None)
+    if difference is not None:
+        assert ran.error == f"error: b.onnx differs from a.onnx: {difference}"
 
 
 def test_all_differences_are_told_of_models_with_many_outputs(folder: Path, cli: CommandLine) -> None:
@@ -302,3 +327,14 @@ def test_demo_prints_before_and_after_and_keeps_the_result_on_demand(
     ran = cli("demo", "-o", "small.onnx", "--json", "-")
     assert json.loads(ran.out)["after"]["bytes"] == Path("small.onnx").stat().st_size
     assert cli("demo", "-o", "small.onnx").status == 2
+
+
+def test_data_that_leaves_the_process_is_an_error(folder: Path, cli: CommandLine) -> None:
+    (folder / "quits.py").write_text("import sys\ndef samples():\n    sys.exit(0)\n", encoding="utf-8")
+    ran = cli("compress", "digits.onnx", "out.onnx", "--data", "quits.py:samples")
+    assert ran.status == 2
+    assert ran.err.strip().splitlines()[-1] == (
+        "error: code that was called for data or as a plugin left the process with sys.exit(0). "
+        "Nothing was written. Let it return, or raise an error that says what is wrong"
+    )
+    assert not (folder / "out.onnx").exists()

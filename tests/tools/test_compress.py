@@ -16,7 +16,8 @@ import pytest
 
 from onnxpress.ir import model_io
 from onnxpress.ir.errors import BudgetError, InternalError, UsageError
-from onnxpress.passes.base import Context, Declined, Pass, Rewrites, Site
+from onnxpress.passes.base import Context, Declined, Pass, Rewrites, Site, SiteOptions
+from onnxpress.passes.selectors import Selection
 from onnxpress.targets.base import Target, load_target
 from onnxpress.tools.compress import compress
 from onnxpress.tools.plan import prepare
@@ -152,7 +153,8 @@ def test_same_input_and_seed_give_the_same_bytes(folder: Path, cli: CommandLine)
 def test_json_on_stdout_is_clean_and_people_read_stderr(folder: Path, cli: CommandLine) -> None:
     ran = cli("compress", "digits.onnx", "out.onnx", "--data", "calibration.npz", "--json", "-")
     assert ran.status == 0
-    assert json.loads(ran.out)["model"] == "digits.onnx"
+    document = json.loads(ran.out)
+    assert (document["model"], document["written"]) == ("digits.onnx", "out.onnx")
     assert "\x1b" not in ran.err
     plan, _, result = ran.err.partition("seed    0")
     assert [line.split()[0] for line in plan.splitlines()] == ["model", "target", "passes", "data"]
@@ -165,6 +167,8 @@ def test_json_on_stdout_is_clean_and_people_read_stderr(folder: Path, cli: Comma
         "written: out.onnx",
     ):
         assert word in result
+    assert re.fullmatch(r"\d+\.\d s in all, \d+\.\d s of them measuring", ran.err.splitlines()[-1])
+    assert 0 < document["measuring_seconds"] < document["seconds"]
     assert sorted(path.name for path in folder.iterdir()) == [
         "calibration.npz", "digits.onnx", "evaluation.npz", "out.onnx"
     ]  # fmt: skip
@@ -226,7 +230,10 @@ def test_result_that_could_only_be_loaded_is_told() -> None:
         "g (float[N, S] x) => (float[N, 11] y) <int64[2] s = {-1, 11}> {y = Reshape(x, s)}"
     )
     notes = compress(model, passes=[]).report.notes
-    assert "the result was loaded but not run: its input sizes are open. Give --data to try it on a sample" in notes
+    assert (
+        "the result was loaded but not run: its input sizes are open. Give --data, or data=..., to try it on a sample"
+        in notes
+    )
     samples = np.ones((2, 11), np.float32)
     assert not any("not run" in note for note in compress(model, passes=[], data=samples).report.notes)
 
@@ -243,12 +250,42 @@ def test_slower_and_bigger_are_the_first_lines(repository_demo: Path, monkeypatc
 
     monkeypatch.setattr(measure, "interleaved_latency", slower)
     report = compress(repository_demo / "digits.onnx", passes=[]).report
-    assert report.headlines[0] == "NOT FASTER: latency 1 ms before, 2 ms after (0.50x)"
+    assert report.headlines[0] == "NOT FASTER: latency 1.00 ms before, 2.00 ms after (0.500x)"
     assert report.headlines[1].startswith("NOT SMALLER: ")
     assert report.headlines[2] == (
         "NOTHING WAS REWRITTEN: every pass found nothing, or declined what it found (reasons below)"
     )
     assert report.speedup == 0.5
+
+
+def test_nearly_equal_latency_is_the_same(repository_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxpress.targets.runtimes.onnxruntime_cpu import Latency
+    from onnxpress.tools import measure
+
+    times = {"before": 0.33, "after": 0.339}
+
+    def equal(models: Any, *_: Any, **__: Any) -> dict[str, Latency]:
+        return {name: Latency((times[name],), (times[name],)) for name in models}
+
+    monkeypatch.setattr(measure, "interleaved_latency", equal)
+    report = compress(repository_demo / "digits.onnx", passes=[]).report
+    assert report.headlines[0] == "NOT FASTER: latency is the same, 0.330 ms before, 0.339 ms after"
+    assert re.search(r"latency +0\.330 ms +0\.339 ms +same\n", str(report))
+    times["after"] = 0.325  # better, if only by noise
+    report = compress(repository_demo / "digits.onnx", passes=[]).report
+    assert report.headlines[0].startswith("NOT SMALLER")
+
+
+def test_latency_of_this_machine_does_not_read_as_that_of_another_target(repository_demo: Path) -> None:
+    data = repository_demo / "calibration.npz"
+    report = compress(repository_demo / "digits.onnx", target="mobile-cpu", data=data).report
+    assert "latency was measured on this machine, not on mobile-cpu" in report.notes
+    assert "\n latency here " in str(report) and "\n latency  " not in str(report)
+    assert "; latency here: median" in " ".join(str(report).split())
+    assert report.to_json()["latency_is_of_target"] is False
+    report = compress(repository_demo / "digits.onnx", passes="cleanup").report
+    assert "\n latency  " in str(report) and not any("this machine" in note for note in report.notes)
+    assert report.to_json()["latency_is_of_target"] is True
 
 
 def test_first_line_of_the_printed_result_is_the_warning(folder: Path, cli: CommandLine) -> None:
@@ -267,6 +304,28 @@ def test_few_samples_measure_without_evaluation_data(repository_demo: Path) -> N
     assert 0 < report.samples <= 128
     assert report.calibration_samples == 256
     assert report.samples_of == str(repository_demo / "calibration.npz")
+    assert report.to_json()["measured_on"] == "calibration data"
+    count = f"100\\.00 % \\({report.samples} of {report.samples}\\)"
+    assert re.search(rf"accuracy on calibration data +{count} +{count} +\+0\.00 points\n", str(report))
+    assert re.search(rf"same top-1 class on calibration data +{count}\n", str(report))
+    assert "calibration.npz, for lack of --eval-data;" in " ".join(str(report).split())
+
+
+def test_many_evaluation_samples_need_no_counts(demo: Result) -> None:
+    assert demo.report.to_json()["measured_on"] == "evaluation data"
+    assert re.search(r"\n accuracy +\d\d\.\d\d % +\d\d\.\d\d % ", str(demo.report))
+
+
+def test_result_in_python_reads_well(demo: Result) -> None:
+    assert re.fullmatch(
+        r"<Result with <Report of '.*digits\.onnx' for host-cpu: 454,247 to 12\d,\d{3} bytes, "
+        r"accuracy 98\.\d\d to 9\d\.\d\d %, latency [^,]+>>",
+        repr(demo),
+    )
+    text = str(demo.report)
+    assert "\x1b" not in text and max(map(len, text.splitlines())) <= 110
+    for word in ("bits per weight", "what hurts most", "fold-batchnorm"):
+        assert word in text
 
 
 def test_equal_models_have_the_highest_sqnr(repository_demo: Path) -> None:
@@ -289,8 +348,9 @@ def test_drop_in_accuracy_names_the_worst_sites(repository_demo: Path) -> None:
     before, after = caught.value.report.before.accuracy, caught.value.report.after.accuracy
     assert before is not None and after is not None
     assert str(caught.value) == (
-        f"accuracy falls by {before - after:.2f} points, from {before:.2f} to {after:.2f} %, on 797 samples "
-        f"of {repository_demo / 'evaluation.npz'}; at most 0.5 was asked for. Nothing is written. "
+        f"accuracy falls by {before - after:.2f} points, from {before:.2f} to {after:.2f} %: "
+        f"{round((before - after) * 7.97)} of 797 samples of {repository_demo / 'evaluation.npz'} (evaluation data; "
+        "one sample is 0.125 points); at most 0.5 was asked for. No model is written. "
         "Worst sites: 'stem_conv' (3.0 dB)."
     )
     assert caught.value.exit_code == 1
@@ -314,10 +374,16 @@ def test_drop_may_be_just_what_was_asked_for(repository_demo: Path) -> None:
         halve(drop - 0.01)
 
 
+_AGREEMENT_LOST = (
+    r"^the top-1 class changes for (\d+)\.00 % of the samples: \d+ of 50 samples of <dict> "
+    r"\(calibration data; one sample is 2 points\); at most 0 was asked for\. No model is written\."
+)
+
+
 def test_drop_without_labels_is_in_agreement(repository_demo: Path) -> None:
     with np.load(repository_demo / "evaluation.npz") as archive:
         samples = archive["input"][:50]
-    with pytest.raises(BudgetError, match=r"^the top-1 class changes for \d+\.00 % of the samples on 50 samples of"):
+    with pytest.raises(BudgetError, match=_AGREEMENT_LOST):
         compress(repository_demo / "digits.onnx", passes=[Scale(0.0)], data={"input": samples}, max_drop=0)
     assert compress(repository_demo / "digits.onnx", passes=[], data={"input": samples}, max_drop=0)
 
@@ -352,13 +418,19 @@ def test_missed_budget_prints_the_table_and_writes_nothing(folder: Path, cli: Co
     assert ran.error.startswith("error: accuracy falls by ")
     worst = re.findall(r"'(\w+)' \(-?[\d.]+ dB\)", ran.error)
     assert len(worst) == 3
-    suggested = shlex.split(ran.error.partition("Leave them alone with: ")[2])
+    suggested = shlex.split(ran.error.partition("Try to leave them alone: ")[2])
     assert suggested == [
         "--passes", f"quantize-int8{{method=percentile,percentile=51.0,exclude=[{','.join(worst)}]}}"
     ]  # fmt: skip
     assert "same top-1 class" in ran.err
-    assert ran.out == ""
+    report = json.loads(ran.out)
+    assert report["written"] is False
+    assert f"error: {report['reason']}" == ran.error
+    assert report["after"]["accuracy"] < report["before"]["accuracy"]
     assert sorted(folder.iterdir()) == before
+    assert cli("compress", "digits.onnx", "out.onnx", "--passes", pipeline, *arguments[:-1], "r.json").status == 1
+    assert json.loads((folder / "r.json").read_text())["reason"] == report["reason"]
+    assert sorted(folder.iterdir()) == sorted([*before, folder / "r.json"])
 
 
 # Illegal results, failures, reproducers.
@@ -366,11 +438,10 @@ def test_missed_budget_prints_the_table_and_writes_nothing(folder: Path, cli: Co
 
 def test_illegal_result_is_refused(repository_demo: Path) -> None:
     host = load_target("host-cpu")
-    limits = host.profile.opset.model_copy(update={"min": 1, "max": 5})
-    old = Target(host.profile.model_copy(update={"opset": limits}))
+    old = Target(host.profile.model_copy(update={"max_ir_version": 5}))
     with pytest.raises(BudgetError) as caught:
         compress(repository_demo / "digits.onnx", target=old, passes=[])
-    assert str(caught.value).startswith("the result is illegal on host-cpu: the model: opset ")
+    assert str(caught.value).startswith("the result is illegal on host-cpu: the model: IR version ")
     assert str(caught.value).endswith(" Nothing is written.")
 
 
@@ -390,8 +461,8 @@ def test_failing_lowering_leaves_a_reproducer(
 ) -> None:
     lower = Target.lower
 
-    def fail_late(target: Target, model: onnx_ir.Model, context: Context) -> None:
-        lower(target, model, context)
+    def fail_late(target: Target, model: onnx_ir.Model) -> None:
+        lower(target, model)
         raise KeyError("scale")
 
     monkeypatch.setattr(Target, "lower", fail_late)
@@ -489,6 +560,43 @@ def test_recipe_of_other_versions_is_a_warning(folder: Path, cli: CommandLine) -
     ran = cli("compress", "digits.onnx", "b.onnx", "--recipe", "r.toml")
     assert ran.status == 0
     assert f"warning: the recipe was made with onnx 0.1 (here {onnx.__version__}): the result may differ\n" in ran.err
+
+
+class Insert(Pass):
+    """Put a node named "late" behind the first node."""
+
+    name = "insert"
+    fidelity = "bits"
+
+    def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
+        first = model.graph[0]
+        late = onnx_ir.node("Identity", [first.outputs[0]], name="late")
+        late.outputs[0].name, late.outputs[0].type = "late_output", first.outputs[0].type
+        first.outputs[0].replace_all_uses_with(late.outputs[0])
+        late.replace_input_with(0, first.outputs[0])
+        model.graph.insert_after(first, late)
+        return Rewrites([Site("late", "Identity")])
+
+
+class Touch(Pass):
+    """Look its selectors up."""
+
+    name = "touch"
+    fidelity = "bits"
+    options_type = SiteOptions
+    options: SiteOptions
+
+    def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
+        Selection.from_options(self.options, model, self.name)
+        return Rewrites()
+
+
+def test_selectors_are_checked_before_data_is_read_also_for_nodes_that_passes_make(repository_demo: Path) -> None:
+    model = repository_demo / "digits.onnx"
+    assert prepare(model, passes=[Insert(), Touch(include=["late"])]).pipeline == "insert, touch{include=[late]}"
+    with pytest.raises(UsageError, match=r"^touch: include='later' matches no node\. Did you mean 'late'"):
+        prepare(model, passes=[Insert(), Touch(include=["later"])], data="gone.npz")
+    assert prepare(model, passes=[Break(), Touch(include=["later"])]).passes != ()  # its failure is the run's to tell
 
 
 def test_plan_is_checked_before_work(repository_demo: Path) -> None:

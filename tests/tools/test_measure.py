@@ -13,7 +13,8 @@ import pytest
 from onnxpress.ir import model_io
 from onnxpress.ir.data import open_data
 from onnxpress.tools import measure
-from onnxpress.tools.measure import Effort, Subject, measure_pair, peak_rss_bytes, source_bytes
+from onnxpress.tools.measure import Effort, Subject, measure_pair, source_bytes
+from onnxpress.tools.memory import peak_rss_bytes
 from onnxpress.tools.metrics import Metrics
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from onnxpress.ir.errors import UsageError
@@ -14,6 +16,24 @@ from onnxpress.tools.outputs import check_outputs, write_text
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def test_force_never_replaces_the_weights_of_the_model_or_a_file_of_the_data(tmp_path: Path) -> None:
+    weight = onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    values = [onnx.helper.make_tensor_value_info(name, 1, ["N", 64]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [weight])
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    model = tmp_path / "m.onnx"
+    onnx.save(proto, model, save_as_external_data=True, location="m.data", size_threshold=0)
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    (folder / "0.npz").write_bytes(b"")
+    for out, other in ((tmp_path / "m.data", "the weights of MODEL"), (folder / "0.npz", "a file of --data")):
+        with pytest.raises(UsageError) as error:
+            check_outputs({"OUT": out}, {"MODEL": model, "--data": folder}, force=True)
+        assert str(error.value) == f"OUT {str(out)!r}: the same file as {other}. Give another path."
+    check_outputs({"OUT": model}, {"MODEL": model, "--data": folder}, force=True)
 
 
 def test_free_paths_pass_and_nothing_is_created(tmp_path: Path) -> None:
@@ -54,7 +74,7 @@ def test_text_is_replaced_only_on_demand_and_keeps_usual_permissions() -> None:
     assert Path("a.json").stat().st_mode & 0o777 == 0o666 & ~mask
     with pytest.raises(UsageError) as caught:
         write_text("a.json", "2")
-    assert str(caught.value) == "'a.json' exists. Give another path, or --force to replace it."
+    assert str(caught.value) == "'a.json' exists. Give another path, or --force (overwrite=True) to replace it."
     write_text("a.json", "2", overwrite=True)
     assert Path("a.json").read_text() == "2"
     assert [path.name for path in Path().iterdir()] == ["a.json"]

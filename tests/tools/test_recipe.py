@@ -108,7 +108,7 @@ def test_paths_are_found_from_here_first_then_beside_the_recipe(
 def test_existing_recipe_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     Recipe(seed=1).write(path)
-    with pytest.raises(UsageError, match=r"exists\. Give another path, or --force to replace it\.$"):
+    with pytest.raises(UsageError, match=r"exists\. Give another path, or --force \(overwrite=True\) to replace it\.$"):
         Recipe(seed=2).write(path)
     assert Recipe.read(path).seed == 1
     Recipe(seed=2).write(path, overwrite=True)

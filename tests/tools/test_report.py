@@ -12,6 +12,7 @@ import pytest
 
 from onnxpress.tools.report.console import console
 from onnxpress.tools.report.json_output import json_text, write_json
+from onnxpress.tools.report.numbers import describe_speed, three_digits
 from onnxpress.tools.report.progress import BarProgress, LogProgress, watch_progress
 
 
@@ -50,7 +51,30 @@ def test_console_without_a_terminal_keeps_names_whole(
     assert console().width == 60
 
 
-def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.33, "0.330"), (16.0, "16.0"), (224.4, "224"), (1234.0, "1,230"), (9.996, "10.0"), (999.6, "1,000"),
+        (-0.5, "-0.500"), (0.00012345, "0.000123"), (2e-8, "2.00e-08"), (3e7, "3.00e+07"), (0.0, "0"),
+        (math.inf, "inf"),
+    ],
+)  # fmt: skip
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert three_digits(value) == text
+
+
+@pytest.mark.parametrize(
+    ("after", "text"),
+    [(2.0, "5.00x faster"), (0.5, "20.0x faster"), (9.7, "1.03x faster"), (9.71, "same"), (10.0, "same"),
+     (10.3, "same"), (10.31, "1.03x SLOWER"), (25.0, "2.50x SLOWER")],
+)  # fmt: skip
+def test_speed_within_noise_is_the_same(after: float, text: str) -> None:
+    assert describe_speed(10.0, after) == text
+
+
+def test_a_log_gets_one_line_of_a_long_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with LogProgress().task("calibrating", 100) as task:
@@ -59,7 +83,7 @@ def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monk
         now[0] += 20
         task.advance(10)
         assert capsys.readouterr().err == "calibrating: 20 of 100, about 80 s left\n"
-        now[0] += 5
+        now[0] += 50
         task.advance()
         assert capsys.readouterr().err == ""
     with LogProgress().task("reading", None) as task:

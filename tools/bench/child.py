@@ -3,7 +3,7 @@
     python -m onnxpress.tools.bench.child COMPILER MODEL CALIBRATION OUT INPUT
 
 prints one JSON line: {"cpu_seconds", "peak_rss_bytes"}. Imports are done before the clock starts; memory counts
-them. Both compilers read the same files.
+them. All compilers read the same files, and none is handed more of the samples at a time than it asks for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxpress.ir.errors import InternalError
+from onnxpress.ir.readers import open_npz
+from onnxpress.tools.memory import peak_rss_bytes
 
 __all__ = ["COMPILERS", "Compiled", "compile_in_child"]
 
@@ -57,28 +58,25 @@ def _onnxpress() -> Callable[[Path, Path, Path, str], None]:
     return run
 
 
+class _Samples:
+    """Calibration samples as onnxruntime's quantizer asks for them: one at a time, [1, ...], never all in memory."""
+
+    def __init__(self, path: Path, input_name: str) -> None:
+        self._rows = open_npz(path, str(path)).read([input_name], 1)
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._rows, None)
+
+
 def _onnxruntime(method: str) -> Callable[[Path, Path, Path, str], None]:
-    import numpy as np
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, path: Path, input_name: str) -> None:
-            self._name = input_name
-            self._images = np.load(path)[input_name]
-            self._next = 0
-
-        def get_next(self) -> dict[str, Any] | None:
-            if self._next >= len(self._images):
-                return None
-            self._next += 1
-            return {self._name: self._images[self._next - 1 : self._next]}
 
     def run(model: Path, calibration: Path, out: Path, input_name: str) -> None:
         prepared = out.with_suffix(".prepared.onnx")
         quant_pre_process(str(model), str(prepared))
         quantization.quantize_static(
-            str(prepared), str(out), Reader(calibration, input_name), per_channel=True,
+            str(prepared), str(out), _Samples(calibration, input_name), per_channel=True,
             quant_format=quantization.QuantFormat.QDQ, activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=getattr(quantization.CalibrationMethod, method),
@@ -103,8 +101,7 @@ def _main() -> None:
         start = time.process_time()
         run(Path(model), Path(calibration), Path(out), input_name)
         seconds = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"cpu_seconds": seconds, "peak_rss_bytes": peak}))
+    print(json.dumps({"cpu_seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}))
 
 
 if __name__ == "__main__":

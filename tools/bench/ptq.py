@@ -31,8 +31,9 @@ __all__ = ["Row", "run"]
 class Row:
     """One model file. speed_*: how many times faster than the float original; bytes_ratio: file size over its.
 
-    fused, unfused, left_float: Conv, Gemm and MatMul nodes that the runtime executes in integers, that are quantized on
-    paper only, and that were left in float on purpose. None where it does not apply.
+    fused, unfused, left_float: how many Conv, Gemm and MatMul nodes the runtime executes in integers, are quantized on
+    paper only, and were left in float on purpose. unfused_nodes, left_float_nodes: their names. cpu_seconds and
+    peak_rss_bytes are what compiling cost, None for the original.
     """
 
     model: str
@@ -48,6 +49,8 @@ class Row:
     fused: int
     unfused: int
     left_float: int
+    unfused_nodes: tuple[str, ...] = ()
+    left_float_nodes: tuple[str, ...] = ()
     cpu_seconds: float | None = None
     peak_rss_bytes: float | None = None
 
@@ -103,6 +106,8 @@ def _bench(asset: Asset, folder: Path, rounds: int, limit: int | None) -> list[R
                 fused=len(kernels.integer),
                 unfused=len(kernels.unfused),
                 left_float=len(kernels.left_float),
+                unfused_nodes=kernels.unfused,
+                left_float_nodes=kernels.left_float,
                 **costs[name],
             )
         )

@@ -91,6 +91,15 @@ def _run(arguments: Sequence[str] | None) -> int:
         status = _INTERRUPTED
     except BrokenPipeError:
         raise
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, OSError):
+            raise BrokenPipeError from leaving  # the parser leaves this way where its reader has gone
+        # It reports all its other ends as a status: this one comes from a data function or a plugin.
+        return _fail(
+            f"code that was called for data or as a plugin left the process with sys.exit({leaving.code!r}). "
+            "Nothing was written. Let it return, or raise an error that says what is wrong",
+            UsageError.exit_code,
+        )
     except MemoryError:
         return _fail("out of memory. Give less data, or a machine with more memory.", _INTERNAL)
     except Exception as error:

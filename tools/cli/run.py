@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["compress_and_tell"]
 
+_NO_OUT = "no output was asked for"
+
 
 def compress_and_tell(
     plan: Plan,
@@ -27,10 +29,11 @@ def compress_and_tell(
 ) -> Report:
     """Run `plan` with progress, write the model, the recipe and the JSON, and print the tables.
 
-    destination: None writes no model. Output paths were checked before.
+    destination: None writes no model. Output paths were checked before. The JSON says under `written` where the
+    model is; false, with the `reason`, where there is none.
 
     Raises:
-        OnnxpressError: as `tools.compress.run`; then nothing is written.
+        OnnxpressError: as `tools.compress.run`; then nothing is written, but the JSON of a missed `max_drop`.
     """
     from onnxpress.ir import model_io
     from onnxpress.tools.compress import Watch, run
@@ -53,6 +56,8 @@ def compress_and_tell(
             result = run(plan, watch)
     except DropError as error:
         _show(error.report)
+        say(_describe_time(error.report))
+        write_json(json, {**error.report.to_json(), "written": False, "reason": str(error)}, overwrite=force)
         raise
     if destination is not None:
         model_io.save(result.model, destination, overwrite=force)
@@ -61,8 +66,14 @@ def compress_and_tell(
     _show(result.report)
     if destination is not None:
         say(f"written: {os.fspath(destination)}")
-    write_json(json, result.report.to_json(), overwrite=force)
+    written = {"written": False, "reason": _NO_OUT} if destination is None else {"written": os.fspath(destination)}
+    say(_describe_time(result.report))
+    write_json(json, {**result.report.to_json(), **written}, overwrite=force)
     return result.report
+
+
+def _describe_time(report: Report) -> str:
+    return f"{report.seconds:.1f} s in all, {report.measuring_seconds:.1f} s of them measuring"
 
 
 def _show(report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar with the time left on a terminal, a line now and then in a log."""
+"""Progress of long steps: a bar with the time left on a terminal, one line in a log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BarProgress", "LogProgress", "watch_progress"]
 
-_LOG_SECONDS = 10.0  # a log gets at most one line per step in this time, and none for shorter steps
+_LOG_SECONDS = 10.0  # a log gets one line of a step that takes longer, and none of shorter ones
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ class LogProgress(Progress):
 
     @contextlib.contextmanager
     def task(self, label: str, total: int | None = None) -> Iterator[Task]:
-        """Say how far `label` has come, at most every ten seconds."""
+        """Say once how far `label` has come, when it takes longer than ten seconds."""
         yield _LogTask(label, total)
 
 
@@ -74,15 +74,16 @@ class _LogTask(Task):
         self._label = label
         self._total = total
         self._done = 0
-        self._started = self._told = time.monotonic()
+        self._started = time.monotonic()
+        self._is_told = False
 
     def advance(self, n: int = 1) -> None:
         self._done += n
-        now = time.monotonic()
-        if now - self._told < _LOG_SECONDS:
+        passed = time.monotonic() - self._started
+        if self._is_told or passed < _LOG_SECONDS:
             return
-        self._told = now
-        say(f"{self._label}: {self._describe(now - self._started)}")
+        self._is_told = True
+        say(f"{self._label}: {self._describe(passed)}")
 
     def _describe(self, seconds: float) -> str:
         if not self._total:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from onnxpress.tools.metrics import SQNR_CEILING_DB
 from onnxpress.tools.report.facts import show_facts
+from onnxpress.tools.report.numbers import describe_speed, milliseconds, three_digits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +42,7 @@ __all__ = [
 
 _TOP = 5  # rows of a list that a screen has room for; the JSON holds all of them
 _NONE = "-"
+_FEW_SAMPLES = 200  # with fewer, one sample is more than half a point, and a percentage alone hides that
 _SELECTORS = ("include", "exclude")  # options of every pass, and so no example of what is its own
 
 
@@ -48,8 +51,15 @@ def show_report(console: Console, report: Report) -> None:
     console.print()
     for line in report.headlines:
         console.print(line, style="bold yellow")
-    console.print(_metrics_table(report.before, report.after, ("before", "after")))
-    console.print(_footnote(report.samples, report.sqnr_samples, report.samples_of), style="dim")
+    measured = _Measured(
+        report.samples,
+        report.sqnr_samples,
+        report.samples_of,
+        on_calibration_data=report.measured_on == "calibration data",
+        here="" if report.is_latency_of_target else " here",
+    )
+    console.print(_metrics_table(report.before, report.after, ("before", "after"), measured))
+    console.print(_footnote(measured), style="dim")
     if report.passes:
         console.print(_passes_table(report.passes))
     _show_sites(console, report.worst_sites())
@@ -63,12 +73,14 @@ def show_comparison(console: Console, result: ModelComparison) -> None:
     names = Path(result.name_a).name, Path(result.name_b).name
     if names[0] == names[1]:
         names = result.name_a, result.name_b
-    console.print(_metrics_table(result.a, result.b, names))
-    console.print(_footnote(result.samples, result.samples, result.samples_of), style="dim")
+    measured = _Measured(result.samples, result.samples, result.samples_of)
+    console.print(_metrics_table(result.a, result.b, names, measured))
+    if result.b.latency_ms is not None or result.samples:
+        console.print(_footnote(measured), style="dim")
     if len(result.outputs) > 1:
         table = _table("output", "SQNR", "largest error", "cosine")
         for name, difference in result.outputs.items():
-            table.add_row(name, _sqnr(difference.sqnr_db), f"{difference.max_abs:.3g}", f"{difference.cosine:.6f}")
+            table.add_row(name, _sqnr(difference.sqnr_db), three_digits(difference.max_abs), f"{difference.cosine:.6f}")
         console.print(table)
     for line in result.notes:
         console.print(line)
@@ -169,7 +181,7 @@ def show_target(console: Console, target: Target) -> None:
         "lowering": ", ".join(profile.lowering) or "none",
         "opset": f"{profile.opset.min} to {profile.opset.max}, IR version up to {profile.max_ir_version}",
         "channels": f"in multiples of {profile.channel_multiple}",
-        "encodings": "; ".join(f"{one.name} as {' or '.join(one.forms)}" for one in profile.encodings),
+        "encodings": ", ".join(profile.encodings),
         "activations": _describe_integer(scheme.activation),
         "weights": _describe_integer(scheme.weight) + (", per channel" if scheme.weight_per_channel else ""),
         "integer": ", ".join(sorted(scheme.compute)),
@@ -200,7 +212,28 @@ def _describe_integer(kind: Integer) -> str:
     return f"{'int' if kind.signed else 'uint'}{kind.bits}, {zero_point}"
 
 
-def _metrics_table(before: Metrics, after: Metrics, names: tuple[str, str]) -> Table:
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What numbers were measured on. here: a word that keeps this machine's latency from reading as another's."""
+
+    samples: int
+    sqnr_samples: int
+    samples_of: str | None
+    on_calibration_data: bool = False
+    here: str = ""
+
+    @property
+    def where(self) -> str:
+        """What to add to the name of a row that calibration data flatters."""
+        return " on calibration data" if self.on_calibration_data else ""
+
+    def percent(self, value: float) -> str:
+        """Return a percentage of the samples, with the count where they are few: "93.75 % (15 of 16)"."""
+        count = f" ({round(value * self.samples / 100)} of {self.samples})" if self.samples < _FEW_SAMPLES else ""
+        return f"{value:.2f} %{count}"
+
+
+def _metrics_table(before: Metrics, after: Metrics, names: tuple[str, str], measured: _Measured) -> Table:
     table = _table("", *names, "change")
     table.add_row(
         "bytes",
@@ -213,24 +246,27 @@ def _metrics_table(before: Metrics, after: Metrics, names: tuple[str, str]) -> T
     table.add_row("bits per weight", _number(before.bits_per_weight), _number(after.bits_per_weight), "")
     if before.accuracy is not None and after.accuracy is not None:
         change = f"{after.accuracy - before.accuracy:+.2f} points"
-        table.add_row("accuracy", _percent(before.accuracy), _percent(after.accuracy), change)
+        row = f"accuracy{measured.where}"
+        table.add_row(row, measured.percent(before.accuracy), measured.percent(after.accuracy), change)
     if after.agreement is not None:
-        table.add_row("same top-1 class", "", _percent(after.agreement), "")
+        table.add_row(f"same top-1 class{measured.where}", "", measured.percent(after.agreement), "")
     if after.sqnr_db is not None:
         table.add_row("SQNR", "", _sqnr(after.sqnr_db), "")
     if before.latency_ms and after.latency_ms:
-        faster = before.latency_ms / after.latency_ms
-        change = f"{faster:.2f}x faster" if faster >= 1 else f"{1 / faster:.2f}x SLOWER"
-        table.add_row("latency", f"{before.latency_ms:.3g} ms", f"{after.latency_ms:.3g} ms", change)
+        change = describe_speed(before.latency_ms, after.latency_ms)
+        row = f"latency{measured.here}"
+        table.add_row(row, milliseconds(before.latency_ms), milliseconds(after.latency_ms), change)
     return table
 
 
-def _footnote(samples: int, sqnr_samples: int, samples_of: str | None) -> str:
-    latency = "latency: median at batch 1, CPU time, 1 thread"
-    if not samples:
-        return f"No data, so no accuracy and no fidelity: give --data. {latency[0].upper()}{latency[1:]}."
+def _footnote(measured: _Measured) -> str:
+    latency = f"atency{measured.here}: median at batch 1, CPU time, 1 thread."
+    if not measured.samples:
+        return f"No data, so no accuracy and no fidelity: give --data. L{latency}"
+    samples, sqnr_samples = measured.samples, measured.sqnr_samples
     count = f"{samples}" if samples == sqnr_samples else f"{samples} (SQNR: {sqnr_samples})"
-    return f"Accuracy and fidelity on {count} samples of {samples_of}; {latency}."
+    hint = ", for lack of --eval-data" if measured.on_calibration_data else ""
+    return f"Accuracy and fidelity on {count} samples of {measured.samples_of}{hint}; l{latency}"
 
 
 def _passes_table(passes: Sequence[PassRecord]) -> Table:
@@ -307,11 +343,7 @@ def _ratio(before: int, after: int) -> str:
 
 
 def _number(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.2f}"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.2f} %"
+    return _NONE if value is None else three_digits(value)
 
 
 def _sqnr(value: float) -> str:
@@ -321,4 +353,8 @@ def _sqnr(value: float) -> str:
 def _error(metric: str, value: float) -> str:
     if metric == "sqnr_db":
         return _sqnr(value)
-    return f"{value:.1f} dB ({metric.removesuffix('_db')})" if metric.endswith("_db") else f"{metric} {value:.3g}"
+    return (
+        f"{value:.1f} dB ({metric.removesuffix('_db')})"
+        if metric.endswith("_db")
+        else f"{metric} {three_digits(value)}"
+    )

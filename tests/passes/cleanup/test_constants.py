@@ -431,6 +431,70 @@ def test_sequences_from_opset_18_on_are_resolved() -> None:
     assert outcome.ops == ["Split"]
 
 
+def test_attributes_of_a_cast_like_are_kept() -> None:
+    outcome = apply(
+        """
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[N] x, float8e4m3fn[1] kind) => (float8e4m3fn[N] y) <float[1] v = {4}> {
+            [root] s = Sqrt(v) a = Mul(x, s) [cast] y = CastLike<saturate=0>(a, kind)
+        }
+        """,
+        runs=False,
+    )
+    assert outcome.unchanged
+    assert outcome.declined == [("root", "beside CastLike 'cast', which onnxscript would rewrite without its saturate")]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "resolved"),
+    [("saturate=1", True), ("saturate=0", False), ('round_mode="up"', True), ('round_mode="down"', False)],
+)
+def test_a_cast_like_is_resolved_where_its_attributes_are_defaults(attributes: str, resolved: bool) -> None:
+    outcome = apply(
+        f"""
+        <ir_version: 11, opset_import: ["" : 24]>
+        g (float[N] x, float8e8m0[1] kind) => (float8e8m0[N] y) {{ y = CastLike<{attributes}>(x, kind) }}
+        """,
+        runs=False,
+    )
+    assert outcome.ops == ["Cast" if resolved else "CastLike"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "declined"),
+    [
+        (
+            "[if] limit = If(yes) <then_branch = t () => (int64[1] p) { p = Identity(one) },"
+            " else_branch = e () => (int64[1] q) { q = Neg(one) }> [also] o = Neg(minus)",
+            ("also", "beside If 'if', whose branch, once taken, may leave Range 'range' a constant with axes"),
+        ),
+        ("[neg] limit = Neg(minus) o = Abs(one)", ("neg", "Range 'range' takes no constant with axes")),
+    ],
+)
+def test_what_a_range_takes_in_place_of_a_scalar_stays_computed(nodes: str, declined: tuple[str, str]) -> None:
+    """onnxruntime computes with a limit of [1], but does not load it as a constant."""
+    outcome = apply(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (int64[N] x) => (int64[A] y)
+        <bool yes = {{1}}, int64[1] one = {{1}}, int64[1] minus = {{-1}}, int64 zero = {{0}}, int64 step = {{1}}> {{
+            {nodes} [range] r = Range(zero, limit, step) s = Add(x, r) y = Mul(s, o)
+        }}
+    """)
+    assert declined in outcome.declined
+    (reader,) = [node for node in outcome.after.graph if node.op_type == "Range"]
+    assert reader.inputs[1] is not None and reader.inputs[1].producer() is not None
+
+
+def test_the_scalar_limit_of_a_range_folds() -> None:
+    outcome = apply("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (int64[N] x) => (int64[A] y) <int64 minus = {-1}, int64 zero = {0}, int64 step = {1}> {
+            limit = Neg(minus) r = Range(zero, limit, step) y = Add(x, r)
+        }
+    """)
+    assert "Neg" not in outcome.ops
+
+
 def test_an_operator_that_onnxscript_cannot_digest_stops_folding_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -481,3 +545,26 @@ def test_onnxscript_is_asked_for_only_where_it_could_find_something(nodes: str, 
         """)
     )
     assert constant_rules.has_work(model) is expected
+
+
+def test_the_shape_of_an_annotation_does_not_fold() -> None:
+    outcome = apply("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,8] x) => (float[2] y) <float[1,8] r> { r = Relu(x) s = Shape(r) y = Cast<to=1>(s) }
+    """)
+    assert outcome.ops == ["Relu", "Shape", "Cast"]
+
+
+def test_annotations_are_hidden_while_others_fold_and_kept() -> None:
+    outcome = apply(
+        """
+        <ir_version: 8, opset_import: ["" : 17, "my.ops" : 1]>
+        g (float[N,8] x) => (float[2] y) <float[1,8] r, float[2] v = {1, 2}> {
+            r = my.ops.Unheard(x) s = Shape(r) c = Cast<to=1>(s) n = Neg(v) y = Add(c, n)
+        }
+        """,
+        runs=False,
+    )
+    assert outcome.ops == ["Unheard", "Shape", "Cast", "Add"]
+    shape = outcome.after.graph[0].outputs[0].shape
+    assert shape is not None and list(shape) == [1, 8]

@@ -108,6 +108,47 @@ def test_near_misses_stay(body: str, constants: str, shape: str) -> None:
     assert apply(text, runs="t = {1}" not in constants).unchanged  # Dropout in training draws
 
 
+@pytest.mark.parametrize(
+    ("body", "constants", "x", "shape"),
+    [
+        ("b = Reshape(a, s)", "int64[2] s = {1, -1}", "float[N,8]", "float[1,M]"),
+        ("b = Expand(a, s)", "int64[2] s = {2, 8}", "float[N,8]", "float[2,8]"),
+        ("b = Slice(a, s, e)", "int64[1] s = {0}, int64[1] e = {1}", "float[N,8]", "float[M,8]"),
+    ],
+)
+def test_annotations_of_the_file_prove_nothing(body: str, constants: str, x: str, shape: str) -> None:
+    stale = "float[2,8] a" if "Expand" in body else "float[1,8] a"
+    outcome = apply(
+        _with_output(_model(body, constants=f"{constants}, {stale}", x=x), shape), runs="Expand" not in body
+    )
+    assert outcome.ops == ["Relu", body.split()[2].partition("(")[0], "Neg"]
+
+
+def test_the_rank_of_an_annotation_proves_nothing() -> None:
+    outcome = apply(
+        """
+        <ir_version: 8, opset_import: ["" : 17, "my.ops" : 1]>
+        g (float[N] x) => (float[N,4] y) <float[N,4] a, float[1] zero = {0}> {
+            a = my.ops.Unheard(x) b = Add(a, zero) y = Neg(b)
+        }
+        """,
+        runs=False,
+    )
+    assert outcome.unchanged
+
+
+def test_a_shape_in_a_body_that_its_input_declares_proves_nothing() -> None:
+    """A value that a Loop carries may change its shape from turn to turn."""
+    outcome = apply("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,8] x) => (float[A,B] y) <int64 turns = {2}, bool yes = {1}> {
+            y = Loop(turns, yes, x) <body = turn (int64 i, bool go, float[1,8] h) => (bool on, float[C,D] next)
+                <int64[2] s = {1, -1}> { on = Identity(go) n = Neg(h) next = Reshape(n, s) }>
+        }
+    """)
+    assert "Reshape" in outcome.ops
+
+
 def test_an_overridable_constant_proves_nothing() -> None:
     outcome = apply("""
         <ir_version: 8, opset_import: ["" : 17]>

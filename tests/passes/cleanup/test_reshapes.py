@@ -45,6 +45,45 @@ def test_the_proven_shape_takes_over(x: str, tail: str, y: str, shape: list[int]
     assert outcome.told[0] == ("reshape", "Reshape", f"takes the constant shape {shape}")
 
 
+@pytest.mark.parametrize(
+    ("annotations", "shape"),
+    [("float[1,3,4] a", [0, -1]), ("float[1,12] b", [0, -1]), ("float[1,12] b, int64[2] t", [0, -1])],
+)
+def test_the_batch_in_annotations_of_the_file_proves_nothing(annotations: str, shape: list[int]) -> None:
+    """Somebody made the input's batch dynamic, and left the inner values as they were."""
+    outcome = _flatten("float[N,3,4]", "-1", "float[N,K]", more=f", {annotations}")
+    assert outcome.ops == ["Relu", "Reshape", "Neg"]
+    assert _shape_of(outcome) == shape
+
+
+def test_what_the_output_declares_proves_nothing() -> None:
+    outcome = apply("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,3,4] x) => (float[1,12] y) <int64[1] zero = {0}, int64[1] rest = {-1}> {
+            s = Shape(x) n = Gather<axis=0>(s, zero) t = Concat<axis=0>(n, rest) [reshape] y = Reshape(x, t)
+        }
+    """)
+    assert outcome.ops == ["Reshape"]
+    tensor = outcome.after.graph.initializers["y_shape"].const_value
+    assert tensor is not None and tensor.numpy().tolist() == [0, -1]
+
+
+def test_a_shape_that_only_an_annotation_knows_stays() -> None:
+    outcome = apply(
+        """
+        <ir_version: 8, opset_import: ["" : 17, "my.ops" : 1]>
+        g (float[N,12] x) => (float[N,12] y)
+        <float[1,3,4] a, float[1,12] b, int64[1] rest = {-1}, int64[1] zero = {0}> {
+            a = my.ops.Unheard(x) s = Shape(a) n = Gather<axis=0>(s, zero) t = Concat<axis=0>(n, rest)
+            [reshape] b = Reshape(a, t) y = Neg(b)
+        }
+        """,
+        runs=False,
+    )
+    assert outcome.unchanged
+    assert outcome.declined == [("reshape", "the rank of 'b' is unknown")]
+
+
 def test_two_unknown_dimensions_stay() -> None:
     outcome = apply("""
         <ir_version: 8, opset_import: ["" : 17]>

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -587,11 +587,12 @@ def _largest_term(model: onnx_ir.Model, feeds: Mapping[str, Array]) -> float:
 # Absorption.
 
 
-def _absorb(proto: onnx.ModelProto, x: Array) -> tuple[onnx_ir.Model, onnx_ir.Model, Rewrites]:
+def _absorb(proto: onnx.ModelProto, x: Array, *, scale: bool = False) -> tuple[onnx_ir.Model, onnx_ir.Model, Rewrites]:
+    """Absorb; `scale` channels too, or absorb alone."""
     before = load(proto)
     after = before.clone()
     context = Context(data=open_data({"x": x}, model=before))
-    rewrites = Equalize(absorb=True, threshold=1e6).run(after, context)  # no scaling: absorption alone
+    rewrites = Equalize(absorb=True, threshold=0.01 if scale else 1e6).run(after, context)
     verify(after)
     return before, after, rewrites
 
@@ -649,6 +650,122 @@ def test_absorption_measures_what_it_costs() -> None:
     assert 0 < error["below_percent"] < 2
     expected, actual = run(before, {"x": x})[0], run(after, {"x": x})[0]
     assert np.abs(actual - expected).max() > 0
+    absorbed = (_stored(before, "b") - _stored(after, "b")).reshape(6, 1, 1)
+    kept, moved = (run_named(_shown(model, "r"), {"x": x})["r"].astype(np.float64) for model in (before, after))
+    noise = np.square(moved + absorbed - kept).sum()
+    assert math.isclose(error["sqnr_db"], 10 * math.log10(np.square(kept).sum() / noise), abs_tol=0.01)
+
+
+def _as_constant_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Hold every weight in a Constant node, as some exporters do."""
+    held = [onnx.helper.make_node("Constant", [], [one.name], value=one) for one in proto.graph.initializer]
+    nodes = [*held, *proto.graph.node]
+    del proto.graph.initializer[:], proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto
+
+
+def _chain(biases: Sequence[str | None], *, seed: int = 0, kernel: int = 1) -> onnx.ModelProto:
+    """Convs of 4 channels with a Relu between any two; `biases` names theirs, None for no bias.
+
+    All weights but the last layer's are positive, so that means stay high from layer to layer.
+    """
+    rng = np.random.default_rng(seed)
+    nodes, arrays, value = [], {}, "x"
+    for index, bias in enumerate(biases):
+        last = index == len(biases) - 1
+        output = "y" if last else f"a{index}"
+        nodes.append(f"[conv{index}] {output} = Conv({value}, w{index}{', ' + bias if bias else ''})")
+        if not last:
+            nodes.append(f"r{index} = Relu({output})")
+        weight = rng.standard_normal((4, 3 if index == 0 else 4, kernel, 1)) * 0.3
+        arrays[f"w{index}"] = (weight if last else np.abs(weight) + 0.05).astype(np.float32)
+        value = f"r{index}"
+        if bias:
+            arrays[bias] = rng.uniform(3, 6, 4).astype(np.float32)
+    return _model(" ".join(nodes), "N,3,5,7", "N,4,H,W", {}, arrays=arrays)
+
+
+def _assert_costs_what_is_recorded(proto: onnx.ModelProto, x: Array) -> Rewrites:
+    """Hold the outputs' difference against the recorded errors.
+
+    Relu and max(., c) move nothing apart, so the error of a layer is at most the norm of its weight (the sum over
+    taps of spectral norms) times the error coming in, and what its own absorption adds.
+    """
+    before, after, rewrites = _absorb(proto, x)
+    recorded = {site.name: site.error["sqnr_db"] for site in rewrites.sites if site.error}
+    allowed = 0.0
+    convs = [linear for linear in linear_ops(before) if linear.node.op_type == "Conv"]
+    shown = onnx_ir.to_proto(before)
+    shown.graph.output.extend(onnx.ValueInfoProto(name=str(linear.output.name)) for linear in convs[:-1])
+    values = run_named(shown, {"x": x})
+    for linear in convs:
+        taps = linear.weight().reshape(linear.out_channels, linear.in_channels, -1)
+        allowed *= float(np.linalg.norm(np.moveaxis(taps, 2, 0), ord=2, axis=(1, 2)).sum())
+        if linear.node.name in recorded:
+            signal = np.linalg.norm(np.maximum(values[str(linear.output.name)].astype(np.float64), 0))
+            allowed += float(signal) * 10 ** (-recorded[linear.node.name] / 20)
+    expected, actual = values["y"].astype(np.float64), run(after, {"x": x})[0]
+    assert np.linalg.norm(actual - expected) <= 1.001 * allowed + 1e-5 * np.linalg.norm(expected)
+    return rewrites
+
+
+@pytest.mark.parametrize(
+    ("proto", "absorbed"),
+    [
+        (_chain(["b0", None, None]), ["conv0", "conv1"]),
+        (_as_constant_nodes(_chain(["b0", "b1", "b2"])), ["conv0", "conv1"]),
+        (_as_constant_nodes(_chain(["b0", None])), ["conv0"]),
+        (_chain(["b", "b", "b"]), ["conv0", "conv1"]),
+    ],
+    ids=["a middle layer without bias", "Constant nodes", "Constant nodes, no second bias", "one bias for all"],
+)
+def test_absorption_through_a_chain_costs_what_is_recorded(proto: onnx.ModelProto, absorbed: list[str]) -> None:
+    x = np.random.default_rng(1).random((40, 3, 5, 7)).astype(np.float32)
+    rewrites = _assert_costs_what_is_recorded(proto, x)
+    assert [(site.name, site.error) for site in rewrites.sites] == [
+        (name, {"sqnr_db": math.inf, "below_percent": 0.0}) for name in absorbed
+    ]
+    before, after, rewrites = _absorb(proto, x, scale=True)
+    assert [site.name for site in rewrites.sites if not site.error] == absorbed
+    assert [site.error["sqnr_db"] for site in rewrites.sites if site.error] == [math.inf] * len(absorbed)
+    expected, actual = run(before, {"x": x})[0], run(after, {"x": x})[0]
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_bias_that_another_layer_reads_stays_there() -> None:
+    """A Conv outside of the pair reads the same bias, and keeps it."""
+    proto = _chain(["b0", None])
+    branch = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]> g (float[N,3,5,7] x) => (float[N,4,5,7] z) { z = Conv(x, u, b0) }
+    """)
+    proto.graph.node.extend(branch.graph.node)
+    proto.graph.output.extend(branch.graph.output)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "u"))
+    x = np.random.default_rng(1).random((40, 3, 5, 7)).astype(np.float32)
+    before, after, rewrites = _absorb(proto, x, scale=True)
+    assert [bool(site.error) for site in rewrites.sites] == [False, True]
+    feeds = {"x": x}
+    for expected, actual in zip(run(before, feeds), run(after, feeds), strict=True):
+        assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@given(
+    st.lists(st.sampled_from([None, "own", "shared"]), min_size=3, max_size=4),
+    st.integers(0, 99),
+    st.integers(1, 2),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=25)
+def test_absorption_through_any_chain_costs_what_is_recorded(
+    biases: list[str | None], seed: int, kernel: int, heavy_tails: bool, as_nodes: bool
+) -> None:
+    names = [f"b{index}" if bias == "own" else bias for index, bias in enumerate(biases)]
+    proto = _chain(names, seed=seed, kernel=kernel)
+    x = np.random.default_rng(seed).random((40, 3, 5, 7)).astype(np.float32)
+    x = x**8 if heavy_tails else -np.log(x + 1e-3)
+    _assert_costs_what_is_recorded(_as_constant_nodes(proto) if as_nodes else proto, x)
 
 
 def test_absorption_into_a_gemm_without_bias_by_positions() -> None:
@@ -712,11 +829,35 @@ def test_a_matmul_absorbs_nothing() -> None:
     assert rewrites.declined[-1].reason == "no bias absorbed: MatMul has no bias"
 
 
+def test_a_pair_in_a_branch_absorbs_nothing() -> None:
+    """Values of a body cannot be fetched, so nothing is known of them."""
+    proto = _model(
+        """
+        k = ReduceMax<keepdims=0>(x) z = Constant<value_float = 0.0>() c = Greater(k, z)
+        y = If(c) <
+            then_branch = yes () => (float[N,4,H,W] t) {
+                [first] a = Conv(x, v, b) r = Relu(a) [second] t = Conv(r, w)
+            },
+            else_branch = no () => (float[N,4,H,W] e) { p = MaxPool<kernel_shape=[3,3]>(x) e = Conv(p, u) }
+        >
+        """,
+        "N,3,5,7",
+        "N,4,H,W",
+        {"v": (6, 3, 3, 3), "w": (4, 6, 1, 1), "u": (4, 3, 1, 1)},
+        arrays={"b": np.full(6, 60, np.float32)},
+    )
+    before, after, rewrites = _absorb(proto, np.ones((1, 3, 5, 7), np.float32))
+    assert to_proto_bytes(after) == to_proto_bytes(before)
+    reason = "no bias absorbed: 'a' lies in a body of another node and cannot be measured"
+    assert ("first", reason) in [(one.name, one.reason) for one in rewrites.declined]
+
+
 def test_absorption_needs_data() -> None:
     with pytest.raises(UsageError) as caught:
         Equalize(absorb=True).run(load(_pair()), Context())
     assert str(caught.value) == (
-        "equalize: needs calibration data and none was given. Give a few hundred real samples: --data samples.npz"
+        "equalize: needs calibration data and none was given. "
+        "Give a few hundred real samples: --data samples.npz (data=... in Python)"
     )
 
 

@@ -161,7 +161,8 @@ def test_without_data_it_refuses() -> None:
     with pytest.raises(UsageError) as error:
         QuantizeInt8().run(_net(), Context())
     assert str(error.value) == (
-        "quantize-int8: needs calibration data and none was given. Give a few hundred real samples: --data samples.npz"
+        "quantize-int8: needs calibration data and none was given. "
+        "Give a few hundred real samples: --data samples.npz (data=... in Python)"
     )
 
 

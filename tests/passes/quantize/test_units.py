@@ -74,12 +74,13 @@ def test_an_activation_does_not_fold_over_a_graph_output() -> None:
     assert unit.activation is None and unit.output.name == "y"
 
 
+@pytest.mark.parametrize("shape", ["", "[1]"])
 @pytest.mark.parametrize(("low", "high", "folds"), [(0, 6, True), (-1, 1, True), (1, 6, False), (-6, -1, False)])
-def test_a_clip_folds_only_where_it_lets_zero_through(low: int, high: int, folds: bool) -> None:
+def test_a_clip_folds_only_where_it_lets_zero_through(low: int, high: int, folds: bool, shape: str) -> None:
     graph = _graph(
         f"""
         net (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] out)
-        <float[2, 2, 1, 1] w = {{1,0,0,1}}, float low = {{{low}}}, float high = {{{high}}}>
+        <float[2, 2, 1, 1] w = {{1,0,0,1}}, float{shape} low = {{{low}}}, float{shape} high = {{{high}}}>
         {{ [conv] y = Conv (x, w)
            [clip] z = Clip (y, low, high)
            out = Sigmoid (z) }}
@@ -107,7 +108,7 @@ def test_same_scale_units_do_not_fold_an_activation() -> None:
         ("[n] out = Conv (x, x)", "weight 'x' is a graph input, which the caller may set"),
         ("[n] out = Add (x, c)", "operand 'c' is a constant"),
         (
-            "q = QuantizeLinear (x, one)\n y = DequantizeLinear (q, one)\n [n] out = MaxPool <kernel_shape = [1, 1]> (y)",
+            "q = QuantizeLinear (x, one)\n y = DequantizeLinear (q, one)\n [n] out = GlobalAveragePool (y)",
             "already quantized",
         ),
         ("q = QuantizeLinear (c, one)\n y = DequantizeLinear (q, one)\n [n] out = Conv (x, y)", "already quantized"),
