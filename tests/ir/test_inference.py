@@ -102,6 +102,19 @@ def test_inferring_again_after_the_batch_became_dynamic() -> None:
     assert _shapes(model, "h") == (["N", 8], ["N", 8])
 
 
+def test_inferring_again_after_a_custom_operator_is_gone() -> None:
+    model = _load("g (float[N,8] x) => (float[N,8] y) <float[N,8] h> { h = my.ops.Unheard(x) y = Neg(h) }")
+    assert _shapes(model, "h") == (["N", 8], None)
+    model.graph[0].op_type, model.graph[0].domain = "Relu", ""
+    infer_shapes(model)
+    assert _shapes(model, "h") == (["N", 8], ["N", 8])
+
+
+def test_a_scalar_replaces_another_shape() -> None:
+    model = _load("g (float[N,8] x) => (float y) <float[1] s> { s = ReduceSum<keepdims=0>(x) y = Neg(s) }")
+    assert _shapes(model, "s") == ([], [])
+
+
 def test_proofs_are_cloned_and_not_written() -> None:
     model = _load("g (float[N,8] x) => (float[N,8] y) <float[1,8] h> { h = my.ops.Unheard(x) y = Neg(h) }")
     assert _shapes(model.clone(), "h") == ([1, 8], None)

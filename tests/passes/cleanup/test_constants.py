@@ -555,6 +555,16 @@ def test_the_shape_of_an_annotation_does_not_fold() -> None:
     assert outcome.ops == ["Relu", "Shape", "Cast"]
 
 
+def test_what_folding_proves_counts_where_annotations_knew_it_before() -> None:
+    outcome = apply("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,8] x) => (float[2,4] y) <float[2,4] r, float[2,4] q, int64[2] t = {-2, -4}> {
+            s = Neg(t) r = Reshape(x, s) q = Reshape(r, s) y = Neg(q)
+        }
+    """)
+    assert outcome.ops == ["Reshape", "Neg"]
+
+
 def test_annotations_are_hidden_while_others_fold_and_kept() -> None:
     outcome = apply(
         """

@@ -392,6 +392,18 @@ def test_a_matmul_of_unknown_rank_stays() -> None:
     assert [one.reason for one in rewrites.declined] == ["the rank of MatMul 'linear' is unknown, needs 2"]
 
 
+def test_a_matmul_whose_rank_only_an_annotation_knows_stays() -> None:
+    proto = _Layer("MatMul", ("N", 5), (5, 7), 7).proto()
+    matmul = proto.graph.node[0]
+    proto.graph.node.insert(0, onnx.helper.make_node("Unheard", [matmul.input[0]], ["before"], domain="my.ops"))
+    matmul.input[0] = "before"
+    proto.opset_import.append(onnx.helper.make_opsetid("my.ops", 1))
+    for name, size in (("before", 5), (matmul.output[0], 7)):
+        proto.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", size]))
+    rewrites = FoldBatchnorm().run(load(proto), Context())
+    assert [one.reason for one in rewrites.declined] == ["the rank of MatMul 'linear' is unknown, needs 2"]
+
+
 def test_a_matmul_with_its_constant_on_the_left_stays() -> None:
     layer = _Layer("MatMul", (2, 5, 3), (7, 5), 7, weight_on_left=True)
     _declines(layer.proto(), "MatMul 'linear' has its constant on the left, where no bias fits")

@@ -117,13 +117,15 @@ def test_near_misses_stay(nodes: str, outputs: str, reason: str) -> None:
     assert not [site for site in outcome.rewrites.sites if site.kind == "Slice"]
 
 
-def test_negative_axes_of_unknown_rank_stay() -> None:
+@pytest.mark.parametrize("annotation", ["", ", float[N,3,5,7] r"])
+def test_negative_axes_of_unknown_rank_stay(annotation: str) -> None:
     outcome = apply(
-        """
+        f"""
         <ir_version: 8, opset_import: ["" : 17, "my.ops" : 1]>
-        g (float[N,3,5,7] x) => (float[A,B,C,D] y) <int64[1] zero = {0}, int64[1] two = {2}, int64[1] back = {-1}> {
+        g (float[N,3,5,7] x) => (float[A,B,C,D] y)
+        <int64[1] zero = {{0}}, int64[1] two = {{2}}, int64[1] back = {{-1}}{annotation}> {{
             r = my.ops.Op(x) [in] a = Slice(r, zero, two, zero) [out] y = Slice(a, zero, two, back)
-        }
+        }}
         """,
         runs=False,
     )

@@ -388,6 +388,42 @@ def test_the_way_must_be_proven(nodes: str, y: str, constants: str, reason: str)
     assert getattr(found, "reason", None) == reason
 
 
+@pytest.mark.parametrize(
+    ("nodes", "y", "annotations", "reason"),
+    [
+        (
+            "[first] a = Conv(u, v, b) [n] r = Reshape(a, s) [second] y = Gemm(r, m)",
+            "N,4",
+            "float[2,6,3,5] a, int64[2] s = {2, 90}",
+            "Reshape 'n' is not known to lay out each channel by itself",
+        ),
+        (
+            "[first] a = Conv(u, v, b) [n] r = ReduceMean<axes=[-1,-2]>(a) [second] y = Conv(r, w)",
+            "N,4,1,1",
+            "float[N,6,3,5] a",
+            "ReduceMean 'n' is not known to reduce positions alone",
+        ),
+        (
+            "[first] a = MatMul(u, p) [n] r = Flatten(a) [second] y = Gemm(r, q)",
+            "N,4",
+            "float[N,6] a",
+            "Flatten 'n' works along another axis than the channels",
+        ),
+    ],
+)
+def test_annotations_of_the_file_prove_no_way(nodes: str, y: str, annotations: str, reason: str) -> None:
+    """What a custom operator gives has the shape that the file says, or another."""
+    shapes = {"v": (6, 3, 3, 3), "b": (6,), "w": (4, 6, 1, 1), "m": (90, 4), "p": (3, 6), "q": (6, 4)}
+    used = {name: shape for name, shape in shapes.items() if f", {name}" in nodes}
+    x = "N,3" if "MatMul" in nodes else "N,3,5,7"
+    proto = _model(f"u = my.ops.Unheard(x) {nodes}", x, y, used, constants=f"{annotations}, float[{x}] u")
+    found = next(iter(find_links(load(proto))))
+    assert getattr(found, "reason", None) == reason
+    proto.graph.node[0].op_type, proto.graph.node[0].domain = "Identity", ""
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    assert isinstance(next(iter(find_links(load(proto)))), Link)
+
+
 def test_a_graph_output_parts_them() -> None:
     proto = _pair()
     proto.graph.output.append(onnx.helper.make_tensor_value_info("r", TensorProto.FLOAT, ["N", 6, 3, 5]))
