@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir
 
 from onnxpress.ir import model_io
+from onnxpress.ir.analysis.channels import ChannelGroup, couple
 from onnxpress.ir.analysis.cost import ModelCost, cost
 from onnxpress.ir.opset import default_opset
 from onnxpress.ir.shapes import describe_shape
@@ -20,7 +21,7 @@ from onnxpress.tools.recipe import MANIFEST_KEY
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Inspection", "Interface", "inspect"]
+__all__ = ["Channels", "Inspection", "Interface", "inspect"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,42 @@ class Interface:
 
 
 @dataclasses.dataclass(frozen=True)
+class Channels:
+    """Channels that live or die together: `size` units that can be removed one by one.
+
+    frozen: why none may be removed, or None. producers, consumers: linear nodes that make and read them.
+    members: the values that hold them, as (name, axis, indices that each unit takes). params: roughly what
+    each unit holds of the model's parameters.
+    """
+
+    name: str
+    size: int
+    frozen: str | None
+    params: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    members: tuple[tuple[str, int, int], ...]
+
+    @classmethod
+    def of(cls, group: ChannelGroup) -> Channels:
+        """Describe a group."""
+        return cls(
+            name=group.name,
+            size=group.size,
+            frozen=group.frozen,
+            params=sum(member.params_each for member in group.constants),
+            producers=tuple(op.node.name or "" for op in group.producers),
+            consumers=tuple(op.node.name or "" for op in group.consumers),
+            members=tuple((m.value.name or "", m.axis, m.positions.shape[1]) for m in group.members),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What a model is made of. cost: at batch 1, node by node. operators: counts, the most common first."""
+    """What a model is made of. cost: at batch 1, node by node. operators: counts, the most common first.
+
+    channels: which of them belong together, or None where nobody asked.
+    """
 
     model: str
     opset: int
@@ -49,6 +84,7 @@ class Inspection:
     inputs: tuple[Interface, ...]
     outputs: tuple[Interface, ...]
     manifest: str | None = None
+    channels: tuple[Channels, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -71,11 +107,14 @@ class Inspection:
             "unknown": list(self.cost.unknown),
             "unsized": self.cost.unsized,
             "manifest": self.manifest,
+            **({} if self.channels is None else {"channels": [dataclasses.asdict(one) for one in self.channels]}),
         }
 
 
-def inspect(model: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model) -> Inspection:
+def inspect(model: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model, *, channels: bool = False) -> Inspection:
     """Count what `model` is made of. It is neither run nor changed.
+
+    channels: find out too which channels live or die together, and which can be removed.
 
     Raises:
         InputError: it cannot be loaded.
@@ -99,6 +138,7 @@ def inspect(model: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model) -> 
         inputs=tuple(_interface(value) for value in loaded.graph.inputs if not value.is_initializer()),
         outputs=tuple(_interface(value) for value in loaded.graph.outputs),
         manifest=loaded.metadata_props.get(MANIFEST_KEY),
+        channels=tuple(map(Channels.of, couple(loaded).groups)) if channels else None,
     )
 
 

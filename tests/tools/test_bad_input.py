@@ -97,7 +97,8 @@ _BAD_MODELS: dict[str, tuple[Prepare, str]] = {
     "order.onnx": (
         _edited("order.onnx", _break_order),
         "order.onnx: is not a valid model: onnx's checker says: Nodes in a graph must be topologically "
-        "sorted, however input 'nowhere' of node: name: stem_conv OpType: Conv is not output of any previous nodes. Export it again.",
+        "sorted, however input 'nowhere' of node: name: stem_conv OpType: Conv is not output of any previous "
+        "nodes. Export it again.",
     ),
     "new.onnx": (
         _edited("new.onnx", _raise_opset),

@@ -1,0 +1,1 @@
+"""Rewrites that remove what a model can spare: channels, weights, blocks."""
