@@ -26,6 +26,7 @@ __all__ = ["infer_shapes", "is_beyond", "is_consistent", "proven_shape", "take_s
 _INCONSISTENT = "onnxpress.inconsistent"
 _BEYOND = "onnxpress.beyond-inference"
 _PROVEN = "onnxpress.proven-shape"
+_BEYOND_ONNX_IR = (None, "map_type", "opaque_type")  # it has no such types
 _GENERATED_SYMBOL = "unk__"  # onnx/defs/shape_inference.h, SymbolTable
 
 
@@ -135,8 +136,8 @@ def _agree(one: onnx.TypeProto, other: onnx.TypeProto) -> bool:
 
 def _types(graph: onnx_ir.Graph, inferred: onnx.GraphProto) -> Iterator[tuple[onnx_ir.Value, onnx.TypeProto]]:
     """Yield what `inferred` knows of the values that the nodes of `graph` make, and of those in their bodies."""
-    found = {info.name: info.type for info in inferred.value_info}
-    found.update((info.name, info.type) for info in inferred.output)
+    infos = (*inferred.value_info, *inferred.output)
+    found = {info.name: info.type for info in infos if info.type.WhichOneof("value") not in _BEYOND_ONNX_IR}
     for node, node_proto in zip(graph, inferred.node, strict=True):
         yield from ((value, found[value.name]) for value in node.outputs if value.name in found)
         for name, attribute in node.attributes.items():
@@ -167,53 +168,41 @@ def _annotate(
     value: onnx_ir.Value, proven: onnx.TypeProto | None, claimed: onnx.TypeProto | None, declared: bool
 ) -> None:
     """Take over what is known of a value; of a `declared` one only where that says nothing."""
-    known = [kind for kind in (proven, claimed) if kind is not None and _is_representable(kind)]
-    shapes = [_shape(kind) for kind in known]
-    if known:
+    kind = claimed if proven is None else proven
+    sure = None if proven is None else _shape(proven)
+    if kind is not None:
         if not declared and (value.type is None or value.shape is None):
             onnx_file.mark_inferred(value)
         if value.type is None or not declared:
-            value.type = onnx_ir.serde.deserialize_type_proto_for_type(known[0])
+            value.type = onnx_ir.serde.deserialize_type_proto_for_type(kind)
         if value.shape is None or not declared:
-            shape = _joined(shapes)
+            shape = _joined(sure, None if claimed is None else _shape(claimed))
             value.shape = value.shape if shape is None else shape
     if value.type is None:
         value.meta[_BEYOND] = True
-    sure = shapes[0] if known and known[0] is proven else None
     if sure == value.shape:
         value.meta.pop(_PROVEN, None)
     else:
         value.meta[_PROVEN] = sure
 
 
-def _is_representable(kind: onnx.TypeProto) -> bool:
-    return kind.WhichOneof("value") not in (None, "map_type", "opaque_type")  # onnx-ir has no such types
-
-
 def _shape(kind: onnx.TypeProto) -> onnx_ir.Shape | None:
+    """Return the shape, its sizes unknown for the symbols that onnx makes up (`unk__0`, anew at each run)."""
     shape = onnx_ir.serde.deserialize_type_proto_for_shape(kind)
-    return None if shape is None else _without_generated_symbols(shape)
+    if shape is None or not any(map(_is_generated, shape)):
+        return shape
+    return onnx_ir.Shape((None if _is_generated(dim) else dim for dim in shape), frozen=True)
 
 
-def _joined(shapes: list[onnx_ir.Shape | None]) -> onnx_ir.Shape | None:
-    """Return the first shape, its unknown dimensions filled from the others as far as they are of its rank."""
-    known = [shape for shape in shapes if shape is not None]
-    if len(known) < 2 or not any(map(_is_unknown, known[0])):
-        return known[0] if known else None
-    alike = [shape for shape in known if len(shape) == len(known[0])]
-    dims = (next((dim for dim in dims if not _is_unknown(dim)), None) for dims in zip(*alike, strict=True))
-    return onnx_ir.Shape(dims, frozen=True)
+def _joined(sure: onnx_ir.Shape | None, guess: onnx_ir.Shape | None) -> onnx_ir.Shape | None:
+    """Return `sure`, its unknown dimensions filled from `guess`."""
+    if sure is None or guess is None or len(sure) != len(guess):
+        return guess if sure is None else sure
+    return onnx_ir.Shape((b if _is_unknown(a) else a for a, b in zip(sure, guess, strict=True)), frozen=True)
 
 
 def _is_unknown(dim: int | onnx_ir.SymbolicDim) -> bool:
     return isinstance(dim, onnx_ir.SymbolicDim) and dim.value is None
-
-
-def _without_generated_symbols(shape: onnx_ir.Shape) -> onnx_ir.Shape:
-    """Return the shape with unknown sizes for the symbols that onnx makes up (`unk__0`, anew at each run)."""
-    if not any(map(_is_generated, shape)):
-        return shape
-    return onnx_ir.Shape((None if _is_generated(dim) else dim for dim in shape), frozen=True)
 
 
 def _is_generated(dim: int | onnx_ir.SymbolicDim) -> bool:
