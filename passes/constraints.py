@@ -38,6 +38,8 @@ class IntegerScheme:
 class QuantizationScheme:
     """Integer types that a target's fast kernels take, and where they apply.
 
+    weight_pair_limit: largest magnitude that the sum of two neighbouring integer weights may have, where kernels add
+        two products in 16 bits and saturate; None where they do not.
     compute: operators with a fast integer kernel that is worth entering for its own sake.
     carry: operators that stay integer between integer neighbours (one scale in, possibly another out).
     same_scale: the subset of `carry` whose output must share the range of its input(s).
@@ -50,6 +52,7 @@ class QuantizationScheme:
     activation: IntegerScheme = IntegerScheme()
     weight: IntegerScheme = IntegerScheme(signed=True, symmetric=True)
     weight_per_channel: bool = True
+    weight_pair_limit: int | None = None
     compute: frozenset[str] = frozenset({"Conv", "Gemm", "MatMul"})
     carry: frozenset[str] = frozenset()
     same_scale: frozenset[str] = frozenset()

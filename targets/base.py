@@ -1,9 +1,11 @@
 """Targets: a device profile together with what can be done with it.
 
 A target is found by name among the built-in profiles and the plugins (entry-point group `onnxpress.targets`),
-or as the path of a TOML file. A file may begin with `extends = "host-cpu"`, or the path of another file, and
+or as the path of a TOML file. A file may begin with `extends = "x86-vnni"`, or the path of another file, and
 then holds only what differs: tables are merged key by key, rules by their id, everything else is replaced;
 rules that do not hold there are named in `without_rules`.
+
+`host-cpu` is this machine: it stands for the built-in target whose kernels the installed runtime turns out to have here.
 
 A plugin's entry point is a `Target`, or a function without arguments that returns one, under the target's
 name. Plugins are imported when a name is not built in, and for listings. One that fails is a warning, never a
@@ -19,6 +21,7 @@ import importlib.metadata
 import importlib.resources
 import os
 import pathlib
+import platform
 import tomllib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +41,10 @@ __all__ = ["Target", "load_target", "target_names"]
 
 _GROUP = "onnxpress.targets"
 _LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
-_BUILT_IN = ("host-cpu", "mobile-cpu")
+_BUILT_IN = ("host-cpu", "mobile-cpu", "x86-vnni", "x86-avx2")
+
+_HOST = "host-cpu"
+_ARM = ("aarch64", "arm64")
 
 # Loaded when a target lowers, so that listing targets stays quick.
 _LOWERINGS = {"qdq": "onnxpress.targets.lowering.qdq:lower_qdq"}
@@ -134,10 +140,22 @@ def load_target(name: str | os.PathLike[str]) -> Target:
 
 
 def _built_in(name: str) -> dict[str, Any]:
+    if name == _HOST:
+        kind = _host_kind()
+        return {**_built_in(kind), "name": name, "summary": f"this machine, which is one of {kind}"}
     source = importlib.resources.files("onnxpress.targets.profiles") / f"{name}.toml"
     raw = tomllib.loads(source.read_text(encoding="utf-8"))
     base = raw.pop("extends", None)
     return raw if base is None else _extend(_built_in(base), raw, f"target {name!r}")
+
+
+def _host_kind() -> str:
+    """Return the built-in target that describes the machine at hand."""
+    if platform.machine().lower() in _ARM:
+        return "mobile-cpu"
+    from onnxpress.targets.runtimes.onnxruntime_host import saturates_products
+
+    return "x86-avx2" if saturates_products() else "x86-vnni"
 
 
 def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str, Any]:

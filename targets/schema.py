@@ -92,6 +92,11 @@ class Quantization(_Table):
     activation: Integer
     weight: WeightInteger
     weight_per_channel: bool = True
+    weight_pair_limit: int | None = pydantic.Field(
+        default=None,
+        ge=127,
+        description="where kernels add two products in 16 bits: largest |sum| of two neighbouring weights' integers",
+    )
     bias: Literal["float32", "int32"] = pydantic.Field(
         default="float32",
         description="how a bias is stored: plain, or DequantizeLinear of int32 at scale x*w",
@@ -122,6 +127,7 @@ class Quantization(_Table):
             activation=self.activation.scheme(),
             weight=self.weight.scheme(),
             weight_per_channel=self.weight_per_channel,
+            weight_pair_limit=self.weight_pair_limit,
             compute=self.compute,
             carry=self.carry,
             same_scale=self.same_scale,

@@ -8,7 +8,8 @@ that becomes is the target's lowering.
 1. place    which units run in integers, at least predicted time for the whole graph (`placement`)
 2. observe  one streaming pass over the calibration data, a histogram per value (`ir.analysis.histogram`)
 3. range    a clipping range per value, shared where the target's kernels need it (`ir.analysis.ranges`)
-4. encode   weights, symmetric; a weight that already lies on an integer grid keeps that grid and loses nothing
+4. encode   weights, symmetric; a weight that already lies on an integer grid keeps that grid and loses nothing; where
+            the target's kernels add two products in 16 bits, so that they cannot saturate (`pair_sums`)
 5. correct  biases for the mean error of each layer (`ir.analysis.layer_error`), where it is more than chance
 
 Legal when: values are FLOAT, weights constant, not quantized before; opset 13 or later (the model is raised to it).
@@ -50,6 +51,7 @@ from onnxpress.passes.base import (
 from onnxpress.passes.cleanup.graph_edits import drop_unused_constant, fresh_name, set_bias, value_names
 from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.passes.quantize.calibration import observe_ranges
+from onnxpress.passes.quantize.pair_sums import within_pair_limit
 from onnxpress.passes.quantize.placement import place, values_between
 from onnxpress.passes.quantize.units import Unit, find_units, nodes_before_last_linear
 from onnxpress.passes.selectors import Selection
@@ -182,21 +184,29 @@ def _declined(unit: Unit, reason: str) -> Declined:
 
 
 def _encode(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> Affine:
-    """Encode the stored weight of `linear`, its scales large enough for the bias to fit the accumulator."""
+    """Encode the stored weight of `linear`, its sums of products within what the accumulators hold."""
     stored = linear.to_stored(linear.weight())
     axis = linear.out_axis if scheme.weight_per_channel else None
     bits = scheme.weight.bits
     scale = grid_scale(stored, axis, bits)
     encoded = Affine.quantize(stored, bits=bits, axis=axis, scale=scale)
     bias = linear.bias()
-    if bias is None:
-        return encoded
-    activation = scheme.activation
-    data_scale, _ = integer_parameters(data, signed=activation.signed, symmetric=activation.symmetric)
-    least = _least_scale(linear, bias.astype(np.float64), float(data_scale), encoded.scale)
-    if np.all(encoded.scale >= least):
-        return encoded
-    return Affine.quantize(stored, bits=bits, axis=axis, scale=np.maximum(encoded.scale, least))
+    if bias is not None:
+        activation = scheme.activation
+        data_scale, _ = integer_parameters(data, signed=activation.signed, symmetric=activation.symmetric)
+        least = _least_scale(linear, bias.astype(np.float64), float(data_scale), encoded.scale)
+        if np.any(encoded.scale < least):
+            encoded = Affine.quantize(stored, bits=bits, axis=axis, scale=np.maximum(encoded.scale, least))
+    limit = scheme.weight_pair_limit
+    if limit is None or linear.node.op_type == "ConvTranspose" or _is_one_by_one(linear):
+        return encoded  # no integer kernel; and those of depthwise convolutions add products in 32 bits
+    codes, scale = within_pair_limit(linear.weight(), encoded.scale, limit)
+    return Affine(linear.to_stored(codes), scale, bits=bits, axis=axis)
+
+
+def _is_one_by_one(linear: Linear) -> bool:
+    """Whether each output channel reads one input channel of its own."""
+    return linear.is_depthwise and linear.out_channels == linear.in_channels
 
 
 def _least_scale(

@@ -39,8 +39,8 @@ def _error(name: str | Path) -> str:
 
 
 def test_the_built_in_targets() -> None:
-    assert target_names()[:2] == ["host-cpu", "mobile-cpu"]
-    for name in target_names()[:2]:
+    assert target_names()[:4] == ["host-cpu", "mobile-cpu", "x86-vnni", "x86-avx2"]
+    for name in target_names()[:4]:
         target = load_target(name)
         assert target.name == target.profile.name == name
         assert repr(target) == f"Target('{name}')"
@@ -48,12 +48,24 @@ def test_the_built_in_targets() -> None:
         assert target.default_pipeline == "cleanup, fold-batchnorm, quantize-int8"
 
 
+@pytest.mark.parametrize(
+    ("machine", "saturates", "kind"),
+    [("arm64", True, "mobile-cpu"), ("x86_64", True, "x86-avx2"), ("AMD64", False, "x86-vnni")],
+)
+def test_host_cpu_is_this_machine(monkeypatch: pytest.MonkeyPatch, machine: str, saturates: bool, kind: str) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("onnxpress.targets.runtimes.onnxruntime_host.saturates_products", lambda: saturates)
+    host, model = load_target("host-cpu").profile, load_target(kind).profile
+    assert host.summary == f"this machine, which is one of {kind}"
+    assert host == model.model_copy(update={"name": "host-cpu", "summary": host.summary})
+
+
 def test_constraints_are_the_profile_as_plain_data() -> None:
-    target = load_target("host-cpu")
+    target = load_target("x86-vnni")
     constraints = target.constraints
     assert isinstance(constraints, Constraints)
     assert constraints is target.constraints  # made once: passes may compare it
-    assert (constraints.target, constraints.channel_multiple, constraints.max_opset) == ("host-cpu", 16, 26)
+    assert (constraints.target, constraints.channel_multiple, constraints.max_opset) == ("x86-vnni", 16, 26)
     assert constraints.encodings == ("affine8", "dense")
     assert isinstance(constraints.costs, CostEstimator)
     scheme = constraints.quantization
@@ -72,7 +84,7 @@ def test_constraints_are_the_profile_as_plain_data() -> None:
 def test_an_unknown_name_gets_near_ones() -> None:
     assert _error("host-gpu") == (
         "unknown target 'host-gpu'. Did you mean 'host-cpu'? "
-        "There are: host-cpu, mobile-cpu; or give the path of a profile, such as phone.toml"
+        "There are: host-cpu, mobile-cpu, x86-vnni, x86-avx2; or give the path of a profile, such as phone.toml"
     )
 
 
@@ -167,7 +179,7 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (
             'extends = "host-gpu"',
             "extends = 'host-gpu': no such target. Did you mean 'host-cpu'? "
-            "There are: host-cpu, mobile-cpu; or give the path of a .toml file",
+            "There are: host-cpu, mobile-cpu, x86-vnni, x86-avx2; or give the path of a .toml file",
         ),
         ('extends = "phone.toml"', "extends = 'phone.toml': leads back to itself"),
         ("extends = 3", "extends = 3: must be a target's name or a path"),
@@ -187,7 +199,7 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (
             _HEAD + "quantization.wieght = 3",
             "unknown key quantization.wieght. Did you mean 'weight'? Known here: activation, bias, carry, "
-            "compute, fused_activations, input_channel_multiple, same_scale, weight, weight_per_channel",
+            "compute, fused_activations, input_channel_multiple, same_scale, weight, weight_pair_limit, weight_per_channel",
         ),
         (
             _HEAD + "quantization.weight.bits = 4",
@@ -289,7 +301,7 @@ def test_a_plugin_gives_a_target(monkeypatch: pytest.MonkeyPatch, as_function: b
     _install(monkeypatch, "acme-phone", _phone if as_function else _phone())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert target_names() == ["host-cpu", "mobile-cpu", "acme-phone"]
+        assert target_names() == ["host-cpu", "mobile-cpu", "x86-vnni", "x86-avx2", "acme-phone"]
         assert load_target("acme-phone").name == "acme-phone"
 
 
@@ -308,7 +320,7 @@ def test_a_broken_plugin_is_a_warning_that_names_the_distribution(
     _install(monkeypatch, "acme-phone", loaded)
     reason = f"plugin 'acme-targets' (entry point 'acme-phone' = 'acme:target') cannot be used: {cause}"
     with pytest.warns(RuntimeWarning) as caught:
-        assert target_names() == ["host-cpu", "mobile-cpu"]
+        assert target_names() == ["host-cpu", "mobile-cpu", "x86-vnni", "x86-avx2"]
     assert [str(each.message) for each in caught] == [f"{reason}. Its target is missing; update or uninstall it"]
     assert load_target("host-cpu").name == "host-cpu"
     assert _error("acme-phone") == f"target 'acme-phone': {reason}"
@@ -319,7 +331,7 @@ def test_built_in_targets_load_no_plugin_and_cannot_be_replaced(monkeypatch: pyt
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_target("host-cpu").constraints.channel_multiple == 16
-        assert target_names() == ["host-cpu", "mobile-cpu"]
+        assert target_names() == ["host-cpu", "mobile-cpu", "x86-vnni", "x86-avx2"]
 
 
 def test_a_model_is_only_read_by_check() -> None:

@@ -20,11 +20,11 @@ from onnxpress.targets.base import load_target
 from onnxpress.targets.costmodel import RooflineCost
 from onnxpress.targets.schema import Profile, Roofline
 
-_TARGETS = ("host-cpu", "mobile-cpu")
+_TARGETS = ("x86-vnni", "x86-avx2", "mobile-cpu")
 _PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 
 
-def _costs(target: str = "host-cpu", **changes: Any) -> RooflineCost:
+def _costs(target: str = "x86-vnni", **changes: Any) -> RooflineCost:
     profile = load_target(target).profile
     assert profile.roofline is not None
     raw = {**profile.roofline.model_dump(), **changes}
@@ -296,7 +296,7 @@ def _left_in_float(size: str) -> set[str]:
     proto = onnx.parser.parse_model(_NET.format(size=size))
     for index, shape in enumerate([(16, 3, 3, 3), (32, 16, 3, 3), (32, 32, 3, 3), (32, 1, 3, 3), (32, 10)]):
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), f"w{index}"))
-    constraints = load_target("host-cpu").constraints
+    constraints = load_target("x86-vnni").constraints
     assert constraints.costs is not None
     units, declined = find_units(model_io.load(proto).graph, constraints.quantization)
     assert declined == []
@@ -358,7 +358,7 @@ def test_explanations_add_up() -> None:
 
 
 def test_a_profile_without_a_roofline_has_no_costs() -> None:
-    profile = load_target("host-cpu").profile
+    profile = load_target("x86-vnni").profile
     raw = {**profile.model_dump(), "roofline": None}
     from onnxpress.targets.base import Target
 

@@ -30,7 +30,7 @@ _CONSTANTS: dict[str, Array] = {
     "zs": np.array(0, np.int8),
     "zero": np.array(0, np.float32),
     "six": np.array(6, np.float32),
-    "w": _RNG.integers(-127, 128, (6, 6, 3, 3)).astype(np.int8),
+    "w": _RNG.integers(-63, 64, (6, 6, 3, 3)).astype(np.int8),
     "wu": _RNG.integers(0, 256, (6, 6, 3, 3)).astype(np.uint8),
     "wdouble": np.ones((6, 6, 3, 3), np.float64),
     "wf": _RNG.standard_normal((6, 6, 3, 3)).astype(np.float32),
@@ -38,13 +38,13 @@ _CONSTANTS: dict[str, Array] = {
     "wzu": np.full(6, 128, np.uint8),
     "wz": np.zeros(6, np.int8),
     "b": np.arange(6, dtype=np.int32) * 1000,
-    "m": _RNG.integers(-127, 128, (6, 4)).astype(np.int8),
+    "m": _RNG.integers(-63, 64, (6, 4)).astype(np.int8),
     "ms": _RNG.uniform(0.001, 0.003, 4).astype(np.float32),
     "mf": _RNG.standard_normal((6, 4)).astype(np.float32),
     "mz": np.zeros(4, np.int8),
     "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
     "mb": np.full(4, 0.5, np.float32),
-    "l": _RNG.integers(-127, 128, (6, 3)).astype(np.int8),
+    "l": _RNG.integers(-63, 64, (6, 3)).astype(np.int8),
     "lu": _RNG.integers(0, 256, (6, 3)).astype(np.uint8),
 }
 _CONSTANTS["bs"] = (_CONSTANTS["s"] * _CONSTANTS["ws"]).astype(np.float32)
@@ -122,7 +122,7 @@ def _model(body: str, data: str = _IMAGE, **constants: Constant) -> onnx_ir.Mode
 
 
 def _found(model: onnx_ir.Model) -> list[Illegal]:
-    return check_model(model, load_target("host-cpu").profile)
+    return check_model(model, load_target("x86-vnni").profile)
 
 
 def _is_refused(model: onnx_ir.Model) -> bool:
@@ -137,6 +137,11 @@ def _is_unfused(model: onnx_ir.Model) -> bool:
     """Whether the runtime kept more Q/DQ than the two at the borders."""
     operators = inspect_kernels(model).operators
     return operators["QuantizeLinear"] + operators["DequantizeLinear"] > 2
+
+
+def _is_refused_or_unfused(model: onnx_ir.Model) -> bool:
+    """What onnxruntime refused up to version 1.31, it computes in float from 1.32 on."""
+    return _is_refused(model) or _is_unfused(model)
 
 
 def _is_changed(model: onnx_ir.Model) -> bool:
@@ -204,7 +209,7 @@ _CASES = [
         _RESIDUAL.replace("(x, s,", "(x, s1,").replace("(xq, s,", "(xq, s1,"),
         "'s1' has shape [1], must be a scalar",
         "Add_6",
-        seen=_is_refused,
+        seen=_is_refused_or_unfused,
     ),
     _Case(
         "product-weight-axis",
@@ -213,7 +218,7 @@ _CASES = [
         "its weight has scales along axis 0, must be 1",
         "MatMul_3",
         data=_ROWS,
-        seen=_is_refused,
+        seen=_is_refused_or_unfused,
     ),
     _Case(
         "product-weight-axis",
@@ -231,7 +236,7 @@ _CASES = [
         "its left weight has scales along axis 0, must have one scale",
         "MatMul_3",
         data=_ROWS,
-        seen=_is_refused,
+        seen=_is_refused_or_unfused,
     ),
     _Case(
         "left-weight",
@@ -424,7 +429,7 @@ def _build(body: str, data: str) -> onnx_ir.Model:
 @pytest.mark.parametrize("case", _CASES, ids=lambda case: f"{case.rule}-{case.reason[:20]}")
 def test_each_rule_fires_on_its_one_clause(case: _Case) -> None:
     good, bad = _build(case.good, case.data), _build(case.bad, case.data)
-    rules = {rule.id: rule for rule in load_target("host-cpu").profile.rules}
+    rules = {rule.id: rule for rule in load_target("x86-vnni").profile.rules}
     assert _found(good) == []
     found = [each for each in _found(bad) if each.rule == case.rule]
     assert [each.node for each in found] == [case.node]
@@ -435,7 +440,7 @@ def test_each_rule_fires_on_its_one_clause(case: _Case) -> None:
 
 
 def test_every_rule_of_every_profile_has_a_case() -> None:
-    profiles = [load_target(name).profile for name in ("host-cpu", "mobile-cpu")]
+    profiles = [load_target(name).profile for name in ("x86-vnni", "x86-avx2", "mobile-cpu")]
     assert {rule.id for profile in profiles for rule in profile.rules} == {case.rule for case in _CASES}
     assert {rule.check for profile in profiles for rule in profile.rules} <= set(CHECKS)
 
@@ -533,7 +538,7 @@ def test_an_unknown_opset_of_a_domain_is_no_crash() -> None:
 )
 def test_odd_models_are_no_crash(body: str) -> None:
     """Invalid graphs too: another check speaks about those."""
-    for target in ("host-cpu", "mobile-cpu"):
+    for target in ("x86-vnni", "x86-avx2", "mobile-cpu"):
         check_model(_model(body, none=np.array(0, np.float32), w0=np.array(3, np.int8)), load_target(target).profile)
 
 

@@ -16,7 +16,7 @@ from onnxpress.targets.base import load_target
 from onnxpress.targets.schema import Profile
 from tests.support import text_model
 
-_NAMES = ("host-cpu", "mobile-cpu")
+_NAMES = ("mobile-cpu", "x86-vnni", "x86-avx2")
 
 
 def _profile(name: str) -> Profile:
@@ -105,7 +105,7 @@ def test_dumping_is_deterministic_and_complete(name: str) -> None:
 
 
 def test_estimates_say_so() -> None:
-    host, mobile = _profile("host-cpu").roofline, _profile("mobile-cpu").roofline
+    host, mobile = _profile("x86-vnni").roofline, _profile("mobile-cpu").roofline
     assert host is not None and host.source.startswith("measured: ")
     assert mobile is not None and mobile.source.startswith("estimate ") and "not measured" in mobile.source
     assert "\n" not in mobile.source
@@ -113,7 +113,7 @@ def test_estimates_say_so() -> None:
 
 def test_the_phone_inherits_no_measured_speed() -> None:
     """Every number of the roofline that differs between machines is restated, or free (0) on both."""
-    host, mobile = _profile("host-cpu").roofline, _profile("mobile-cpu").roofline
+    host, mobile = _profile("x86-vnni").roofline, _profile("mobile-cpu").roofline
     assert host is not None and mobile is not None
     for op, rates in host.elements.items():
         assert mobile.elements[op] != rates or rates.float32 == 0, op
@@ -124,7 +124,7 @@ def test_the_phone_inherits_no_measured_speed() -> None:
 
 
 def test_signed_activations_are_only_a_trouble_on_x86() -> None:
-    assert "signed-residual" in {rule.id for rule in _profile("host-cpu").rules}
+    assert "signed-residual" in {rule.id for rule in _profile("x86-vnni").rules}
     assert "signed-residual" not in {rule.id for rule in _profile("mobile-cpu").rules}
     (rule,) = (rule for rule in _profile("mobile-cpu").rules if rule.id == "weight-type")
     assert rule.inputs == {1: frozenset({"int8", "uint8"})}

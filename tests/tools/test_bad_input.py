@@ -265,7 +265,7 @@ _WRONG_USE = {
     "no such target": (
         ["digits.onnx", "out.onnx", "--target", "hostcpu"],
         "unknown target 'hostcpu'. Did you mean 'host-cpu'? "
-        "There are: host-cpu, mobile-cpu; or give the path of a profile, such as phone.toml",
+        "There are: host-cpu, mobile-cpu, x86-vnni, x86-avx2; or give the path of a profile, such as phone.toml",
     ),
     "no such profile": (
         ["digits.onnx", "out.onnx", "--target", "phone.toml"],
@@ -404,4 +404,4 @@ def test_broken_plugin_is_a_warning_and_the_others_stay(
         "ModuleNotFoundError: No module named 'no_such_module'. "
         "Its target is missing; update or uninstall it\n" in ran.err
     )
-    assert [one["name"] for one in json.loads(ran.out)] == ["host-cpu", "mobile-cpu"]
+    assert [one["name"] for one in json.loads(ran.out)] == ["host-cpu", "mobile-cpu", "x86-vnni", "x86-avx2"]

@@ -293,7 +293,7 @@ def test_passes_lists_and_explains(cli: CommandLine) -> None:
 
 def test_targets_lists_and_explains(folder: Path, cli: CommandLine) -> None:
     ran = cli("targets", "--json", "-")
-    assert [one["name"] for one in json.loads(ran.out)] == ["host-cpu", "mobile-cpu"]
+    assert [one["name"] for one in json.loads(ran.out)] == ["host-cpu", "mobile-cpu", "x86-vnni", "x86-avx2"]
     ran = cli("targets", "mobile-cpu", "--json", "-")
     assert ran.status == 0
     assert json.loads(ran.out)["runtime"] == "onnxruntime-cpu"
