@@ -5,7 +5,7 @@ or as the path of a TOML file. A file may begin with `extends = "x86-vnni"`, or 
 then holds only what differs: tables are merged key by key, rules by their id, everything else is replaced;
 rules that do not hold there are named in `without_rules`.
 
-`host-cpu` is this machine: it stands for the built-in target whose kernels the installed runtime turns out to have here.
+`host-cpu` is this machine: it stands for the built-in target whose kernels the installed runtime has here.
 
 A plugin's entry point is a `Target`, or a function without arguments that returns one, under the target's
 name. Plugins are imported when a name is not built in, and for listings. One that fails is a warning, never a

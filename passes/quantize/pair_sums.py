@@ -9,7 +9,7 @@ need it: here, each output channel takes the scale at which rounding its weights
 beyond the limit to it costs the least squared error together. On weights of bell shape that is 2 to 3 dB instead of 6.
 
 A pair is any two weights that are neighbours in the order in which kernels sum products: kernel positions outside,
-input channels inside. Kernels start their pairs at even places of a channel or of a whole patch, so both parities count.
+input channels inside. Kernels start pairs at even places of a position or of a whole patch, so both parities count.
 
 Source: Intel, "Lower Numerical Precision Deep Learning Inference and Training" (2018), on 7-bit weights before VNNI.
 """
