@@ -41,6 +41,7 @@ _PassClass = TypeVar("_PassClass", bound=type[Pass])
 _BUILT_IN = {
     "cleanup": "onnxpress.passes.cleanup.cleanup:Cleanup",
     "fold-batchnorm": "onnxpress.passes.cleanup.fold_batchnorm:FoldBatchnorm",
+    "prune-blocks": "onnxpress.passes.prune.prune_blocks:PruneBlocks",
     "equalize": "onnxpress.passes.quantize.equalize:Equalize",
     "quantize-int8": "onnxpress.passes.quantize.quantize_int8:QuantizeInt8",
 }
