@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -30,7 +31,15 @@ from onnxpress.ir.errors import UsageError
 from onnxpress.ir.linear import Linear, as_linear, constant_tensor, linear_ops
 from onnxpress.ir.shapes import size_bytes
 
-__all__ = ["DEFAULT_RIDGE", "Repaired", "least_squares", "refit_layer", "repair_sequentially", "write_parameters"]
+__all__ = [
+    "DEFAULT_RIDGE",
+    "Repaired",
+    "least_squares",
+    "least_squares_of",
+    "refit_layer",
+    "repair_sequentially",
+    "write_parameters",
+]
 
 _Array: TypeAlias = npt.NDArray[Any]
 _Float64: TypeAlias = npt.NDArray[np.float64]
@@ -81,6 +90,35 @@ def least_squares(
     if not fit_bias:
         return found, None if bias is None else bias.copy()
     return found, shift.astype(weight.dtype if bias is None else bias.dtype)
+
+
+def least_squares_of(
+    columns: npt.ArrayLike | None,
+    moments: Moments,
+    weight: _Array,
+    bias: _Array | None = None,
+    *,
+    ridge: float = DEFAULT_RIDGE,
+    fit_bias: bool = True,
+) -> tuple[_Array, _Array | None]:
+    """Return what `least_squares` does, of the weights that are zero but at `columns` of x; None: all."""
+    if columns is None:
+        return least_squares(moments, weight, bias, ridge=ridge, fit_bias=fit_bias)
+    at = _columns_by_group(columns, moments)
+    rows = weight.reshape(moments.groups, -1, moments.width)
+    left = np.take_along_axis(rows, at, axis=2)
+    found, shift = least_squares(
+        moments.keep_inputs(columns), left.reshape(len(weight), -1), bias, ridge=ridge, fit_bias=fit_bias
+    )
+    full = np.zeros_like(rows)
+    np.put_along_axis(full, at, found.reshape(left.shape), axis=2)
+    return full.reshape(weight.shape), shift
+
+
+def _columns_by_group(columns: npt.ArrayLike, moments: Moments) -> npt.NDArray[np.int64]:
+    """Return `columns` as [groups, 1, kept], to index [groups, out/groups, K]."""
+    given = np.asarray(columns, np.int64)
+    return np.broadcast_to(given, (moments.groups, given.shape[-1]))[:, None, :]
 
 
 def refit_layer(linear: Linear, moments: Moments, *, ridge: float = DEFAULT_RIDGE) -> Linear:
@@ -158,6 +196,7 @@ def repair_sequentially(
     *,
     kept: Mapping[str, Sequence[int]] | None = None,
     residual: bool = True,
+    rectified: bool = False,
     ridge: float = DEFAULT_RIDGE,
     samples: int | None = None,
     positions: int | None = 64,
@@ -170,10 +209,13 @@ def repair_sequentially(
 
     Asymmetric: a layer's inputs come from `model` with all earlier layers repaired, its target from the reference, so
     that it makes good for what was lost before it, too. Where its output goes straight into an Add with a shortcut, the
-    target includes what the shortcut lost: y_ref + (shortcut_ref - shortcut).
+    target includes what the shortcut lost: y_ref + (shortcut_ref - shortcut). With `rectified`, where a Relu or Clip
+    behind it clips the original's value, any value beyond the same limit will do, and the target is the present one
+    (Zhang et al. 2015, section 2.2, https://arxiv.org/abs/1505.06798, with one step of its alternation a sweep).
 
     layers: of `model`; None for all that the reference has too. kept: node name -> which output channels of the
-    reference's node are left; all for names that it lacks. ridge: as for `least_squares`. samples, positions, seed: as
+    reference's node are left; all for names that it lacks. rectified: see above; it pays
+    where the model is near its optimum already, as in a second sweep. ridge: as for `least_squares`. samples, positions, seed: as
     for `moments.collect`.
     cache_bytes: for activations kept between layers; with less, the models run from further back.
 
@@ -187,7 +229,10 @@ def repair_sequentially(
         return []
     kept = kept or {}
     nodes = [layer.node for layer in chosen]
-    steps = [_Step(layer, originals, set(nodes[index + 1 :]), residual=residual) for index, layer in enumerate(chosen)]
+    steps = [
+        _Step(layer, originals, set(nodes[index + 1 :]), residual=residual, rectified=rectified)
+        for index, layer in enumerate(chosen)
+    ]
     largest = sorted((size_bytes(layer.data) or 0, layer.data.name or "") for layer in chosen)[-_HELD_VALUES:]
     size = stepwise_batch_size([model, reference], data, [name for _, name in largest], limit_bytes)
     current, original = (
@@ -209,17 +254,28 @@ class _Step:
     """What one layer's repair reads: its input in the model, its output in the reference, the shortcut in both."""
 
     def __init__(
-        self, layer: Linear, originals: Mapping[str, onnx_ir.Node], pending: set[onnx_ir.Node], *, residual: bool
+        self,
+        layer: Linear,
+        originals: Mapping[str, onnx_ir.Node],
+        pending: set[onnx_ir.Node],
+        *,
+        residual: bool,
+        rectified: bool,
     ) -> None:
         self.layer = layer
         self.original = originals[layer.node.name or ""]
         self.data = layer.data.name or ""
         self.output = self.original.outputs[0].name or ""
         self.shortcut = _shortcut(layer, originals, pending) if residual else None
+        self.limits = _limits(layer, self.shortcut is not None) if rectified else None
 
     @property
     def model_values(self) -> list[str]:
-        return [self.data, *(self.shortcut[:1] if self.shortcut else ())]
+        return [
+            self.data,
+            *(self.shortcut[:1] if self.shortcut else ()),
+            *([self.layer.output.name or ""] if self.limits else ()),
+        ]
 
     @property
     def reference_values(self) -> list[str]:
@@ -266,6 +322,8 @@ def _moments_of(
                 correction = (chosen[1], now)
             else:
                 step.shortcut = None  # it is broadcast, so that no target of its own shape holds what it lost
+        if step.limits is not None:
+            target = _rectified(target, seen[step.layer.output.name or ""], correction, step.limits)
         total.add(seen[step.data], target, samples=samples, correction=correction)
     return total.result()
 
@@ -311,6 +369,38 @@ def _in_graph_order(
         if name not in originals:
             raise UsageError(f"repair: the reference has no node {name!r} in its main graph")
     return sorted(layers, key=lambda layer: places[layer.node])
+
+
+def _limits(layer: Linear, behind_add: bool) -> tuple[float, float] | None:
+    """Return (low, high) of the Relu or Clip that alone reads the layer's output, or the sum it goes into."""
+    value = layer.output
+    while True:
+        if len(value.uses()) != 1 or value.is_graph_output():
+            return None
+        ((user, _),) = value.uses()
+        if user.op_type == "Relu":
+            return 0.0, math.inf
+        if user.op_type == "Clip" and len(user.inputs) > 1:
+            ends = [constant_tensor(end) for end in (*user.inputs, None)[1:3]]
+            given = [None if end is None else float(end.numpy().reshape(-1)[0]) for end in ends]
+            return (-math.inf if given[0] is None else given[0]), (math.inf if given[1] is None else given[1])
+        if user.op_type != "Add" or not behind_add:
+            return None
+        value = user.outputs[0]
+
+
+def _rectified(target: _Array, found: _Array, correction: Sequence[_Array], limits: tuple[float, float]) -> _Array:
+    """Return the target where what follows clips it: there any value beyond the limit does, such as the present one.
+
+    target, found: the layer's output in the reference and in the model. correction: (reference's, model's) shortcut.
+    """
+    plus, minus = correction if correction else (0.0, 0.0)
+    wanted, present = target + plus, found + minus
+    low, high = limits
+    moved = np.where(wanted <= low, np.minimum(present, low), wanted)
+    moved = np.where(wanted >= high, np.maximum(present, high), moved)
+    result: _Array = (moved - plus).astype(target.dtype)
+    return result
 
 
 def _shortcut(

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Consumer", "Path", "eliminate"]
+__all__ = ["Consumer", "Path", "eliminate", "follow"]
 
 _Floats = npt.NDArray[np.float64]
 _RIDGE = 1e-3  # of the mean diagonal: the moments come from a few hundred samples
@@ -89,6 +89,30 @@ def eliminate(consumers: Sequence[Consumer], *, savings: Sequence[float] | None 
     rest = [int(slot) for slot in np.flatnonzero(alive)]
     errors.extend([errors[-1]] * len(rest))
     return Path((*order, *rest), np.asarray(errors))
+
+
+def follow(consumers: Sequence[Consumer], order: Sequence[int], *, keep: int = 1) -> Path:
+    """Return the path of removal in the given order, the first to go first, with the errors that it costs.
+
+    order: every slot once. keep: the last slots of it stay, as in `eliminate`.
+
+    Raises:
+        ValueError: there is no consumer, or `order` does not name every slot once.
+    """
+    if not consumers:
+        raise ValueError("no consumer: nothing tells what a slot is worth")
+    slots = len(consumers[0].positions)
+    if sorted(order) != list(range(slots)):
+        raise ValueError("the order must name every slot once")
+    states = [_State(consumer) for consumer in consumers]
+    errors = [0.0]
+    for slot in order[: slots - max(keep, 0)]:
+        added = sum(float(state.added_errors(np.array([slot]))[0]) for state in states)
+        for state in states:
+            state.remove(slot)
+        errors.append(errors[-1] + max(0.0, added))
+    errors.extend([errors[-1]] * (slots + 1 - len(errors)))
+    return Path(tuple(order), np.asarray(errors))
 
 
 class _State:

@@ -1,0 +1,93 @@
+"""What it costs a model's outputs when one channel group gets narrower, measured, for every width worth having."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir
+
+from onnxpress.ir.analysis.channels import ChannelGroup
+from onnxpress.ir.analysis.divergence import Divergence
+from onnxpress.ir.analysis.moments import Moments
+from onnxpress.ir.linear import linear_ops
+from onnxpress.passes.prune.channel_costs import ChannelCosts
+from onnxpress.passes.prune.channel_paths import refitted_without
+from onnxpress.passes.prune.elimination import Path
+from onnxpress.passes.repair import DEFAULT_RIDGE, write_parameters
+
+__all__ = ["Option", "interpolate_losses", "measure_losses", "worthwhile_removals"]
+
+_FASTER = 0.01  # of the time that a group's nodes take: what a narrower width must save to be worth having
+_MEASURED = 4  # widths of a group that are executed; between them its error curve tells
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What can be done with a group. removals: how many slots may go, from 0 up. losses: divergence added by each."""
+
+    group: ChannelGroup
+    path: Path
+    removals: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
+def worthwhile_removals(group: ChannelGroup, index: int, costs: ChannelCosts, multiple: int) -> tuple[int, ...]:
+    """Return how many slots may go, ascending from 0: widths that are multiples of `multiple`, each faster than the
+    wider ones by the target's estimate; without an estimate, all multiples."""
+    none = [0] * len(costs.groups)
+    full = costs.seconds(none, index)
+    best = full
+    found = [0]
+    for width in range((group.size - 1) // multiple * multiple, 0, -multiple):
+        removed = [*none[:index], group.size - width, *none[index + 1 :]]
+        seconds = costs.seconds(removed, index)
+        if full is None or best is None or seconds is None or seconds < best - _FASTER * full:
+            found.append(group.size - width)
+            best = seconds
+    return tuple(found)
+
+
+def measure_losses(
+    model: onnx_ir.Model,
+    group: ChannelGroup,
+    path: Path,
+    removals: Sequence[int],
+    moments: Mapping[str, Moments],
+    divergence: Divergence,
+    present: float,
+) -> tuple[float, ...]:
+    """Return the divergence that each of `removals` adds, its readers refitted, everything else as it is.
+
+    present: the divergence of `model` itself. Some of the removals are executed, with zeros in place of the slots.
+    """
+
+    def measure(count: int) -> float:
+        trial = model.clone()
+        layers = {op.node.name: op for op in linear_ops(trial, subgraphs=False)}
+        for name, (weight, bias) in refitted_without(group, path.order[:count], moments, DEFAULT_RIDGE).items():
+            write_parameters(layers[name], weight, bias)
+        return divergence.of(trial) - present
+
+    return interpolate_losses(removals, [path.error_of(count) for count in removals], measure)
+
+
+def interpolate_losses(
+    removals: Sequence[int], errors: Sequence[float], measure: Callable[[int], float]
+) -> tuple[float, ...]:
+    """Return a loss for each of `removals`, which never falls: a few measured, the others between them.
+
+    errors: a curve of the same shape, known everywhere: the loss is taken to be a power of it between two measurements.
+    """
+    last = len(removals) - 1
+    at = np.unique(np.linspace(0, last, min(last, _MEASURED) + 1).round().astype(int))[1:]
+    if not len(at):
+        return (0.0,)
+    tiny = 1e-12
+    known = np.log(np.maximum.accumulate([max(errors[place], tiny) for place in at]))
+    measured = np.log([max(measure(removals[place]), tiny) for place in at])
+    wanted = np.log(np.maximum(errors[1:], tiny))
+    between = np.exp(np.interp(wanted, known, np.maximum.accumulate(measured)))
+    found = np.maximum.accumulate([0.0, *between])
+    return tuple(float(loss) for loss in found)
