@@ -149,9 +149,9 @@ def obs_runs_mask(rows: _Float64, gram: _Float64, runs: Runs) -> tuple[_Mask, _F
     with one_blas_thread():
         if _is_small(rows):
             order, _ = _traces(rows, gram, runs)
-            kept = np.ones((order.shape[0], width), np.bool_)
-            np.put_along_axis(kept, order, False, axis=1)
-            kept = kept.reshape(rows.shape)
+            flat = np.ones((len(order), width), np.bool_)
+            np.put_along_axis(flat, order, False, axis=1)
+            kept: _Mask = flat.reshape(rows.shape)
             return kept, np.where(kept, rows, 0.0)
         swept = [_sweep(one, inverse_of(matrix), 0, runs) for one, matrix in zip(rows, gram, strict=True)]
     return np.stack([kept for kept, _ in swept]), np.stack([left for _, left in swept])
@@ -171,7 +171,7 @@ def refit(rows: _Float64, gram: _Float64, kept: _Mask, fallback: _Float64) -> _F
 
 def _is_small(rows: _Float64) -> bool:
     groups, count, width = rows.shape
-    return groups * count * float(width) ** 3 <= _EXACT_UPDATES
+    return bool(groups * count * float(width) ** 3 <= _EXACT_UPDATES)
 
 
 def _refit_group(rows: _Float64, gram: _Float64, kept: _Mask) -> _Float64:

@@ -23,6 +23,7 @@ from onnxpress.ir.encodings import (
     Dense,
     Encoded,
     Float16,
+    Sparse,
     encode,
     encoding_of,
     is_encoded,
@@ -84,6 +85,64 @@ def test_float16_survives_packing_bit_for_bit(codes: Array) -> None:
     back = Float16.unpack(encoded.packed(), encoded.shape.numpy(), encoded.parameters)
     np.testing.assert_array_equal(back.codes.view(np.int16), codes.view(np.int16))
     assert encoded.packed_bytes == 2 * codes.size == len(encoded.packed())
+
+
+@st.composite
+def _sparse(draw: st.DrawFn) -> Sparse:
+    """A random mask over a random encoding: plain, half or affine."""
+    w, affine = draw(_quantized())
+    inner = draw(st.sampled_from([Dense(w), Float16.quantize(w), affine]))
+    return Sparse(draw(hnp.arrays(np.bool_, w.shape)), inner)
+
+
+@given(_sparse())
+def test_sparse_survives_packing_bit_for_bit(encoded: Sparse) -> None:
+    packed = encoded.packed()
+    back = Sparse.unpack(packed, encoded.shape.numpy(), encoded.parameters)
+    assert back.packed() == packed and type(back.inner) is type(encoded.inner) and back.label == encoded.label
+    assert back.codes.dtype == encoded.codes.dtype and back.codes.tobytes() == encoded.codes.tobytes()
+    np.testing.assert_array_equal(back.mask, encoded.mask)
+    np.testing.assert_array_equal(back.dense().view(np.int32), encoded.dense().view(np.int32))
+    assert encoded.packed_bytes == len(packed) + -(-encoded.parameter_bits // 8)
+
+
+@given(_sparse())
+def test_sparse_is_zero_outside_its_mask_and_what_it_holds_inside(encoded: Sparse) -> None:
+    dense = encoded.dense()
+    assert not dense[~encoded.mask].view(np.int32).any() and not encoded.codes[~encoded.mask].any()
+    np.testing.assert_array_equal(dense[encoded.mask], encoded.inner.dense()[encoded.mask])
+    assert 0 <= encoded.entropy_bits <= 1 + encoded.bits
+    assert encoded.bits_per_weight == (encoded.size + encoded.stored * encoded.bits + encoded.parameter_bits) / (
+        encoded.size
+    )
+
+
+@given(hnp.arrays(np.float32, _SHAPES, elements=st.floats(width=32) | st.just(0.0)))
+def test_sparse_of_plain_weights_loses_nothing_but_the_sign_of_zero(w: Array) -> None:
+    encoded = Sparse.of(w)
+    assert encoded.stored == np.count_nonzero(w) and encoded.label == "sparse"
+    np.testing.assert_array_equal(encoded.dense().view(np.int32), np.where(w == 0, np.float32(0), w).view(np.int32))
+    back = Sparse.unpack(encoded.packed(), encoded.shape.numpy(), encoded.parameters)
+    np.testing.assert_array_equal(back.dense().view(np.int32), encoded.dense().view(np.int32))
+
+
+def test_sparse_counts_the_mask_and_what_is_stored() -> None:
+    encoded = Sparse.of([[0.0, 1.5, 0.0, 1.5], [2.0, 0.0, 0.0, 2.0]])
+    assert encoded.packed_bytes == 1 + 4 * 4 and encoded.bits_per_weight == 1 + 16
+    assert encoded.entropy_bits == pytest.approx(1.0 + 0.5 * 1.0)
+    empty = Sparse.of(np.zeros((0, 3)))
+    assert (empty.entropy_bits, empty.bits_per_weight, empty.packed()) == (0.0, 0.0, b"")
+
+
+def test_wrong_sparse_encodings_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^mask has shape \[3\], the inner encoding \[2, 3\]$"):
+        Sparse(np.ones(3, np.bool_), Dense(np.ones((2, 3))))
+    with pytest.raises(ValueError, match=r"^a sparse encoding cannot hold another one$"):
+        Sparse(np.ones(3, np.bool_), Sparse.of(np.ones(3)))
+    encoded = Sparse.of([0.0, 1.0, 2.0])
+    for packed in (encoded.packed()[:-1], b""):
+        with pytest.raises(ValueError, match=r"needs \d+ packed bytes, got \d+$"):
+            Sparse.unpack(packed, [3], encoded.parameters)
 
 
 # Rounding.
@@ -264,10 +323,12 @@ def _model_with(encoded: Encoded) -> onnx_ir.Model:
 
 def _encodings() -> list[Encoded]:
     w = np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
-    return [Dense(w), Float16.quantize(w), Affine.quantize(w, bits=4, axis=1)]
+    w[1] = 0.0
+    affine = Affine.quantize(w, bits=4, axis=1)
+    return [Dense(w), Float16.quantize(w), affine, Sparse.of(w), Sparse(w > 0, affine)]
 
 
-@pytest.mark.parametrize("encoded", _encodings(), ids=lambda encoded: encoded.kind)
+@pytest.mark.parametrize("encoded", _encodings(), ids=lambda encoded: encoded.label)
 def test_encoded_weight_lives_in_a_model_as_any_tensor(encoded: Encoded) -> None:
     assert isinstance(encoded, onnx_ir.TensorProtocol)
     model = _model_with(encoded)
@@ -292,7 +353,7 @@ def test_encoded_weight_lives_in_a_model_as_any_tensor(encoded: Encoded) -> None
     np.testing.assert_allclose(run(clone, {"x": x})[0], x @ encoded.dense(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("encoded", _encodings(), ids=lambda encoded: encoded.kind)
+@pytest.mark.parametrize("encoded", _encodings(), ids=lambda encoded: encoded.label)
 def test_arrays_and_bytes_are_dense(encoded: Encoded) -> None:
     dense = encoded.dense()
     assert (encoded.size, encoded.nbytes, encoded.dtype) == (6, 24, onnx_ir.DataType.FLOAT)
