@@ -214,9 +214,9 @@ def repair_sequentially(
     (Zhang et al. 2015, section 2.2, https://arxiv.org/abs/1505.06798, with one step of its alternation a sweep).
 
     layers: of `model`; None for all that the reference has too. kept: node name -> which output channels of the
-    reference's node are left; all for names that it lacks. rectified: see above; it pays
-    where the model is near its optimum already, as in a second sweep. ridge: as for `least_squares`. samples, positions, seed: as
-    for `moments.collect`.
+    reference's node are left; all for names that it lacks. rectified: see above; it pays where the model is near its
+    optimum already, as in a second sweep. ridge: as for `least_squares`. samples, positions, seed: as for
+    `moments.collect`.
     cache_bytes: for activations kept between layers; with less, the models run from further back.
 
     Raises:
@@ -321,7 +321,8 @@ def _moments_of(
             if now.shape == target.shape and chosen[1].shape == target.shape:
                 correction = (chosen[1], now)
             else:
-                step.shortcut = None  # it is broadcast, so that no target of its own shape holds what it lost
+                # It is broadcast, so that no target of its own shape holds what it lost, and no limit behind the Add.
+                step.shortcut = step.limits = None
         if step.limits is not None:
             target = _rectified(target, seen[step.layer.output.name or ""], correction, step.limits)
         total.add(seen[step.data], target, samples=samples, correction=correction)
@@ -384,8 +385,8 @@ def _limits(layer: Linear, behind_add: bool) -> tuple[float, float] | None:
             ends = [constant_tensor(end) for end in (*user.inputs, None)[1:3]]
             given = [None if end is None else float(end.numpy().reshape(-1)[0]) for end in ends]
             return (-math.inf if given[0] is None else given[0]), (math.inf if given[1] is None else given[1])
-        if user.op_type != "Add" or not behind_add:
-            return None
+        if user.op_type != "Add" or not behind_add or any(constant_tensor(each) is not None for each in user.inputs):
+            return None  # a constant in between would move the limit
         value = user.outputs[0]
 
 

@@ -47,7 +47,9 @@ class ChannelCosts:
         self.groups = groups
         self._estimator = estimator
         self._axes = _axes(groups)
-        self._constants = {value: axes for value, axes in self._axes.items() if constant_tensor(value) is not None}
+        # Read now: the model may have changed by the time of a question.
+        tensors = {value: tensor for value in self._axes if (tensor := constant_tensor(value)) is not None}
+        self._sizes = {value: (int(tensor.size), tensor.dtype.bitwidth / 8) for value, tensor in tensors.items()}
         nodes = list(onnx_ir.traversal.RecursiveGraphIterator(model.graph))
         self._linear = [op for node in nodes if isinstance(op := as_linear(node), Linear)]
         self._touched: dict[onnx_ir.Node, list[int]] = {}
@@ -67,8 +69,8 @@ class ChannelCosts:
         self._macs = {op.node: node_macs(op.node) or 0 for op in self._linear}
         self._times: dict[tuple[onnx_ir.Node, tuple[int, ...]], float] = {}
         self._weights_of: list[set[onnx_ir.Value]] = [set() for _ in groups]
-        for value, axes in self._constants.items():
-            for axis in axes.values():
+        for value in self._sizes:
+            for axis in self._axes[value].values():
                 for group, _ in axis.parts:
                     self._weights_of[group].add(value)
         self._nodes_of: list[list[onnx_ir.Node]] = [
@@ -87,7 +89,7 @@ class ChannelCosts:
         if budget == "channels":
             return self._base["channels"] - sum(removed)
         if budget == "params":
-            saved = sum(self._size(value, none) - self._size(value, removed) for value in self._constants)
+            saved = sum(self._size(value, none) - self._size(value, removed) for value in self._sizes)
         elif budget == "macs":
             saved = sum(self._macs_of(op, none) - self._macs_of(op, removed) for op in self._linear)
         else:
@@ -115,11 +117,7 @@ class ChannelCosts:
         params = sum(self._size(value, removed) for value in self._weights_of[group])
         touched = set(self._nodes_of[group])
         macs = sum(self._macs_of(op, removed) for op in self._linear if op.node in touched)
-        size_bytes = sum(
-            self._size(value, removed) * tensor.dtype.bitwidth / 8
-            for value in self._weights_of[group]
-            if (tensor := constant_tensor(value)) is not None
-        )
+        size_bytes = sum(self._size(value, removed) * self._sizes[value][1] for value in self._weights_of[group])
         return Amount(round(params), round(macs), round(size_bytes))
 
     def seconds(self, removed: Sequence[int], group: int) -> float | None:
@@ -129,10 +127,8 @@ class ChannelCosts:
         return sum(self._seconds_of(node, removed) for node in self._nodes_of[group])
 
     def _size(self, value: onnx_ir.Value, removed: Sequence[int]) -> float:
-        tensor = constant_tensor(value)
-        assert tensor is not None
-        share = math.prod(axis.left(removed) / axis.size for axis in self._axes.get(value, {}).values())
-        return tensor.size * share
+        share = math.prod(axis.left(removed) / axis.size for axis in self._axes[value].values())
+        return self._sizes[value][0] * share
 
     def _macs_of(self, op: Linear, removed: Sequence[int]) -> float:
         axes = self._axes.get(op.weight_value, {})

@@ -2,8 +2,9 @@
 
     y = W x + b   =>   y' = W' x[kept] + b',   W', b' = argmin E||y' - y||^2
 
-Real channels leave real tensors, so that the model gets smaller and faster on any runtime. Which channels hang together,
-over residual additions, concatenations, depthwise convolutions and reshapes, is `ir.analysis.channels`'s to say.
+Real channels leave real tensors, so that the model gets smaller and faster on any runtime. Which channels hang
+together, over residual additions, concatenations, depthwise convolutions and reshapes, is `ir.analysis.channels`'s
+to say.
 
 1. order     the slots of every group by what their readers' outputs lose after a refit (`elimination`), or by `score`
 2. widths    those that the target's cost estimate says are faster than the wider ones, in multiples of `multiple`
@@ -23,7 +24,6 @@ Sources: Hassibi & Stork 1993 (order); He et al. 2017, https://arxiv.org/abs/170
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
@@ -58,6 +58,7 @@ _DEFAULT_RATIO = 0.25
 _STAGE = 0.72  # what a stage may leave of the budget's cost; resnet56 at half its MACs, in two stages instead of one:
 # drop 2.8 instead of 3.4 points, at a third 8.8 (three) instead of 15.3
 _GRAM_BYTES = 512 << 20  # moments held at once
+_COUNTED_AT_ONCE = 16  # samples
 _FINEST = 4  # narrower steps than this are slower on every runtime that was measured
 
 
@@ -156,16 +157,15 @@ class _Run:
         self.model, self.data, self.context, self.options = model, data, context, options
         self.original = model.clone()
         self.selection = Selection.from_options(options, model, PruneChannels.name)
-        known = bind(data, model).count
-        total = options.samples if known is None else min(options.samples, known)
+        total = _count(bind(data, model), options.samples)
         # A refit to few samples looks perfect on them, and the widest layers look free to cut.
         held_out = max(1, min(options.error_samples, total // 3))
-        self.fitted = total - held_out
-        self.divergence = Divergence(self.original, data, samples=held_out, skip=self.fitted if self.fitted else 0)
-        self.fitted = max(1, self.fitted)
+        self.fitted = max(1, total - held_out)
+        self.divergence = Divergence(self.original, data, samples=held_out, skip=total - held_out)
         self.kept: _Kept = {}
         self.removed: dict[str, int] = {}  # slots gone, by group
         self.losses: dict[str, float] = {}
+        self.unfit: set[str] = set()  # operators that lost rows, which no target of the original's has
 
     def eligible(self) -> tuple[list[ChannelGroup], list[Declined]]:
         """Return the groups that may be cut, and why others may not."""
@@ -203,20 +203,18 @@ class _Run:
         start = self._costs(groups)
         total, floor = start.total(budget), start.total(budget) * share
         amounts = {group.name: start.amount_of(index, [0] * len(groups)) for index, group in enumerate(groups)}
+        narrowest = [worthwhile_removals(group, i, start, self._multiple(group))[-1] for i, group in enumerate(groups)]
+        self._require_reach(budget, share, narrowest, start)
         stages = max(1, round(np.log(share) / np.log(_STAGE))) if budget != "channels" else 1
-        unmet: float | None = None
         for stage in range(1, stages + 1):
-            unmet = self._stage(budget, max(floor, total * share ** (stage / stages)))
-        if unmet is not None:
-            raise BudgetError(
-                f"{PruneChannels.name}: {budget}={share:g} cannot be reached: with every group at its narrowest, "
-                f"{unmet / total:.3g} of the {budget} remain. Ask for that or more, or allow narrower widths with "
-                "multiple=1"
-            )
+            self._stage(budget, max(floor, total * share ** (stage / stages)))
         for index, (name, group) in enumerate(before.items()):
             count = self.removed.get(name, 0)
             if not count:
-                record.declined.append(Declined(name, "channels", self._why_whole(group, index, start, floor, total)))
+                reason = "kept: the budget is met at less loss elsewhere"
+                if not narrowest[index]:
+                    reason = f"no narrower width is faster on {self.context.constraints.target}"
+                record.declined.append(Declined(name, "channels", reason))
                 continue
             after = start.amount_of(index, [count if other == index else 0 for other in range(len(groups))])
             readers = ", ".join(op.node.name or "" for op in reading_consumers(group)[:3])
@@ -231,10 +229,24 @@ class _Run:
                 )
             )
 
-    def _why_whole(self, group: ChannelGroup, index: int, costs: ChannelCosts, floor: float, total: float) -> str:
-        if len(worthwhile_removals(group, index, costs, self._multiple(group))) == 1:
-            return f"no narrower width is faster on {self.context.constraints.target}"
-        return "kept: the budget is met at less loss elsewhere"
+    def _require_reach(self, budget: Budget, share: float, narrowest: list[int], costs: ChannelCosts) -> None:
+        """Raise a BudgetError where every group at its narrowest still costs more than asked; before any work."""
+        limit = self.options.max_sites
+        if limit is not None:
+            none = [0] * len(narrowest)
+            saved = [costs.saved_by(budget, none, index, count) for index, count in enumerate(narrowest)]
+            most = sorted(range(len(narrowest)), key=lambda index: -saved[index])[:limit]
+            narrowest = [count if index in most else 0 for index, count in enumerate(narrowest)]
+        left = costs.cost_of(budget, narrowest) / costs.total(budget)
+        if left <= share:
+            return
+        asked = f"ratio={1 - share:.4g}" if budget == "channels" else f"{budget}={share:g}"
+        reach = f"at most {1 - left:.3g} of the channels can go" if budget == "channels" else f"{left:.3g} remain"
+        raise BudgetError(
+            f"{PruneChannels.name}: {asked} cannot be reached: with "
+            f"{'every group' if limit is None else f'{limit} groups'} at the narrowest width that is faster, {reach}. "
+            "Ask for that or more; multiple=1 allows more widths"
+        )
 
     def _multiple(self, group: ChannelGroup) -> int:
         """Return the step of widths: what is asked for, or the finest that a target with steps runs well."""
@@ -250,14 +262,14 @@ class _Run:
 
     # One stage.
 
-    def _stage(self, budget: Budget, remaining: float) -> float | None:
-        """Cut down to `remaining`; return what remains where that is more."""
+    def _stage(self, budget: Budget, remaining: float) -> None:
+        """Cut down to `remaining`, or as near as this stage's widths come."""
         groups, _ = self.eligible()
         costs = self._costs(groups)
         if costs.total(budget) <= remaining:
-            return None
+            return
         options = self._options(groups, costs)
-        levels, met = self._allocate(options, costs, budget, remaining)
+        levels = self._allocate(options, costs, budget, remaining)
         removals = {
             option.group: option.path.order[: option.removals[level]]
             for option, level in zip(options, levels, strict=True)
@@ -273,7 +285,6 @@ class _Run:
         remove(self.model, removals)
         if self.options.repair and removals:
             self._repair(touched)
-        return None if met else costs.cost_of(budget, self._counts(options, levels))
 
     @staticmethod
     def _counts(options: Sequence[Option], levels: Sequence[int]) -> list[int]:
@@ -334,11 +345,9 @@ class _Run:
                 counts[name] = counts.get(name, 0) + channels.shape[1]
         return {name: total / counts[name] for name, total in sums.items()}
 
-    def _allocate(
-        self, options: Sequence[Option], costs: ChannelCosts, budget: Budget, remaining: float
-    ) -> tuple[list[int], bool]:
-        def share_out(losses: Sequence[Sequence[float]]) -> tuple[list[int], bool]:
-            return allocate(
+    def _allocate(self, options: Sequence[Option], costs: ChannelCosts, budget: Budget, remaining: float) -> list[int]:
+        def share_out(losses: Sequence[Sequence[float]]) -> list[int]:
+            levels, _ = allocate(
                 losses,
                 lambda levels: costs.cost_of(budget, self._counts(options, levels)),
                 lambda levels, site, level: costs.saved_by(
@@ -349,12 +358,13 @@ class _Run:
                 ),
                 remaining,
             )
+            return levels
 
         losses = [option.losses for option in options]
-        levels, met = share_out(losses)
+        levels = share_out(losses)
         limit = self.options.max_sites
         if limit is None or sum(level > 0 for level in levels) <= limit:
-            return levels, met
+            return levels
         saved = [
             costs.saved_by(budget, [0] * len(options), site, option.removals[level])
             for site, (option, level) in enumerate(zip(options, levels, strict=True))
@@ -370,7 +380,10 @@ class _Run:
         for op in linear_ops(self.model, subgraphs=False):
             if op.output.shape is None:
                 continue
-            indices = gone.get((op.output.name, op.output_axis % len(op.output.shape)))
+            channels = op.output_axis % len(op.output.shape)
+            if any(name == op.output.name and axis != channels for name, axis in gone):
+                self.unfit.add(op.node.name or "")
+            indices = gone.get((op.output.name, channels))
             if indices is not None:
                 name = op.node.name or ""
                 held = np.asarray(self.kept.get(name, range(op.out_channels)))
@@ -378,14 +391,21 @@ class _Run:
 
     def _repair(self, touched: set[str]) -> None:
         """Refit the touched layers and all that comes behind them, once linearly, then past the activations."""
-        layers = _behind(self.model, touched)
         for sweep in range(self.options.sweeps):
+            layers = [op for op in _behind(self.model, touched) if (op.node.name or "") not in self.unfit]
             repair_sequentially(
                 self.model, self.original, self.data, layers,
                 kept=self.kept, rectified=sweep > 0, samples=self.options.samples, seed=self.context.seed,
                 progress=self.context.progress,
             )  # fmt: skip
-            layers = _behind(self.model, touched)
+
+
+def _count(source: DataSource, limit: int) -> int:
+    """Return how many samples there are, at most `limit`; what only a pass over them tells takes one."""
+    known = source.count
+    if known is None:
+        known = sum(batch.size for batch in source.batches(_COUNTED_AT_ONCE, limit=limit))
+    return min(known, limit)
 
 
 def _behind(model: onnx_ir.Model, touched: set[str]) -> list[Linear]:

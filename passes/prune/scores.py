@@ -6,9 +6,9 @@
 | bn-scale | the smallest scale in the normalization behind it | Liu et al. 2017, https://arxiv.org/abs/1708.06519 |
 | activation | the least energy, E[x^2] | Hu et al. 2016 use the mean; energy is what least squares sees |
 | apoz | the largest share of zeros | Hu et al. 2016, https://arxiv.org/abs/1607.03250 |
-| thinet | the least error of the readers' outputs, greedily, without a refit | Luo et al. 2017, https://arxiv.org/abs/1707.06342 |
+| thinet | the least error of the readers' outputs, greedily, no refit | Luo 2017, https://arxiv.org/abs/1707.06342 |
 | lasso | the first coefficient to vanish as the penalty grows | He et al. 2017, https://arxiv.org/abs/1707.06168 |
-| geometric-median | the least distance to all others: others can stand in for it | He et al. 2019, https://arxiv.org/abs/1811.00250 |
+| geometric-median | the least distance to all others, its stand-ins | He et al. 2019, https://arxiv.org/abs/1811.00250 |
 
 The default, obs, is in `elimination`: the least error of the readers' outputs after a refit.
 """
@@ -16,7 +16,7 @@ The default, obs, is in `elimination`: the least error of the readers' outputs a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt

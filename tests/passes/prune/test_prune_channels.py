@@ -1,0 +1,321 @@
+"""prune-channels: what goes, what stays and why, what the repair wins back, and that nothing is ever broken."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxpress.ir.analysis.cost import cost
+from onnxpress.ir.analysis.divergence import Divergence
+from onnxpress.ir.data import DataSource, open_data
+from onnxpress.ir.errors import BudgetError, UsageError
+from onnxpress.ir.inference import infer_shapes
+from onnxpress.ir.linear import constant_tensor
+from onnxpress.ir.model_io import to_proto_bytes
+from onnxpress.ir.verify import interface, verify
+from onnxpress.passes.base import Context, Rewrites
+from onnxpress.passes.constraints import Constraints, Precision
+from onnxpress.passes.prune.prune_channels import PruneChannels
+from onnxpress.passes.prune.scores import Score
+from onnxpress.targets.base import load_target
+from tests.ir.analysis.channel_graphs import BLOCKS, random_model
+from tests.support import Array, random_feeds, run, text_model
+
+_SCORES: tuple[Score, ...] = ("obs", "l1", "l2", "activation", "apoz", "thinet", "lasso", "geometric-median")
+
+# A stem, a residual block on it, and class scores. The block's inner channels are a group; the stem's are the stream.
+_BODY = """
+    [stem] s = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+    [relu] r = Relu (s)
+    [conv1] a = Conv <pads = [1, 1, 1, 1]> (r, w1, b1)
+    [relu1] b = Relu (a)
+    [conv2] c = Conv <pads = [1, 1, 1, 1]> (b, w2)
+    [add] d = Add (c, r)
+    [relu2] e = Relu (d)
+    [pool] p = GlobalAveragePool (e)
+    [flat] q = Flatten (p)
+    [head] y = Gemm <transB = 1> (q, w3, b3)
+"""
+_STREAM, _INNER, _CLASSES = 8, 16, 5
+
+
+def _weights(seed: int = 0) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "w0": (_STREAM, 3, 3, 3), "b0": (_STREAM,), "w1": (_INNER, _STREAM, 3, 3), "b1": (_INNER,),
+        "w2": (_STREAM, _INNER, 3, 3), "w3": (_CLASSES, _STREAM), "b3": (_CLASSES,),
+    }  # fmt: skip
+    return {name: rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:])) for name, shape in shapes.items()}
+
+
+def _model(weights: dict[str, Array] | None = None) -> onnx_ir.Model:
+    model = text_model(f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3, 7, 6] x) => (float[N, {_CLASSES}] y) {{ {_BODY} }}
+    """)
+    for name, array in (weights or _weights()).items():
+        value = next(v for node in model.graph for v in node.inputs if v is not None and v.name == name)
+        value.const_value = onnx_ir.tensor(array.astype(np.float32), name=name)
+        value.shape, value.dtype = onnx_ir.Shape(array.shape), onnx_ir.DataType.FLOAT
+        model.graph.register_initializer(value)
+    infer_shapes(model)
+    verify(model)
+    return model
+
+
+def _data(count: int = 48) -> DataSource:
+    rng = np.random.default_rng(3)
+    return open_data([{"x": rng.standard_normal((1, 3, 7, 6)).astype(np.float32)} for _ in range(count)])
+
+
+def _prune(
+    model: onnx_ir.Model, *, data: DataSource | None = None, constraints: Constraints | None = None, **options: Any
+) -> Rewrites:
+    context = Context(constraints=constraints or Constraints(), data=data or _data())
+    return PruneChannels(**options).run(model, context)
+
+
+def _width(model: onnx_ir.Model, name: str) -> int:
+    node = next(node for node in model.graph if node.name == name)
+    tensor = constant_tensor(node.inputs[1])
+    assert tensor is not None
+    return int(tensor.shape.numpy()[0])
+
+
+# Budgets.
+
+
+@pytest.mark.parametrize(("budget", "share"), [("macs", 0.6), ("params", 0.5), ("macs", 0.3)])
+def test_the_budget_is_met_in_the_model_itself(budget: str, share: float) -> None:
+    model = _model()
+    before = cost(model)
+    record = _prune(model, **{budget: share})
+    after = cost(model)
+    assert getattr(after, budget) <= share * getattr(before, budget)
+    assert record.sites and all(site.after.params < site.before.params for site in record.sites)
+    assert all(site.after.macs < site.before.macs and site.after.size_bytes < site.before.size_bytes
+               for site in record.sites)  # fmt: skip
+    verify(model)
+    assert interface(model) == interface(_model())
+
+
+def test_ratio_is_the_share_of_channels_removed() -> None:
+    model = _model()
+    _prune(model, ratio=0.5)
+    removed = _STREAM - _width(model, "stem") + _INNER - _width(model, "conv1")
+    assert removed == (_STREAM + _INNER) // 2
+
+
+def test_the_default_removes_a_quarter() -> None:
+    model = _model()
+    _prune(model)
+    assert _STREAM - _width(model, "stem") + _INNER - _width(model, "conv1") == (_STREAM + _INNER) // 4
+
+
+def test_latency_is_the_estimate_of_the_target() -> None:
+    model, constraints = _model(), load_target("x86-vnni").constraints
+    costs = constraints.costs
+    assert costs is not None
+    before = sum(costs.node_seconds(node) for node in model.graph)
+    _prune(model, constraints=constraints, latency=0.9)
+    assert sum(costs.node_seconds(node) for node in model.graph) <= 0.9 * before
+
+
+def test_latency_without_an_estimate_is_an_error() -> None:
+    with pytest.raises(UsageError) as caught:
+        _prune(_model(), latency=0.9)
+    assert str(caught.value) == (
+        "prune-channels: latency=0.9 needs a target that estimates time, and 'any' does not. Give macs instead"
+    )
+
+
+def test_a_budget_out_of_reach_says_what_is() -> None:
+    model = _model()
+    with pytest.raises(BudgetError) as caught:
+        _prune(model, macs=0.001)
+    assert str(caught.value) == (
+        "prune-channels: macs=0.001 cannot be reached: with every group at the narrowest width that is faster, "
+        "0.0179 remain. Ask for that or more; multiple=1 allows more widths"
+    )
+    with pytest.raises(BudgetError, match=r"ratio=0.99 cannot be reached: .* at most 0.917 of the channels can go\."):
+        _prune(model, ratio=0.99)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 1.0}, "prune-channels: option ratio=1.0: input should be less than 1"),
+        ({"ratio": -0.1}, "prune-channels: option ratio=-0.1: input should be greater than or equal to 0"),
+        ({"macs": 0.0}, "prune-channels: option macs=0.0: input should be greater than 0"),
+        (
+            {"ratio": 0.5, "macs": 0.5},
+            "prune-channels: ratio and macs are given: give one of ratio, macs, params and latency",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_options(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        PruneChannels(**options)
+    assert str(caught.value).startswith(message)
+
+
+def test_no_data_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"^prune-channels: needs calibration data and none was given\."):
+        PruneChannels().run(_model(), Context())
+
+
+# What goes.
+
+
+def test_channels_that_say_nothing_go_first_and_leave_no_trace() -> None:
+    weights = _weights()
+    for channel in (2, 5, 11, 13):  # no reader listens to these
+        weights["w2"][:, channel] = 0
+    model, feeds = _model(weights), random_feeds(_model(weights))
+    expected = run(model, feeds)[0]
+    record = _prune(model, macs=0.8, include=["conv1"], repair=False)
+    assert [site.name for site in record.sites] == ["conv1"]
+    assert record.sites[0].error["divergence"] < 1e-9
+    assert record.sites[0].detail == "4 of 16 removed, read by conv2"
+    np.testing.assert_allclose(run(model, feeds)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("score", "allocation"), [*((score, "modelled") for score in _SCORES), ("obs", "measured"), ("l1", "uniform")]
+)
+def test_every_score_and_allocation_meets_the_budget(score: Score, allocation: str) -> None:
+    model = _model()
+    before = cost(model).macs
+    _prune(model, macs=0.6, score=score, allocation=allocation, sweeps=1)
+    assert cost(model).macs <= 0.6 * before
+    verify(model)
+
+
+def test_repair_and_order_both_pay() -> None:
+    found = {}
+    for name, options in {
+        "obs": {},
+        "magnitude": {"score": "l2", "allocation": "uniform"},
+        "no repair": {"score": "l2", "allocation": "uniform", "repair": False},
+    }.items():
+        model = _model()
+        _prune(model, macs=0.5, **options)
+        found[name] = Divergence(_model(), _data(), samples=48).of(model)
+    assert found["obs"] < found["magnitude"] < found["no repair"]
+
+
+def test_the_same_run_gives_the_same_bytes() -> None:
+    first, second = _model(), _model()
+    _prune(first, macs=0.5)
+    _prune(second, macs=0.5)
+    assert to_proto_bytes(first) == to_proto_bytes(second)
+
+
+# What stays, and why.
+
+
+def _reasons(record: Rewrites) -> dict[str, str]:
+    return {declined.name: declined.reason for declined in record.declined}
+
+
+def test_groups_left_alone_say_why() -> None:
+    record = _prune(_model(), macs=0.8, exclude=["conv1"])
+    reasons = _reasons(record)
+    assert reasons["conv1"] == "node 'conv1': excluded by 'conv1'"
+    assert reasons["x"] == "graph input 'x'"
+    assert reasons["head"] == "graph output 'y'"
+
+
+def test_a_selector_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"^prune-channels: exclude='conv9' matches no node\. Did you mean"):
+        _prune(_model(), exclude=["conv9"])
+
+
+def test_batchnorm_scales_need_a_batchnorm() -> None:
+    record = _prune(_model(), score="bn-scale")
+    assert not record.sites
+    assert _reasons(record)["conv1"] == (
+        "score=bn-scale finds no BatchNormalization on them; run it before fold-batchnorm"
+    )
+
+
+def test_a_width_that_is_not_faster_is_not_cut() -> None:
+    class Steps:
+        """Time goes in steps of sixteen channels: no width of these groups is faster than the whole."""
+
+        def node_seconds(self, node: onnx_ir.Node, precision: Precision = "float32") -> float:
+            return 1e-6
+
+        def convert_seconds(self, value: onnx_ir.Value, to: Precision) -> float:
+            return 0.0
+
+    model = _model()
+    with pytest.raises(BudgetError):
+        _prune(model, constraints=Constraints(target="stairs", channel_multiple=4, costs=Steps()), macs=0.5)
+    with pytest.raises(BudgetError):
+        _prune(model, constraints=Constraints(target="stairs", channel_multiple=4, costs=Steps()), ratio=0.5)
+    assert to_proto_bytes(model) == to_proto_bytes(_model())
+
+
+def test_multiple_is_kept() -> None:
+    model = _model()
+    _prune(model, ratio=0.5, multiple=4)
+    assert _width(model, "stem") % 4 == 0 and _width(model, "conv1") % 4 == 0
+
+
+def test_max_sites_bounds_the_groups() -> None:
+    record = _prune(_model(), macs=0.7, max_sites=1)
+    assert len(record.sites) == 1
+
+
+@pytest.mark.parametrize("share", [{"ratio": 0.0}, {"macs": 1.0}])
+def test_nothing_asked_is_nothing_done(share: dict[str, float]) -> None:
+    model = _model()
+    assert not _prune(model, **share).modified
+    assert to_proto_bytes(model) == to_proto_bytes(_model())
+
+
+def test_a_model_of_one_layer_has_nothing_to_remove() -> None:
+    model = text_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3] x) => (float[N, 3] y)
+        <float[3, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}> { [only] y = MatMul(x, w) }
+    """)
+    rng = np.random.default_rng(0)
+    data = open_data([{"x": rng.standard_normal((1, 3)).astype(np.float32)} for _ in range(8)])
+    record = _prune(model, data=data, ratio=0.5)
+    assert not record.sites
+    assert set(_reasons(record).values()) == {"graph input 'x'"}
+
+
+# Any graph.
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    blocks=st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=3),
+    head=st.sampled_from(["conv", "flatten", "pool"]),
+    seed=st.integers(0, 2**16),
+    ratio=st.sampled_from([0.2, 0.5]),
+)
+def test_any_graph_stays_whole(blocks: list[str], head: str, seed: int, ratio: float) -> None:
+    model = random_model(blocks, seed, head=head)
+    before = interface(model)
+    feeds = [random_feeds(model, index, batch=1) for index in range(6)]
+    expected = [array.shape for array in run(model, feeds[0])]
+    try:
+        record = _prune(model, data=open_data(feeds), ratio=ratio, sweeps=2)
+    except BudgetError:
+        return  # too few channels are free in this graph
+    verify(model)
+    assert interface(model) == before
+    outputs = run(model, feeds[0])
+    assert [array.shape for array in outputs] == expected
+    assert all(np.isfinite(array).all() for array in outputs)
+    assert record.sites or record.declined
