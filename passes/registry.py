@@ -41,10 +41,10 @@ _PassClass = TypeVar("_PassClass", bound=type[Pass])
 _BUILT_IN = {
     "cleanup": "onnxpress.passes.cleanup.cleanup:Cleanup",
     "fold-batchnorm": "onnxpress.passes.cleanup.fold_batchnorm:FoldBatchnorm",
+    "prune-channels": "onnxpress.passes.prune.prune_channels:PruneChannels",
     "prune-blocks": "onnxpress.passes.prune.prune_blocks:PruneBlocks",
     "prune-weights": "onnxpress.passes.prune.prune_weights:PruneWeights",
     "prune-nm": "onnxpress.passes.prune.prune_nm:PruneNm",
-    "prune-channels": "onnxpress.passes.prune.prune_channels:PruneChannels",
     "equalize": "onnxpress.passes.quantize.equalize:Equalize",
     "quantize-int8": "onnxpress.passes.quantize.quantize_int8:QuantizeInt8",
 }

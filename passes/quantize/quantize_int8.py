@@ -100,7 +100,15 @@ class QuantizeInt8(Pass):
     name: ClassVar[str] = "quantize-int8"
     fidelity: ClassVar[Fidelity] = "lossy"
     options_type: ClassVar[type[Options]] = QuantizeInt8Options
-    after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-batchnorm", "equalize")
+    after: ClassVar[tuple[str, ...]] = (
+        "cleanup",
+        "fold-batchnorm",
+        "prune-channels",
+        "prune-blocks",
+        "prune-weights",
+        "prune-nm",
+        "equalize",
+    )
     options: QuantizeInt8Options
 
     @property

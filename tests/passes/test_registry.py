@@ -29,7 +29,16 @@ from onnxpress.passes.registry import (
     register_pass,
 )
 
-_BUILT_IN = ["cleanup", "fold-batchnorm", "equalize", "quantize-int8"]
+_BUILT_IN = [
+    "cleanup",
+    "fold-batchnorm",
+    "prune-channels",
+    "prune-blocks",
+    "prune-weights",
+    "prune-nm",
+    "equalize",
+    "quantize-int8",
+]
 InstallPlugin = Callable[..., None]
 
 

@@ -279,7 +279,7 @@ def test_check_refuses_an_illegal_model_by_rule_and_source(folder: Path, cli: Co
 def test_passes_lists_and_explains(cli: CommandLine) -> None:
     ran = cli("passes", "--json", "-")
     names = [one["name"] for one in json.loads(ran.out)]
-    assert names[:4] == ["cleanup", "fold-batchnorm", "equalize", "quantize-int8"]
+    assert names[:3] == ["cleanup", "fold-batchnorm", "prune-channels"]
     assert all(name in ran.err for name in names)
     ran = cli("passes", "quantize-int8", "--json", "-")
     assert ran.status == 0
