@@ -1,6 +1,7 @@
 """Benchmarks: every published figure stands behind a command here.
 
 python -m onnxpress.tools.bench ptq [MODEL ...] [--rounds N] [--limit N] [--json FILE|-] [--keep DIR]
+python -m onnxpress.tools.bench prune [MODEL ...] [--times 1.25,1.5,2,3] [the same options]
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from onnxpress.ir.errors import OnnxpressError
 
@@ -20,37 +21,57 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m onnxpress.tools.bench", description=__doc__.splitlines()[0])
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("models", nargs="*", help="asset models, by name or its start; all by default")
+    shared.add_argument("--rounds", type=int, default=200, help="interleaved latency rounds")
+    shared.add_argument("--limit", type=int, help="evaluate on so many images; all by default")
+    shared.add_argument("--json", help="write the rows as JSON, - for standard output")
+    shared.add_argument("--keep", type=Path, help="keep compiled models and prepared data in this folder")
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    ptq = benchmarks.add_parser("ptq", help="post-training int8 quantization beside onnxruntime's own")
-    ptq.add_argument("models", nargs="*", help="asset models, by the start of their name; all by default")
-    ptq.add_argument("--rounds", type=int, default=200, help="interleaved latency rounds")
-    ptq.add_argument("--limit", type=int, help="evaluate on so many images; all by default")
-    ptq.add_argument("--json", help="write the rows as JSON, - for standard output")
-    ptq.add_argument("--keep", type=Path, help="keep compiled models and prepared data in this folder")
+    benchmarks.add_parser("ptq", parents=[shared], help="post-training int8 quantization beside onnxruntime's own")
+    prune = benchmarks.add_parser("prune", parents=[shared], help="channel pruning without labels, beside baselines")
+    prune.add_argument("--times", default="1.25,1.5,2,3", help="how many times fewer MACs to ask for, > 1 each")
     options = parser.parse_args(arguments)
     try:
-        return _ptq(options)
+        rows, headings = (_prune if options.benchmark == "prune" else _ptq)(options)
     except OnnxpressError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-
-
-def _ptq(options: argparse.Namespace) -> int:
-    from onnxpress.tools.bench.assets import select
-    from onnxpress.tools.bench.ptq import run
-
-    rows = run(
-        select(options.models), rounds=options.rounds, limit=options.limit, keep=options.keep,
-        tell=lambda text: print(f"{text} ...", file=sys.stderr, flush=True),
-    )  # fmt: skip
-    records = [dataclasses.asdict(row) for row in rows]
-    _print_table(records)
+    _print_table(rows, headings)
     if options.json:
-        _write_json(options.json, records)
+        _write_json(options.json, rows)
     return 0
 
 
-def _write_json(target: str, records: list[dict[str, Any]]) -> None:
+_Rows: TypeAlias = list[dict[str, Any]]
+_Headings: TypeAlias = dict[str, str]
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _ptq(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+    from onnxpress.tools.bench.assets import select
+    from onnxpress.tools.bench.ptq import run
+
+    rows = run(select(options.models, "ptq"), rounds=options.rounds, limit=options.limit, keep=options.keep, tell=_tell)
+    return [dataclasses.asdict(row) for row in rows], _PTQ_HEADINGS
+
+
+def _prune(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+    from onnxpress.tools.bench.assets import select
+    from onnxpress.tools.bench.prune import parse_times, run
+
+    times = parse_times(options.times)
+    rows = run(
+        select(options.models, "prune"), times, rounds=options.rounds, limit=options.limit, keep=options.keep,
+        tell=_tell,
+    )  # fmt: skip
+    return [dataclasses.asdict(row) for row in rows], _PRUNE_HEADINGS
+
+
+def _write_json(target: str, records: _Rows) -> None:
     import onnxruntime
 
     text = json.dumps({"onnxruntime": onnxruntime.__version__, "rows": records}, indent=1)
@@ -60,14 +81,19 @@ def _write_json(target: str, records: list[dict[str, Any]]) -> None:
         Path(target).write_text(text + "\n", encoding="utf-8")
 
 
-_HEADINGS = {
+_PTQ_HEADINGS = {
     "compiler": "compiler", "bytes": "bytes", "bytes_ratio": "of float", "macs": "MACs", "accuracy": "top-1 %",
     "agreement": "same %", "speed_1_thread": "speed t1", "speed_2_threads": "speed t2", "latency_ms": "ms t1",
     "fused": "fused", "unfused": "unfused", "left_float": "float", "cpu_seconds": "CPU s", "peak_rss_bytes": "peak MB",
 }  # fmt: skip
+_PRUNE_HEADINGS = {
+    "compiler": "compiler", "times": "asked", "macs_ratio": "MACs /", "params_ratio": "params /",
+    "bytes_ratio": "bytes /", "accuracy": "top-1 %", "drop": "drop", "agreement": "same %",
+    "latency_ratio": "time t1", "cpu_seconds": "CPU s", "peak_rss_bytes": "peak MB", "status": "status",
+}  # fmt: skip
 
 
-def _print_table(records: list[dict[str, Any]]) -> None:
+def _print_table(records: _Rows, headings: _Headings) -> None:
     from rich.table import Table
 
     from onnxpress.tools.report.console import console
@@ -75,10 +101,10 @@ def _print_table(records: list[dict[str, Any]]) -> None:
     terminal = console()
     for model in dict.fromkeys(record["model"] for record in records):
         table = Table(title=model, title_justify="left")
-        for heading in _HEADINGS.values():
-            table.add_column(heading, justify="left" if heading == "compiler" else "right")
+        for key, heading in headings.items():
+            table.add_column(heading, justify="left" if key in ("compiler", "status") else "right")
         for record in (record for record in records if record["model"] == model):
-            table.add_row(*(_cell(key, record[key]) for key in _HEADINGS))
+            table.add_row(*(_cell(key, record[key]) for key in headings))
         terminal.print(table)
 
 

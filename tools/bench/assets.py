@@ -6,9 +6,12 @@ preprocessing of each model.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +19,7 @@ import numpy as np
 
 from onnxpress.ir.errors import UsageError, near_names
 
-__all__ = ["ASSETS", "Asset", "assets_folder", "prepare", "select"]
+__all__ = ["ASSETS", "Asset", "assets_folder", "prepare", "select", "working_folder"]
 
 _VARIABLE = "ONNXPRESS_ASSETS"
 
@@ -26,6 +29,7 @@ class Asset:
     """A trained model with the data that calibrates and evaluates it.
 
     samples: calibration images taken from the front of `calibration`; None for all of it.
+    benchmarks: those that measure it.
     """
 
     model: str
@@ -33,6 +37,7 @@ class Asset:
     calibration: str
     evaluation: str
     samples: int | None = 256
+    benchmarks: tuple[str, ...] = ("ptq", "prune")
 
 
 ASSETS = (
@@ -40,6 +45,8 @@ ASSETS = (
     Asset("lenet5_mnist", "input", "mnist_train", "mnist_test"),
     Asset("resnet20_cifar10", "input", "cifar10_calib", "cifar10_test"),
     Asset("resnet56_cifar10", "input", "cifar10_calib", "cifar10_test"),
+    Asset("resnet20_cifar10_jpeg", "input", "cifar10_calib", "cifar10_test", benchmarks=("prune",)),
+    Asset("resnet56_cifar10_jpeg", "input", "cifar10_calib", "cifar10_test", benchmarks=("prune",)),
     Asset("vgg_small_cifar10", "input", "cifar10_calib", "cifar10_test"),
     Asset("mobilenetv2_imagenet", "input", "imagenet_sample_calib", "imagenet_sample_eval", None),
     Asset("squeezenet10_imagenet", "data", "imagenet_sample_calib", "imagenet_sample_eval", None),
@@ -61,19 +68,32 @@ def assets_folder() -> Path:
     return folder
 
 
-def select(names: list[str]) -> list[Asset]:
-    """Return the assets whose model names start with one of `names`; all where there are none.
+def select(names: list[str], benchmark: str) -> list[Asset]:
+    """Return the assets of `benchmark` whose model names start with one of `names`; all where there are none.
+
+    A name that is the whole of one model's stands for that model alone.
 
     Raises:
         UsageError: a name fits no model.
     """
-    known = [asset.model for asset in ASSETS]
+    assets = [asset for asset in ASSETS if benchmark in asset.benchmarks]
+    known = [asset.model for asset in assets]
     for name in names:
         if not any(model.startswith(name) for model in known):
             raise UsageError(
                 f"no asset model starts with {name!r}.{near_names(name, known)} There are: {', '.join(known)}"
             )
-    return [asset for asset in ASSETS if not names or asset.model.startswith(tuple(names))]
+    starts = tuple(name for name in names if name not in known)
+    return [asset for asset in assets if not names or asset.model in names or asset.model.startswith(starts)]
+
+
+@contextlib.contextmanager
+def working_folder(keep: Path | None) -> Iterator[Path]:
+    """Give a folder for prepared data and compiled models: `keep`, which stays, or one that goes at the end."""
+    with tempfile.TemporaryDirectory(prefix="onnxpress-bench-") as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
 
 
 def prepare(asset: Asset, folder: Path, *, limit: int | None = None) -> tuple[Path, Path, Path]:

@@ -1,9 +1,10 @@
 """Compile one model in a process of its own, so that CPU seconds and peak memory belong to that compiler alone.
 
-    python -m onnxpress.tools.bench.child COMPILER MODEL CALIBRATION OUT INPUT
+    python -m onnxpress.tools.bench.child COMPILER MODEL CALIBRATION OUT INPUT [TIMES]
 
-prints one JSON line: {"cpu_seconds", "peak_rss_bytes"}. Imports are done before the clock starts; memory counts
-them. All compilers read the same files, and none is handed more of the samples at a time than it asks for.
+prints one JSON line: {"cpu_seconds", "peak_rss_bytes"}. With TIMES, the compiler is one that prunes, and that many
+times fewer MACs are asked of it. Imports are done before the clock starts; memory counts them. All compilers read the
+same files, and none is handed more of the samples at a time than it asks for.
 """
 
 from __future__ import annotations
@@ -18,28 +19,41 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onnxpress.ir.errors import InternalError
+from onnxpress.ir.errors import InternalError, OnnxpressError
 from onnxpress.ir.readers import open_npz
+from onnxpress.tools.bench.pruners import PRUNERS
 from onnxpress.tools.memory import peak_rss_bytes
 
-__all__ = ["COMPILERS", "Compiled", "compile_in_child"]
+__all__ = ["COMPILERS", "Compiled", "CompilerError", "compile_in_child"]
 
 Compiled = dict[str, float]
 
 
-def compile_in_child(compiler: str, model: Path, calibration: Path, out: Path, input_name: str) -> Compiled:
+class CompilerError(InternalError):
+    """A compiler failed. reason: the last line that it wrote."""
+
+    def __init__(self, compiler: str, model: Path, reason: str) -> None:
+        super().__init__(f"bench: {compiler} on {model.name} failed: {reason}")
+        self.reason = reason
+
+
+def compile_in_child(
+    compiler: str, model: Path, calibration: Path, out: Path, input_name: str, *, times: float | None = None
+) -> Compiled:
     """Run `compiler` on `model` in a fresh process, and return what that cost.
 
+    times: ask one of `PRUNERS` for so many times fewer MACs; None for one of `COMPILERS`.
+
     Raises:
-        InternalError: the compiler failed; the message ends with its last line.
+        CompilerError: the compiler failed; the message ends with its last line.
     """
     command = [sys.executable, "-m", "onnxpress.tools.bench.child", compiler]
     command += [str(model), str(calibration), str(out), input_name]
+    command += [] if times is None else [repr(times)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InternalError(
-            f"bench: {compiler} on {model.name} failed: {(done.stderr.strip() or '?').splitlines()[-1]}"
-        )
+        said = done.stderr.strip() or f"exit status {done.returncode}, and no message"
+        raise CompilerError(compiler, model, said.splitlines()[-1])
     result: Compiled = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -100,12 +114,15 @@ COMPILERS: dict[str, Callable[[], Callable[[Path, Path, Path, str], None]]] = {
 
 
 def _main() -> None:
-    compiler, model, calibration, out, input_name = sys.argv[1:]
+    compiler, model, calibration, out, input_name, *times = sys.argv[1:]
     # Tools print as they please; the last line of standard output is ours.
     with Path(os.devnull).open("w", encoding="utf-8") as quiet, contextlib.redirect_stdout(quiet):
-        run = COMPILERS[compiler]()
+        run = PRUNERS[compiler](float(times[0])) if times else COMPILERS[compiler]()
         start = time.process_time()
-        run(Path(model), Path(calibration), Path(out), input_name)
+        try:
+            run(Path(model), Path(calibration), Path(out), input_name)
+        except OnnxpressError as error:
+            sys.exit(str(error))
         seconds = time.process_time() - start
     print(json.dumps({"cpu_seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}))
 

@@ -9,7 +9,6 @@ for one thread, wall time for two.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from onnxpress.ir.analysis.execute import stream
 from onnxpress.ir.data import DataSource, open_data
 from onnxpress.ir.model_io import load
 from onnxpress.targets.runtimes.onnxruntime_cpu import inspect_kernels, interleaved_latency, speedup
-from onnxpress.tools.bench.assets import Asset, prepare
+from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 from onnxpress.tools.bench.child import COMPILERS, compile_in_child
 
-__all__ = ["Row", "run"]
+__all__ = ["Row", "predicted_classes", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +64,9 @@ def run(
 ) -> list[Row]:
     """Return a row for each asset and compiler. keep: where compiled models and prepared data stay; else they go."""
     rows = []
-    with tempfile.TemporaryDirectory(prefix="onnxpress-bench-") as temporary:
-        folder = keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    with working_folder(keep) as folder:
         for asset in assets:
-            tell(asset.model)
+            tell(f"{asset.model} ...")
             rows.extend(_bench(asset, folder, rounds, limit))
     return rows
 
@@ -87,7 +84,7 @@ def _bench(asset: Asset, folder: Path, rounds: int, limit: int | None) -> list[R
     two = interleaved_latency(paths, feeds, rounds=rounds, threads=2)
     with np.load(evaluation) as arrays:
         labels = arrays["labels"]
-    classes = {name: _classes(path, images) for name, path in paths.items()}
+    classes = {name: predicted_classes(path, images) for name, path in paths.items()}
     rows = []
     for name, path in paths.items():
         kernels = inspect_kernels(path)
@@ -114,7 +111,7 @@ def _bench(asset: Asset, folder: Path, rounds: int, limit: int | None) -> list[R
     return rows
 
 
-def _classes(path: Path, images: DataSource) -> npt.NDArray[np.int64]:
+def predicted_classes(path: Path, images: DataSource) -> npt.NDArray[np.int64]:
     """The class that the model at `path` gives each image, [samples], with the runtime's optimizations on."""
     model = load(path)
     output = str(model.graph.outputs[0].name)
