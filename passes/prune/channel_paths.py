@@ -25,8 +25,19 @@ _Ints: TypeAlias = npt.NDArray[np.int64]
 
 
 def reading_consumers(group: ChannelGroup) -> list[Linear]:
-    """Return the linear operators that mix the group's channels. A depthwise one passes its channel on to others."""
-    return [op for op in group.consumers if not op.is_depthwise]
+    """Return the linear operators that mix the group's channels, and lose inputs and no outputs with them.
+
+    A grouped convolution whose slots are whole groups of it, as in a depthwise one, passes its channels on to others.
+    """
+    return [op for op in group.consumers if op.groups == 1 or _takes_from_every_group(group, op)]
+
+
+def _takes_from_every_group(group: ChannelGroup, op: Linear) -> bool:
+    channels = group.positions(op.data, op.data_axis)
+    if channels is None:
+        return False
+    counts = (channels[:, :, None] // (op.in_channels // op.groups) == np.arange(op.groups)).sum(axis=1)
+    return bool((counts == counts[0, 0]).all()) and counts[0, 0] > 0
 
 
 def consumers_of(group: ChannelGroup, moments: Mapping[str, Moments]) -> list[Consumer]:

@@ -25,7 +25,7 @@ Sources: Hassibi & Stork 1993 (order); He et al. 2017, https://arxiv.org/abs/170
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -106,10 +106,11 @@ class PruneChannelsOptions(SiteOptions):
 
     def budget(self) -> tuple[Budget, float]:
         """Return what is bounded, and the share of it that may remain."""
-        for name in ("macs", "params", "latency"):
+        names: tuple[Budget, ...] = ("macs", "params", "latency")
+        for name in names:
             share = getattr(self, name)
             if share is not None:
-                return cast(Budget, name), share
+                return name, share
         return "channels", 1 - (_DEFAULT_RATIO if self.ratio is None else self.ratio)
 
 

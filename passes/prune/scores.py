@@ -64,18 +64,26 @@ def path_by(score: Score, group: ChannelGroup, moments: Mapping[str, Moments], z
 
 def _worth(score: Score, group: ChannelGroup, moments: Mapping[str, Moments], zeros: Mapping[str, _Floats]) -> _Floats:
     """Return what each slot is worth, [slots]."""
+    parts: list[_Floats]
     if score == "bn-scale":
-        return np.sum([np.abs(values).sum(axis=1) for values in _scales(group)], axis=0)
-    if score == "activation":
-        return np.sum([_energy(group, op, moments[op.node.name or ""]) for op in reading_consumers(group)], axis=0)
-    if score == "apoz":
-        return np.sum([_activity(group, op, zeros[op.data.name or ""]) for op in reading_consumers(group)], axis=0)
-    rows = _rows(group)
-    if score == "geometric-median":
-        squares = np.square(rows).sum(axis=1)
-        distances = squares[:, None] + squares[None, :] - 2 * rows @ rows.T
-        return np.sqrt(np.maximum(distances, 0)).sum(axis=1)
-    result: _Floats = np.abs(rows).sum(axis=1) if score == "l1" else np.square(rows).sum(axis=1)
+        parts = [np.abs(values).sum(axis=1) for values in _scales(group)]
+    elif score == "activation":
+        parts = [_energy(group, op, moments[op.node.name or ""]) for op in reading_consumers(group)]
+    elif score == "apoz":
+        parts = [_activity(group, op, zeros[op.data.name or ""]) for op in reading_consumers(group)]
+    elif score == "geometric-median":
+        parts = [_distances(_rows(group))]
+    else:
+        parts = [np.abs(_rows(group)).sum(axis=1) if score == "l1" else np.square(_rows(group)).sum(axis=1)]
+    result: _Floats = np.sum(parts, axis=0)
+    return result
+
+
+def _distances(rows: _Floats) -> _Floats:
+    """Return the sum of each row's distances to all others, [slots]."""
+    squares = np.square(rows).sum(axis=1)
+    between = squares[:, None] + squares[None, :] - 2 * rows @ rows.T
+    result: _Floats = np.sqrt(np.maximum(between, 0)).sum(axis=1)
     return result
 
 

@@ -49,8 +49,8 @@ def within_pair_limit(
         error = np.square(codes * tried.astype(np.float64)[:, None, None] - rows).sum(axis=(1, 2))
         better = error < best_error
         best_codes[better], best_scale[better], best_error[better] = codes[better], tried[better], error[better]
-    codes = np.moveaxis(best_codes.reshape(ordered.shape), -1, 1)
-    return np.ascontiguousarray(codes), best_scale.astype(np.float32).reshape(scale.shape)
+    found: npt.NDArray[np.int8] = np.ascontiguousarray(np.moveaxis(best_codes.reshape(ordered.shape), -1, 1))
+    return found, best_scale.astype(np.float32).reshape(scale.shape)
 
 
 def _round(rows: _Array, scale: npt.NDArray[np.float32], largest: int) -> npt.NDArray[np.int16]:

@@ -94,4 +94,5 @@ def _sums(codes: _Array) -> _Array:
         [onnx.numpy_helper.from_array(matrix, "w")],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
-    return run(model, {"x": np.full((1, len(matrix)), 255, np.uint8)})[0][0]
+    sums: _Array = run(model, {"x": np.full((1, len(matrix)), 255, np.uint8)})[0][0]
+    return sums
