@@ -8,7 +8,7 @@
 | apoz | the largest share of zeros | Hu et al. 2016, https://arxiv.org/abs/1607.03250 |
 | thinet | the least error of the readers' outputs, greedily, no refit | Luo 2017, https://arxiv.org/abs/1707.06342 |
 | lasso | the first coefficient to vanish as the penalty grows | He et al. 2017, https://arxiv.org/abs/1707.06168 |
-| geometric-median | the least distance to all others, its stand-ins | He et al. 2019, https://arxiv.org/abs/1811.00250 |
+| geometric-median | the least distance to all others, its stand-ins | He 2019, https://arxiv.org/abs/1811.00250 |
 
 The default, obs, is in `elimination`: the least error of the readers' outputs after a refit.
 """
