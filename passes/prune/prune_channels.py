@@ -84,7 +84,7 @@ class PruneChannelsOptions(SiteOptions):
     allocation: Literal["measured", "modelled", "uniform"] = pydantic.Field(
         default="measured",
         description="how the cut is shared out: by its measured effect on the outputs, by the readers' modelled error "
-        "or by the same share everywhere",
+        "or by the squared share of each group, which spares none by its worth",
     )
     repair: bool = pydantic.Field(default=True, description="refit every layer behind a cut by least squares")
     sweeps: int = pydantic.Field(default=2, ge=1, le=10, description="how often the repair goes through the layers")
@@ -225,7 +225,7 @@ class _Run:
                     "channels",
                     amounts[name],
                     after,
-                    {"divergence": self.losses[name]},
+                    {"divergence": self.losses[name]} if self.options.allocation == "measured" else {},
                     f"{count} of {sizes[name]} removed, read by {readers}",
                 )
             )
