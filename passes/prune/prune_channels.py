@@ -246,7 +246,7 @@ class _Run:
         raise BudgetError(
             f"{PruneChannels.name}: {asked} cannot be reached: with "
             f"{'every group' if limit is None else f'{limit} groups'} at the narrowest width that is faster, {reach}. "
-            "Ask for that or more; multiple=1 allows more widths"
+            f"Ask for that or {'less' if budget == 'channels' else 'more'}; multiple=1 allows more widths"
         )
 
     def _multiple(self, group: ChannelGroup) -> int:
