@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["allocate"]
+__all__ = ["Levels", "allocate"]
 
 _FREE = 1e-12  # what counts as no saving
 

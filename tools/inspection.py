@@ -14,6 +14,7 @@ from onnxpress.ir.analysis.channels import ChannelGroup, couple
 from onnxpress.ir.analysis.cost import ModelCost, cost
 from onnxpress.ir.opset import default_opset
 from onnxpress.ir.shapes import describe_shape
+from onnxpress.passes.prune.eligibility import why_not_prunable
 from onnxpress.tools.measure import source_bytes
 from onnxpress.tools.metrics import Metrics
 from onnxpress.tools.recipe import MANIFEST_KEY
@@ -54,12 +55,12 @@ class Channels:
     members: tuple[tuple[str, int, int], ...]
 
     @classmethod
-    def of(cls, group: ChannelGroup) -> Channels:
-        """Describe a group."""
+    def of(cls, group: ChannelGroup, model: onnx_ir.Model) -> Channels:
+        """Describe a group of `model`."""
         return cls(
             name=group.name,
             size=group.size,
-            frozen=group.frozen,
+            frozen=why_not_prunable(group, model),
             params=sum(member.params_each for member in group.constants),
             producers=tuple(op.node.name or "" for op in group.producers),
             consumers=tuple(op.node.name or "" for op in group.consumers),
@@ -138,7 +139,7 @@ def inspect(model: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model, *, 
         inputs=tuple(_interface(value) for value in loaded.graph.inputs if not value.is_initializer()),
         outputs=tuple(_interface(value) for value in loaded.graph.outputs),
         manifest=loaded.metadata_props.get(MANIFEST_KEY),
-        channels=tuple(map(Channels.of, couple(loaded).groups)) if channels else None,
+        channels=tuple(Channels.of(group, loaded) for group in couple(loaded).groups) if channels else None,
     )
 
 

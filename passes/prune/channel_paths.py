@@ -18,7 +18,7 @@ from onnxpress.ir.linear import Linear
 from onnxpress.passes.prune.elimination import Consumer
 from onnxpress.passes.repair import least_squares_of
 
-__all__ = ["columns_without", "consumers_of", "reading_consumers", "refitted_without", "slot_columns"]
+__all__ = ["columns_without", "consumers_of", "reading_consumers", "refitted_without", "silenced", "slot_columns"]
 
 _Array: TypeAlias = npt.NDArray[Any]
 _Ints: TypeAlias = npt.NDArray[np.int64]
@@ -67,6 +67,18 @@ def refitted_without(
             columns_without(group, op, slots), of_op, weight, bias, ridge=ridge, fit_bias=op.node.op_type != "MatMul"
         )
     return fitted
+
+
+def silenced(group: ChannelGroup, slots: Sequence[int]) -> dict[str, tuple[_Array, _Array | None]]:
+    """Return weight and bias of each reader, by node name, with zeros where it reads `slots` and no refit."""
+    found: dict[str, tuple[_Array, _Array | None]] = {}
+    for op in reading_consumers(group):
+        weight = op.weight().copy()
+        rows = weight.reshape(op.groups, op.out_channels // op.groups, -1)
+        for number, columns in enumerate(slot_columns(group, op)):
+            rows[number][:, columns[list(slots)].ravel()] = 0
+        found[op.node.name or ""] = weight, op.bias()
+    return found
 
 
 def columns_without(group: ChannelGroup, op: Linear, slots: Sequence[int]) -> _Ints:

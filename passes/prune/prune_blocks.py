@@ -137,7 +137,7 @@ class PruneBlocks(Pass):
         rewrites = Rewrites()
         blocks = self._candidates(model, rewrites)
         budget = _Budget.of(self.options, model, blocks, context)
-        if not blocks or budget.is_met(model):
+        if budget.is_met(model):
             rewrites.declined.extend(_declined(block, f"{budget} is met with it") for block in blocks)
             return rewrites
         _require_possible(model, blocks, budget)

@@ -16,8 +16,9 @@ to say.
 A strong cut goes in stages, and measures again after each: what a group is worth depends on what has gone already.
 
 Legal when: the group is not frozen (`onnxpress inspect --channels` says why it is) and an operator with weights reads
-it in the main graph. Removing what is left of a budget already met does nothing. Fidelity: lossy; each site records the
-measured divergence (`ir.analysis.divergence`) of its cut alone. Runs before quantization.
+it in the main graph (`eligibility`). Fidelity: lossy; with allocation=measured each site records the divergence
+(`ir.analysis.divergence`) of its cut alone. Runs before quantization. `ratio` counts only channels that can go, so that
+it asks for nothing where none can; the other budgets are of the whole model, and an error where they are missed.
 Sources: Hassibi & Stork 1993 (order); He et al. 2017, https://arxiv.org/abs/1707.06168 (refit); Shoham & Gersho 1988
 (allocation).
 """
@@ -25,41 +26,41 @@ Sources: Hassibi & Stork 1993 (order); He et al. 2017, https://arxiv.org/abs/170
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
 import pydantic
 
-from onnxpress.ir.analysis.channels import ChannelGroup, couple, remove, removed_indices
+from onnxpress.ir.analysis.channels import ChannelGroup, couple
 from onnxpress.ir.analysis.divergence import Divergence
 from onnxpress.ir.analysis.execute import stream
 from onnxpress.ir.analysis.moments import Moments, collect, gram_bytes
-from onnxpress.ir.analysis.patches import why_no_patches
-from onnxpress.ir.analysis.stepwise import ancestors
-from onnxpress.ir.data import DataSource, bind
+from onnxpress.ir.data import DataSource
 from onnxpress.ir.errors import BudgetError, UsageError
-from onnxpress.ir.linear import Linear, linear_ops
-from onnxpress.passes.allocation import allocate
+from onnxpress.passes.allocation import Levels
 from onnxpress.passes.base import Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
+from onnxpress.passes.instrument import Progress
+from onnxpress.passes.prune.channel_allocation import at_least_loss, in_equal_shares
 from onnxpress.passes.prune.channel_costs import Budget, ChannelCosts
+from onnxpress.passes.prune.channel_cuts import ChannelCuts
 from onnxpress.passes.prune.channel_paths import reading_consumers
-from onnxpress.passes.prune.scores import Score, path_by, why_no_score
+from onnxpress.passes.prune.eligibility import divide
+from onnxpress.passes.prune.scores import WEIGHT_SCORES, Score, order_by_weights, path_by
 from onnxpress.passes.prune.sensitivity import Option, measure_losses, worthwhile_removals
-from onnxpress.passes.repair import repair_sequentially
+from onnxpress.passes.samples import split_samples
 from onnxpress.passes.selectors import Selection
 
 __all__ = ["PruneChannels", "PruneChannelsOptions"]
-
-_Kept: TypeAlias = dict[str, list[int]]
 
 _DEFAULT_RATIO = 0.25
 _STAGE = 0.72  # what a stage may leave of the budget's cost; resnet56 at half its MACs, in two stages instead of one:
 # drop 2.8 instead of 3.4 points, at a third 8.8 (three) instead of 15.3
 _GRAM_BYTES = 512 << 20  # moments held at once
-_COUNTED_AT_ONCE = 16  # samples
 _FINEST = 4  # narrower steps than this are slower on every runtime that was measured
+_ROUNDING = 1e-9  # of a sum of costs
+_SHOWN = 3  # names or reasons in a message
 
 
 class PruneChannelsOptions(SiteOptions):
@@ -84,7 +85,7 @@ class PruneChannelsOptions(SiteOptions):
     allocation: Literal["measured", "modelled", "uniform"] = pydantic.Field(
         default="measured",
         description="how the cut is shared out: by its measured effect on the outputs, by the readers' modelled error "
-        "or by the squared share of each group, which spares none by its worth",
+        "or the same share of every group",
     )
     repair: bool = pydantic.Field(default=True, description="refit every layer behind a cut by least squares")
     sweeps: int = pydantic.Field(default=2, ge=1, le=10, description="how often the repair goes through the layers")
@@ -113,6 +114,11 @@ class PruneChannelsOptions(SiteOptions):
                 return name, share
         return "channels", 1 - (_DEFAULT_RATIO if self.ratio is None else self.ratio)
 
+    def describe_budget(self) -> str:
+        """Return the budget as it is written in a pipeline."""
+        name, share = self.budget()
+        return f"ratio={1 - share:.4g}" if name == "channels" else f"{name}={share:g}"
+
 
 class PruneChannels(Pass):
     """Remove channels where the outputs lose least, and refit the rest on calibration data."""
@@ -125,129 +131,153 @@ class PruneChannels(Pass):
 
     @property
     def needs_data(self) -> bool:
-        """Always: what a channel is worth is read off real samples."""
-        return True
+        """But where weights alone choose the channels, all groups lose the same share, and nothing is refitted."""
+        options = self.options
+        return options.repair or options.allocation != "uniform" or options.score not in WEIGHT_SCORES
 
     def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
         """Remove channels of `model` in place.
 
         Raises:
-            UsageError: no calibration data, a selector that matches nothing, or latency without a cost estimate.
-            BudgetError: less than the budget cannot be reached.
+            UsageError: no calibration data or too little, a selector that matches nothing, or latency without a cost
+                estimate.
+            BudgetError: the budget cannot be reached.
         """
-        data = context.require_data(self.name)
+        data = context.require_data(self.name) if self.needs_data else None
         budget, share = self.options.budget()
         if budget == "latency" and context.constraints.costs is None:
             raise UsageError(
                 f"{self.name}: latency={share:g} needs a target that estimates time, and "
                 f"{context.constraints.target!r} does not. Give macs instead"
             )
-        run = _Run(model, data, context, self.options)
-        groups, declined = run.eligible()
+        selection = Selection.from_options(self.options, model, self.name)
+        groups, declined = divide(couple(model), model, selection, self.options.score)
         record = Rewrites(declined=declined)
-        if not groups or share >= 1:
+        if share >= 1:
             return record
-        run.cut(budget, share, record)
+        if not groups:
+            if budget != "channels" or self.options.include or self.options.exclude:
+                raise BudgetError(_nothing_can_go(self.options, declined))
+            return record
+        _Run(model, groups, selection, data, context, self.options).cut(budget, share, record)
         return record
 
 
-class _Run:
-    """One run. original: the model as it was, which every repair aims at."""
+def _nothing_can_go(options: PruneChannelsOptions, declined: Sequence[Declined]) -> str:
+    """Say that a budget is out of reach as no group may be cut, with the reasons that stand for most."""
+    names: dict[str, list[str]] = {}
+    for each in declined:
+        names.setdefault(each.reason, []).append(each.name)
+    most = sorted(names.items(), key=lambda item: -len(item[1]))[:_SHOWN]
+    reasons = "; ".join(f"{_listed(found)}: {reason}" for reason, found in most)
+    because = f" ({reasons})" if reasons else ": it has none that an operator with weights reads"
+    return (
+        f"{PruneChannels.name}: {options.describe_budget()} cannot be reached: no channel of this model can go{because}"
+    )
 
-    def __init__(self, model: onnx_ir.Model, data: DataSource, context: Context, options: PruneChannelsOptions) -> None:
-        self.model, self.data, self.context, self.options = model, data, context, options
-        self.original = model.clone()
-        self.selection = Selection.from_options(options, model, PruneChannels.name)
-        total = _count(bind(data, model), options.samples)
-        # A refit to few samples looks perfect on them, and the widest layers look free to cut.
-        held_out = max(1, min(options.error_samples, total // 3))
-        self.fitted = max(1, total - held_out)
-        self.divergence = Divergence(self.original, data, samples=held_out, skip=total - held_out)
-        self.kept: _Kept = {}
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more
+
+
+class _Run:
+    """One run: `groups` of `model`, as it came in, are cut stage by stage."""
+
+    def __init__(
+        self,
+        model: onnx_ir.Model,
+        groups: list[ChannelGroup],
+        selection: Selection,
+        data: DataSource | None,
+        context: Context,
+        options: PruneChannelsOptions,
+    ) -> None:
+        self.model, self.groups, self.selection, self.data = model, groups, selection, data
+        self.context, self.options = context, options
+        self.progress = context.progress or Progress()
+        self.cuts = ChannelCuts(model)
+        self.costs = self._costs(groups)
         self.removed: dict[str, int] = {}  # slots gone, by group
         self.losses: dict[str, float] = {}
-        self.unfit: set[str] = set()  # operators that lost rows, which no target of the original's has
-
-    def eligible(self) -> tuple[list[ChannelGroup], list[Declined]]:
-        """Return the groups that may be cut, and why others may not."""
-        groups: list[ChannelGroup] = []
-        declined: list[Declined] = []
-        inside = set(self.model.graph)
-        for group in couple(self.model).groups:
-            reason = group.frozen or self._why_not(group, inside)
-            if reason is None:
-                groups.append(group)
-            else:
-                declined.append(Declined(group.name, "channels", reason))
-        return groups, declined
-
-    def _why_not(self, group: ChannelGroup, inside: set[onnx_ir.Node]) -> str | None:
-        readers = reading_consumers(group)
-        if not readers:
-            return "no operator with weights reads them, so that nothing could make good for their loss"
-        for op in (*readers, *group.producers):
-            if op.node not in inside:
-                return f"node {op.node.name!r} lies in the body of a control flow node"
-            reason = self.selection.reason(op.node) if op in (group.producers or readers) else None
-            if reason is not None:
-                return f"node {op.node.name!r}: {reason}"
-        for op in readers:
-            if (reason := why_no_patches(op)) is not None:
-                return f"node {op.node.name!r}: {reason}"
-        return why_no_score(group, self.options.score)
 
     def cut(self, budget: Budget, share: float, record: Rewrites) -> None:
-        """Cut in stages until `share` of the budget's cost remains, and record every group."""
-        groups, _ = self.eligible()
-        sizes = {group.name: group.size for group in groups}
-        before = {group.name: group for group in groups}
-        start = self._costs(groups)
-        total, floor = start.total(budget), start.total(budget) * share
-        amounts = {group.name: start.amount_of(index, [0] * len(groups)) for index, group in enumerate(groups)}
-        narrowest = [worthwhile_removals(group, i, start, self._multiple(group))[-1] for i, group in enumerate(groups)]
-        self._require_reach(budget, share, narrowest, start)
+        """Cut until `share` of the budget's cost remains, and record every group."""
+        whole = range(len(self.groups))
+        full = [self.costs.amount_of(index, [0] * len(self.groups)) for index in whole]
+        narrowest = [
+            worthwhile_removals(group, index, self.costs, self._multiple(group))[-1]
+            for index, group in enumerate(self.groups)
+        ]
+        self._require_reach(budget, share, narrowest)
+        chooser = None if self.data is None else self._chooser(self.data)
+        floor = self.costs.total(budget) * share
+        # The cost of channels is their number: it does not change with what has gone.
         stages = max(1, round(np.log(share) / np.log(_STAGE))) if budget != "channels" else 1
         for stage in range(1, stages + 1):
-            self._stage(budget, max(floor, total * share ** (stage / stages)))
-        for index, (name, group) in enumerate(before.items()):
-            count = self.removed.get(name, 0)
+            self._stage(budget, max(floor, self.costs.total(budget) * share ** (stage / stages)), chooser)
+        self._require_met(budget, floor)
+        for index, group in enumerate(self.groups):
+            count = self.removed.get(group.name, 0)
             if not count:
                 reason = "kept: the budget is met at less loss elsewhere"
                 if not narrowest[index]:
                     reason = f"no narrower width is faster on {self.context.constraints.target}"
-                record.declined.append(Declined(name, "channels", reason))
+                record.declined.append(Declined(group.name, "channels", reason))
                 continue
-            after = start.amount_of(index, [count if other == index else 0 for other in range(len(groups))])
-            readers = ", ".join(op.node.name or "" for op in reading_consumers(group)[:3])
-            record.sites.append(
-                Site(
-                    name,
-                    "channels",
-                    amounts[name],
-                    after,
-                    {"divergence": self.losses[name]} if self.options.allocation == "measured" else {},
-                    f"{count} of {sizes[name]} removed, read by {readers}",
-                )
-            )
+            after = self.costs.amount_of(index, [count if other == index else 0 for other in whole])
+            readers = ", ".join(op.node.name or "" for op in reading_consumers(group)[:_SHOWN])
+            error = {"divergence": self.losses[group.name]} if self.options.allocation == "measured" else {}
+            detail = f"{count} of {group.size} removed, read by {readers}"
+            record.sites.append(Site(group.name, "channels", full[index], after, error, detail))
 
-    def _require_reach(self, budget: Budget, share: float, narrowest: list[int], costs: ChannelCosts) -> None:
+    def _require_reach(self, budget: Budget, share: float, narrowest: list[int]) -> None:
         """Raise a BudgetError where every group at its narrowest still costs more than asked; before any work."""
         limit = self.options.max_sites
         if limit is not None:
             none = [0] * len(narrowest)
-            saved = [costs.saved_by(budget, none, index, count) for index, count in enumerate(narrowest)]
+            saved = [self.costs.saved_by(budget, none, index, count) for index, count in enumerate(narrowest)]
             most = sorted(range(len(narrowest)), key=lambda index: -saved[index])[:limit]
             narrowest = [count if index in most else 0 for index, count in enumerate(narrowest)]
-        left = costs.cost_of(budget, narrowest) / costs.total(budget)
+        left = self.costs.cost_of(budget, narrowest) / self.costs.total(budget)
         if left <= share:
             return
-        asked = f"ratio={1 - share:.4g}" if budget == "channels" else f"{budget}={share:g}"
+        target = self.context.constraints.target
+        if not any(narrowest):
+            raise BudgetError(
+                f"{PruneChannels.name}: {self.options.describe_budget()} cannot be reached: no narrower width of any "
+                f"group is faster on {target}{self._advice()}"
+            )
         reach = f"at most {1 - left:.3g} of the channels can go" if budget == "channels" else f"{left:.3g} remain"
         raise BudgetError(
-            f"{PruneChannels.name}: {asked} cannot be reached: with "
-            f"{'every group' if limit is None else f'{limit} groups'} at the narrowest width that is faster, {reach}. "
-            f"Ask for that or {'less' if budget == 'channels' else 'more'}; multiple=1 allows more widths"
+            f"{PruneChannels.name}: {self.options.describe_budget()} cannot be reached: with "
+            f"{'every group' if limit is None else f'{limit} of the groups'} at the narrowest width that is faster, {reach}. "
+            f"Ask for that or {'less' if budget == 'channels' else 'more'}{self._advice()}"
         )
+
+    def _require_met(self, budget: Budget, floor: float) -> None:
+        """Raise a BudgetError where the widths that were left in the last stage did not reach the budget."""
+        total = self.costs.total(budget)
+        if budget == "channels":
+            left = total - sum(self.removed.values())
+        else:
+            left = self._costs(divide(couple(self.model), self.model, self.selection, self.options.score)[0]).total(
+                budget
+            )
+        if left > floor * (1 + _ROUNDING):
+            raise BudgetError(
+                f"{PruneChannels.name}: {self.options.describe_budget()} was not reached: {left / total:.3g} of the "
+                f"{budget} remain{self._advice()}"
+            )
+
+    def _advice(self) -> str:
+        """Return what else would allow more, of the options that bound it."""
+        more = []
+        if any(self._multiple(group) > 1 for group in self.groups):
+            more.append("multiple=1 allows more widths")
+        if self.options.max_sites is not None:
+            more.append("a larger max_sites allows more groups")
+        return "".join(f"; {each}" for each in more)
 
     def _multiple(self, group: ChannelGroup) -> int:
         """Return the step of widths: what is asked for, or the finest that a target with steps runs well."""
@@ -261,162 +291,109 @@ class _Run:
     def _costs(self, groups: Sequence[ChannelGroup]) -> ChannelCosts:
         return ChannelCosts(self.model, groups, self.context.constraints.costs)
 
-    # One stage.
+    def _chooser(self, data: DataSource) -> _Chooser:
+        return _Chooser(self.model, self.cuts.original, data, self.options, self.context.seed, self.progress)
 
-    def _stage(self, budget: Budget, remaining: float) -> None:
+    def _stage(self, budget: Budget, remaining: float, chooser: _Chooser | None) -> None:
         """Cut down to `remaining`, or as near as this stage's widths come."""
-        groups, _ = self.eligible()
+        groups, _ = divide(couple(self.model), self.model, self.selection, self.options.score)
         costs = self._costs(groups)
         if costs.total(budget) <= remaining:
             return
-        options = self._options(groups, costs)
-        levels = self._allocate(options, costs, budget, remaining)
-        removals = {
-            option.group: option.path.order[: option.removals[level]]
-            for option, level in zip(options, levels, strict=True)
-            if level
-        }
-        for option, level in zip(options, levels, strict=True):
-            if level:
-                name = option.group.name
-                self.removed[name] = self.removed.get(name, 0) + option.removals[level]
-                self.losses[name] = self.losses.get(name, 0.0) + option.losses[level]
-        touched = {op.node.name or "" for group in removals for op in (*group.producers, *group.consumers)}
-        self._remember_kept(removals)
-        remove(self.model, removals)
-        if self.options.repair and removals:
-            self._repair(touched)
+        removals = [
+            worthwhile_removals(group, index, costs, self._multiple(group)) for index, group in enumerate(groups)
+        ]
+        if chooser is None:
+            options = [
+                Option(group, order_by_weights(self.options.score, group), counts, (0.0,) * len(counts))
+                for group, counts in zip(groups, removals, strict=True)
+            ]
+        else:
+            options = chooser.options(groups, removals)
+        share_out = in_equal_shares if self.options.allocation == "uniform" else at_least_loss
+        self._remove(options, share_out(options, costs, budget, remaining, self.options.max_sites))
 
-    @staticmethod
-    def _counts(options: Sequence[Option], levels: Sequence[int]) -> list[int]:
-        return [option.removals[level] for option, level in zip(options, levels, strict=True)]
+    def _remove(self, options: Sequence[Option], levels: Levels) -> None:
+        """Cut every option to its level, and repair the model."""
+        chosen = [(option, level) for option, level in zip(options, levels, strict=True) if level]
+        for option, level in chosen:
+            name = option.group.name
+            self.removed[name] = self.removed.get(name, 0) + option.removals[level]
+            self.losses[name] = self.losses.get(name, 0.0) + option.losses[level]
+        touched = self.cuts.remove({option.group: option.order[: option.removals[level]] for option, level in chosen})
+        if self.options.repair and chosen:
+            assert self.data is not None, "a repair needs data"
+            self.cuts.repair(
+                touched, self.data,
+                sweeps=self.options.sweeps, samples=self.options.samples, seed=self.context.seed,
+                progress=self.progress,
+            )  # fmt: skip
 
-    def _options(self, groups: Sequence[ChannelGroup], costs: ChannelCosts) -> list[Option]:
-        """Find what can be done with every group. Moments are held for a part of the groups at a time."""
+
+class _Chooser:
+    """Finds on data what can be done with each group of a model and what that loses."""
+
+    def __init__(
+        self,
+        model: onnx_ir.Model,
+        original: onnx_ir.Model,
+        data: DataSource,
+        options: PruneChannelsOptions,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        """Raises UsageError where the data is too little to tell anything."""
+        self.model, self.data, self._options, self.seed, self.progress = model, data, options, seed, progress
+        split = split_samples(data, model, PruneChannels.name, samples=options.samples, held_out=options.error_samples)
+        self.fitted = split.fitted
+        self.divergence: Divergence | None = None
+        if options.allocation == "measured":
+            self.divergence = Divergence(original, data, samples=split.held_out, skip=split.fitted)
+
+    def options(self, groups: Sequence[ChannelGroup], removals: Sequence[tuple[int, ...]]) -> list[Option]:
+        """Return what can be done with every group. Moments are held for a part of the groups at a time."""
         options: list[Option] = []
-        present = self.divergence.of(self.model)
-        parts = list(_parts(groups))
-        with self._task("measuring channels", len(groups)) as task:
-            for part in parts:
+        present = 0.0 if self.divergence is None else self.divergence.of(self.model)
+        with self.progress.task("measuring channels", len(groups)) as task:
+            for part in _parts(groups):
                 layers = {op.node.name: op for group in part for op in reading_consumers(group)}
-                moments = collect(
-                    self.model, list(layers.values()), self.data, samples=self.fitted, seed=self.context.seed,
-                )  # fmt: skip
+                moments = collect(self.model, list(layers.values()), self.data, samples=self.fitted, seed=self.seed)
                 zeros = self._zeros(part)
                 for group in part:
-                    options.append(self._option(group, len(options), costs, moments, zeros, present))
+                    options.append(self._option(group, removals[len(options)], moments, zeros, present))
                     task.advance()
         return options
-
-    def _task(self, label: str, total: int) -> Any:
-        from onnxpress.passes.instrument import Progress
-
-        return (self.context.progress or Progress()).task(label, total)
 
     def _option(
         self,
         group: ChannelGroup,
-        index: int,
-        costs: ChannelCosts,
+        removals: tuple[int, ...],
         moments: Mapping[str, Moments],
         zeros: Mapping[str, npt.NDArray[np.float64]],
         present: float,
     ) -> Option:
-        path = path_by(self.options.score, group, moments, zeros)
-        removals = worthwhile_removals(group, index, costs, self._multiple(group))
-        if self.options.allocation == "measured":
-            losses = measure_losses(self.model, group, path, removals, moments, self.divergence, present)
-        elif self.options.allocation == "modelled":
+        path = path_by(self._options.score, group, moments, zeros)
+        if self.divergence is None:
             losses = tuple(path.error_of(count) for count in removals)
-        else:  # equal shares everywhere: what a cut costs is the square of its share
-            losses = tuple((count / group.size) ** 2 * group.size for count in removals)
-        return Option(group, path, removals, losses)
+        else:
+            losses = measure_losses(
+                self.model, group, path, removals, moments, self.divergence, present, refit=self._options.repair
+            )
+        return Option(group, path.order, removals, losses)
 
     def _zeros(self, groups: Sequence[ChannelGroup]) -> dict[str, npt.NDArray[np.float64]]:
         """Return the share of zeros in each channel of the groups' readers' inputs, where the score asks for it."""
-        if self.options.score != "apoz":
+        if self._options.score != "apoz":
             return {}
         axes = {op.data.name or "": op.data_axis for group in groups for op in reading_consumers(group)}
         sums: dict[str, npt.NDArray[np.float64]] = {}
         counts: dict[str, int] = {}
-        for batch in stream(self.model, self.data, list(axes), samples=self.options.samples):
+        for batch in stream(self.model, self.data, list(axes), samples=self._options.samples):
             for name, array in batch.items():
                 channels = np.moveaxis(array, axes[name], 0).reshape(array.shape[axes[name]], -1)
                 sums[name] = sums.get(name, 0) + (channels == 0).sum(axis=1, dtype=np.float64)
                 counts[name] = counts.get(name, 0) + channels.shape[1]
         return {name: total / counts[name] for name, total in sums.items()}
-
-    def _allocate(self, options: Sequence[Option], costs: ChannelCosts, budget: Budget, remaining: float) -> list[int]:
-        def share_out(losses: Sequence[Sequence[float]]) -> list[int]:
-            levels, _ = allocate(
-                losses,
-                lambda levels: costs.cost_of(budget, self._counts(options, levels)),
-                lambda levels, site, level: costs.saved_by(
-                    budget,
-                    self._counts(options, levels),
-                    site,
-                    options[site].removals[level] - options[site].removals[levels[site]],
-                ),
-                remaining,
-            )
-            return levels
-
-        losses = [option.losses for option in options]
-        levels = share_out(losses)
-        limit = self.options.max_sites
-        if limit is None or sum(level > 0 for level in levels) <= limit:
-            return levels
-        saved = [
-            costs.saved_by(budget, [0] * len(options), site, option.removals[level])
-            for site, (option, level) in enumerate(zip(options, levels, strict=True))
-        ]
-        chosen = set(sorted(range(len(options)), key=lambda site: -saved[site])[:limit])
-        return share_out([curve if site in chosen else curve[:1] for site, curve in enumerate(losses)])
-
-    # Removal and repair.
-
-    def _remember_kept(self, removals: Mapping[ChannelGroup, Sequence[int]]) -> None:
-        """Note which output channels of each operator of the original are left."""
-        gone = {(value.name, axis): indices for (value, axis), indices in removed_indices(removals).items()}
-        for op in linear_ops(self.model, subgraphs=False):
-            if op.output.shape is None:
-                continue
-            channels = op.output_axis % len(op.output.shape)
-            if any(name == op.output.name and axis != channels for name, axis in gone):
-                self.unfit.add(op.node.name or "")
-            indices = gone.get((op.output.name, channels))
-            if indices is not None:
-                name = op.node.name or ""
-                held = np.asarray(self.kept.get(name, range(op.out_channels)))
-                self.kept[name] = [int(channel) for channel in np.delete(held, indices)]
-
-    def _repair(self, touched: set[str]) -> None:
-        """Refit the touched layers and all that comes behind them, once linearly, then past the activations."""
-        for sweep in range(self.options.sweeps):
-            layers = [op for op in _behind(self.model, touched) if (op.node.name or "") not in self.unfit]
-            repair_sequentially(
-                self.model, self.original, self.data, layers,
-                kept=self.kept, rectified=sweep > 0, samples=self.options.samples, seed=self.context.seed,
-                progress=self.context.progress,
-            )  # fmt: skip
-
-
-def _count(source: DataSource, limit: int) -> int:
-    """Return how many samples there are, at most `limit`; what only a pass over them tells takes one."""
-    known = source.count
-    if known is None:
-        known = sum(batch.size for batch in source.batches(_COUNTED_AT_ONCE, limit=limit))
-    return min(known, limit)
-
-
-def _behind(model: onnx_ir.Model, touched: set[str]) -> list[Linear]:
-    """Return the linear operators named, and those that depend on them, that can be refitted."""
-    seeds = {node for node in model.graph if (node.name or "") in touched}
-    return [
-        op
-        for op in linear_ops(model, subgraphs=False)
-        if why_no_patches(op) is None and (op.node in seeds or not seeds.isdisjoint(ancestors([op.data])))
-    ]
 
 
 def _parts(groups: Sequence[ChannelGroup]) -> Iterator[list[ChannelGroup]]:

@@ -27,9 +27,10 @@ from onnxpress.ir.linear import Linear, constant_tensor
 from onnxpress.passes.prune.channel_paths import consumers_of, reading_consumers, slot_columns
 from onnxpress.passes.prune.elimination import Consumer, Path, eliminate, follow
 
-__all__ = ["Score", "path_by", "why_no_score"]
+__all__ = ["WEIGHT_SCORES", "Score", "order_by_weights", "path_by", "why_no_score"]
 
 Score = Literal["obs", "l1", "l2", "bn-scale", "activation", "apoz", "thinet", "lasso", "geometric-median"]
+WEIGHT_SCORES: tuple[Score, ...] = ("l1", "l2", "bn-scale", "geometric-median")  # that need no data
 _Floats: TypeAlias = npt.NDArray[np.float64]
 
 _LASSO_STEPS, _LASSO_SWEEPS = 60, 40  # penalties, each this factor above the last; sweeps of coordinate descent
@@ -58,8 +59,17 @@ def path_by(score: Score, group: ChannelGroup, moments: Mapping[str, Moments], z
         return follow(consumers, _greedy(_interaction(consumers)))
     if score == "lasso":
         return follow(consumers, _lasso(_interaction(consumers)))
-    worth = _worth(score, group, moments, zeros)
-    return follow(consumers, np.argsort(worth, kind="stable").tolist())
+    return follow(consumers, _ascending(_worth(score, group, moments, zeros)))
+
+
+def order_by_weights(score: Score, group: ChannelGroup) -> tuple[int, ...]:
+    """Return the slots of `group` by one of WEIGHT_SCORES, the first to go first."""
+    return tuple(_ascending(_worth(score, group, {}, {})))
+
+
+def _ascending(worth: _Floats) -> list[int]:
+    order: list[int] = np.argsort(worth, kind="stable").tolist()
+    return order
 
 
 def _worth(score: Score, group: ChannelGroup, moments: Mapping[str, Moments], zeros: Mapping[str, _Floats]) -> _Floats:

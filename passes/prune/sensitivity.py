@@ -13,7 +13,7 @@ from onnxpress.ir.analysis.divergence import Divergence
 from onnxpress.ir.analysis.moments import Moments
 from onnxpress.ir.linear import linear_ops
 from onnxpress.passes.prune.channel_costs import ChannelCosts
-from onnxpress.passes.prune.channel_paths import refitted_without
+from onnxpress.passes.prune.channel_paths import refitted_without, silenced
 from onnxpress.passes.prune.elimination import Path
 from onnxpress.passes.repair import DEFAULT_RIDGE, write_parameters
 
@@ -25,10 +25,13 @@ _MEASURED = 4  # widths of a group that are executed; between them its error cur
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What can be done with a group. removals: how many slots may go, from 0 up. losses: divergence added by each."""
+    """What can be done with a group.
+
+    order: its slots, the first to go first. removals: how many may go, from 0 up. losses: what each of these adds.
+    """
 
     group: ChannelGroup
-    path: Path
+    order: tuple[int, ...]
     removals: tuple[int, ...]
     losses: tuple[float, ...]
 
@@ -57,16 +60,21 @@ def measure_losses(
     moments: Mapping[str, Moments],
     divergence: Divergence,
     present: float,
+    *,
+    refit: bool = True,
 ) -> tuple[float, ...]:
-    """Return the divergence that each of `removals` adds, its readers refitted, everything else as it is.
+    """Return the divergence that each of `removals` adds, everything else as it is.
 
-    present: the divergence of `model` itself. Some of the removals are executed, with zeros in place of the slots.
+    present: the divergence of `model` itself. refit: whether the readers are fitted to what is left. Some of the
+    removals are executed, with zeros in place of the slots.
     """
 
     def measure(count: int) -> float:
         trial = model.clone()
         layers = {op.node.name: op for op in linear_ops(trial, subgraphs=False)}
-        for name, (weight, bias) in refitted_without(group, path.order[:count], moments, DEFAULT_RIDGE).items():
+        slots = path.order[:count]
+        without = refitted_without(group, slots, moments, DEFAULT_RIDGE) if refit else silenced(group, slots)
+        for name, (weight, bias) in without.items():
             write_parameters(layers[name], weight, bias)
         return divergence.of(trial) - present
 

@@ -142,10 +142,33 @@ def test_a_budget_out_of_reach_says_what_is() -> None:
         _prune(model, macs=0.001)
     assert str(caught.value) == (
         "prune-channels: macs=0.001 cannot be reached: with every group at the narrowest width that is faster, "
-        "0.0179 remain. Ask for that or more; multiple=1 allows more widths"
+        "0.0179 remain. Ask for that or more"
     )
     with pytest.raises(BudgetError, match=r"ratio=0.99 cannot be reached: .* at most 0.917 of the channels can go\."):
         _prune(model, ratio=0.99)
+    with pytest.raises(BudgetError) as caught:
+        _prune(model, macs=0.05, multiple=4, max_sites=1)
+    assert str(caught.value).endswith(
+        "0.315 remain. Ask for that or more; multiple=1 allows more widths; a larger max_sites allows more groups"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"macs": 0.5, "include": ["head"]}, "'head': graph output 'y'"),
+        ({"macs": 0.5, "exclude": ["*"]}, "'stem': node 'stem': excluded by '*'"),
+        ({"ratio": 0.5, "exclude": ["*"]}, "'stem': node 'stem': excluded by '*'"),
+        ({"params": 0.5, "score": "bn-scale"}, "score=bn-scale finds no BatchNormalization on them"),
+    ],
+)
+def test_a_budget_with_nothing_to_cut_is_an_error_with_the_reasons(options: dict[str, Any], reason: str) -> None:
+    model = _model()
+    with pytest.raises(BudgetError) as caught:
+        _prune(model, **options)
+    assert "cannot be reached: no channel of this model can go (" in str(caught.value)
+    assert reason in str(caught.value)
+    assert to_proto_bytes(model) == to_proto_bytes(_model())
 
 
 @pytest.mark.parametrize(
@@ -171,7 +194,54 @@ def test_no_data_is_an_error() -> None:
         PruneChannels().run(_model(), Context())
 
 
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (_data(1), "prune-channels: the data holds a single sample, which can fit or measure, not both."),
+        (open_data(np.zeros((40, 3, 7, 6), np.float32)), "prune-channels: all 40 calibration samples are equal,"),
+    ],
+)
+def test_samples_that_tell_nothing_are_an_error(samples: DataSource, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        _prune(_model(), data=samples)
+    assert str(caught.value).startswith(message)
+
+
+def test_few_samples_are_a_warning() -> None:
+    with pytest.warns(RuntimeWarning, match=r"^prune-channels: 5 calibration samples are few"):
+        _prune(_model(), data=_data(5))
+
+
+def test_what_weights_alone_decide_needs_no_data() -> None:
+    model, context = _model(), Context()
+    PruneChannels(macs=0.6, score="l1", allocation="uniform", repair=False).run(model, context)
+    assert cost(model).macs <= 0.6 * cost(_model()).macs
+    with_data = _model()
+    _prune(with_data, macs=0.6, score="l1", allocation="uniform", repair=False)
+    assert to_proto_bytes(model) == to_proto_bytes(with_data)
+    for options in ({"repair": True}, {"score": "obs"}, {"allocation": "modelled"}):
+        given: dict[str, Any] = {"score": "l1", "allocation": "uniform", "repair": False, **options}
+        with pytest.raises(UsageError, match="needs calibration data"):
+            PruneChannels(**given).run(_model(), context)
+
+
 # What goes.
+
+
+def test_uniform_takes_the_same_share_of_every_group() -> None:
+    model = _model()
+    record = _prune(model, macs=0.6, allocation="uniform", score="l2", sweeps=1)
+    assert [site.name for site in record.sites] == ["stem", "conv1"]
+    stem, inner = 1 - _width(model, "stem") / _STREAM, 1 - _width(model, "conv1") / _INNER
+    assert 0 <= inner - stem < 1 / _STREAM
+    assert cost(model).macs <= 0.6 * cost(_model()).macs
+
+
+def test_the_divergence_without_repair_is_that_of_the_model_that_comes_out() -> None:
+    model, data = _model(), _data()
+    record = _prune(model, data=data, macs=0.8, include=["conv1"], repair=False, max_sites=1)
+    measured = Divergence(_model(), data, samples=16, skip=32).of(model)
+    assert record.sites[0].error["divergence"] == pytest.approx(measured, rel=0.05)
 
 
 def test_channels_that_say_nothing_go_first_and_leave_no_trace() -> None:
