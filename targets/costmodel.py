@@ -3,7 +3,7 @@
 For Conv, ConvTranspose, Gemm and MatMul, with the numbers of the profile's table `roofline`:
 
     time    = max(compute, memory) + overhead
-    compute = 2 * macs' / peak + groups * rows * M' * output_ns + taps * unaligned_tap_ns
+    compute = 2 * macs' / peak + groups * rows * M' * output_ns + taps * unaligned_tap_ns + copies * unaligned_group_ns
     memory  = (bytes in + bytes of weights + bytes out) / bandwidth
     macs'   = groups * rows * K * C' * (M' + half_peak_channels)
 
@@ -13,6 +13,8 @@ For Conv, ConvTranspose, Gemm and MatMul, with the numbers of the profile's tabl
             multiple of `aligned_channels`, times `unaligned_factor` instead
     M'      output channels of a group, rounded up to `output_step`
     taps    rows * K where the channels are unaligned and K is above 1, else none
+    copies  groups * rows * K * C of a grouped Conv whose groups are no multiple of `group_step` channels, in and out,
+            where K is above 1, else none
 
 An integer Conv whose input channels are padded by the lowering (`input_channel_multiple`) pays for a copy of
 its data and for the padded width.
@@ -190,7 +192,7 @@ class RooflineCost:
     def _compute(self, work: _Work, precision: Precision, peak: float) -> float:
         """Seconds of computing: multiplications, then what is paid by element."""
         roofline = self._roofline
-        outputs = self._output_channels(work, precision)
+        outputs, step = self._output_channels(work, precision), roofline.group_step
         by_element = work.groups * work.rows * outputs * roofline.output_ns.of(precision)
         if precision == "int8" and work.kind == "conv" and work.inputs % self._padded_to:
             padded = _round_up(work.inputs, self._padded_to)
@@ -198,6 +200,9 @@ class RooflineCost:
             work = dataclasses.replace(work, inputs=padded)
         if work.kernel > 1 and self._is_unaligned(work):
             by_element += work.rows * work.kernel * roofline.unaligned_tap_ns.of(precision)
+        if work.kernel > 1 and work.kind == "grouped" and (work.inputs % step or work.outputs % step):
+            copied = work.groups * work.rows * work.kernel * work.inputs
+            by_element += copied * roofline.unaligned_group_ns.of(precision)
         if work.kind != "depthwise":
             outputs += roofline.half_peak_channels.of(precision)
         channels = self._input_channels(work, precision) * outputs

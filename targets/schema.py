@@ -213,6 +213,14 @@ class Roofline(_Table):
     unaligned_tap_ns: Rates = pydantic.Field(
         description="and nanoseconds for each output position and kernel position, in kernels above 1x1"
     )
+    group_step: int = pydantic.Field(
+        default=1, ge=1, description="channels of a group, in and out, that a grouped Conv should be a multiple of"
+    )
+    unaligned_group_ns: Rates = pydantic.Field(
+        default=Rates(float32=0),
+        description="where they are not, nanoseconds for each input channel, kernel position and output position, "
+        "in kernels above 1x1",
+    )
     output_ns: Rates = pydantic.Field(description="nanoseconds for each output element of a linear operator")
     elements: dict[str, Rates] = pydantic.Field(
         description="other operators: nanoseconds per element of their larger side; `default` for the rest"
