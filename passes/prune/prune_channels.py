@@ -249,9 +249,10 @@ class _Run:
                 f"group is faster on {target}{self._advice()}"
             )
         reach = f"at most {1 - left:.3g} of the channels can go" if budget == "channels" else f"{left:.3g} remain"
+        cut = "every group" if limit is None else f"{limit} of the groups"
         raise BudgetError(
-            f"{PruneChannels.name}: {self.options.describe_budget()} cannot be reached: with "
-            f"{'every group' if limit is None else f'{limit} of the groups'} at the narrowest width that is faster, {reach}. "
+            f"{PruneChannels.name}: {self.options.describe_budget()} cannot be reached: with {cut} at the narrowest "
+            f"width that is faster, {reach}. "
             f"Ask for that or {'less' if budget == 'channels' else 'more'}{self._advice()}"
         )
 
