@@ -15,8 +15,8 @@ import numpy.typing as npt
 from onnxpress.ir.analysis.channels import ChannelGroup
 from onnxpress.ir.analysis.moments import Moments
 from onnxpress.ir.linear import Linear
+from onnxpress.passes.least_squares import least_squares_of
 from onnxpress.passes.prune.elimination import Consumer
-from onnxpress.passes.repair import least_squares_of
 
 __all__ = ["columns_without", "consumers_of", "reading_consumers", "refitted_without", "silenced", "slot_columns"]
 

@@ -2,9 +2,7 @@
 
     Y = X + F(X)   =>   Y = X        `residual_blocks` says when that is legal
 
-1. measure   for each block, how far the outputs b of the model without it are from the original's a:
-             class scores [N, classes]   mean over samples of KL(softmax(a) || softmax(b)), in nats
-             other outputs of floats     sum((a - b)^2) / sum(a^2);  the numbers of all outputs are added
+1. measure   for each block, how far the outputs of the model without it are from the original's (`divergence`)
 2. remove    the block of least divergence for what it saves: blocks (`ratio`), MACs, parameters or predicted time
 3. again     the most promising of the rest are measured anew without it, until the budget is met
 4. repair    the next layers behind each removed block are refitted to the original's values (`passes.repair`), if
@@ -33,24 +31,24 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir
 import pydantic
 
 from onnxpress.ir.analysis.cost import cost
-from onnxpress.ir.analysis.execute import DEFAULT_LIMIT_BYTES, BatchRunner, Session, batch_size_within, stream
+from onnxpress.ir.analysis.divergence import Divergence
+from onnxpress.ir.analysis.execute import stream
 from onnxpress.ir.analysis.patches import why_no_patches
-from onnxpress.ir.data import Batch, DataSource, bind, open_data
+from onnxpress.ir.data import DataSource
 from onnxpress.ir.encodings import is_encoded
 from onnxpress.ir.errors import BudgetError, UsageError
 from onnxpress.ir.linear import Linear, linear_ops
-from onnxpress.ir.readers import Array
 from onnxpress.ir.shapes import static_shape
 from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
 from onnxpress.passes.cleanup.graph_edits import drop_unused_constant, quote_names
 from onnxpress.passes.instrument import Progress, Task
 from onnxpress.passes.prune.residual_blocks import Block, find_blocks, remove_block
 from onnxpress.passes.repair import repair_sequentially
+from onnxpress.passes.samples import split_samples
 from onnxpress.passes.selectors import Selection
 
 __all__ = ["PruneBlocks", "PruneBlocksOptions"]
@@ -63,7 +61,6 @@ _ERROR_SAMPLES = 64
 _CANDIDATES = 48  # measured at first
 _MEASUREMENTS = 64  # in all, and one more for each block removed; resnet56 has 25 candidates
 _SCREENING_SAMPLES = 8  # that choose the candidates, where there are more
-_READ = 32  # samples at once
 _POSITIONS = 64  # of each sample that a repaired layer is fitted to
 # Layers refitted behind each removed block. Divergence on other images with 3 / 6 / 12 / all of them: mobilenetv2
 # without 3 blocks, 68 images, 0.336 / 0.350 / 0.350 / 0.481; without 1, - / 0.077 / - / 0.131, unrepaired 0.135;
@@ -92,9 +89,9 @@ class PruneBlocksOptions(SiteOptions):
     max_error: float | None = pydantic.Field(
         default=None, ge=0, description="largest divergence of the outputs, before repair, that a removal may lead to"
     )
-    samples: int | None = pydantic.Field(default=None, ge=1, description="samples to use; all by default")
+    samples: int = pydantic.Field(default=512, ge=2, description="calibration samples to use, at most")
     error_samples: int = pydantic.Field(
-        default=_ERROR_SAMPLES, ge=1, description="samples that measure each candidate: at most a third of all"
+        default=_ERROR_SAMPLES, ge=2, description="samples that measure each candidate: at most a third of all"
     )
     repair: bool = pydantic.Field(default=True, description="refit the layers behind the removed blocks")
 
@@ -142,16 +139,16 @@ class PruneBlocks(Pass):
             return rewrites
         _require_possible(model, blocks, budget)
         original = model.clone()
-        fitted, held = _split(data, model, self.options.samples, self.options.error_samples)
-        divergence = _Divergence(original, held)
-        ranked = _by_influence(model, blocks, held) if len(blocks) > _CANDIDATES else blocks
+        split = split_samples(data, model, self.name, samples=self.options.samples, held_out=self.options.error_samples)
+        divergence = Divergence(original, data, samples=split.held_out, skip=split.fitted)
+        ranked = _by_influence(model, blocks, data) if len(blocks) > _CANDIDATES else blocks
         search = _Search(original, blocks, ranked, budget, self.options, divergence)
         with (context.progress or Progress()).task("measuring blocks") as task:
             search.run(task)
         rewrites.sites = _remove(model, search.removed)
         rewrites.declined.extend(_declined(block, search.reason(block.name)) for block in search.kept)
         if rewrites.sites and self.options.repair:
-            left = _repair(model, original, data, fitted, divergence, context)
+            left = _repair(model, original, data, split.fitted, divergence, context)
             last = rewrites.sites[-1]
             if left is not None:
                 rewrites.sites[-1] = dataclasses.replace(last, error={**last.error, "divergence_repaired": left})
@@ -270,56 +267,6 @@ def _require_possible(model: onnx_ir.Model, blocks: Sequence[Block], budget: _Bu
         )
 
 
-# Measurement.
-
-
-class _Divergence:
-    """How far the float outputs of changed models are from those of the original, on all samples of `data`."""
-
-    def __init__(self, original: onnx_ir.Model, data: DataSource) -> None:
-        """Run `original` once. The samples and its outputs stay in memory.
-
-        Raises:
-            InputError: the data does not fit the model, or it fails on them.
-        """
-        self._names = [value.name or "" for value in original.graph.outputs if _is_float(value)]
-        size = batch_size_within(original, self._names, DEFAULT_LIMIT_BYTES)
-        self._batches = list(bind(data, original).batches(size))
-        self._wanted = self._run(original)
-
-    def of(self, model: onnx_ir.Model) -> float:
-        """Return the divergence of `model`, which has the original's interface: 0 is equal, inf for NaN or infinity."""
-        found = self._run(model)
-        value = sum(_error([a[name] for a in self._wanted], [b[name] for b in found]) for name in self._names)
-        return value if math.isfinite(value) else math.inf
-
-    def _run(self, model: onnx_ir.Model) -> list[dict[str, Array]]:
-        runner = BatchRunner(model, Session(model, outputs=self._names, optimize=True))
-        return [runner.run(batch) for batch in self._batches]
-
-
-def _error(wanted: Sequence[Array], found: Sequence[Array]) -> float:
-    """Return the divergence of one output over batches of it."""
-    total = weight = 0.0
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is told by the result
-        for before, after in zip(wanted, found, strict=True):
-            a, b = before.astype(np.float64), after.astype(np.float64)
-            if a.ndim == 2 and a.shape[1] > 1:
-                logs = _log_softmax(a)
-                total += float((np.exp(logs) * (logs - _log_softmax(b))).sum())
-                weight += len(a)
-            else:
-                total += float(np.square(a - b).sum())
-                weight += float(np.square(a).sum())
-    return total / max(weight, float(np.finfo(np.float64).tiny)) if total else 0.0
-
-
-def _log_softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
-
-
 # Selection.
 
 
@@ -351,7 +298,7 @@ class _Search:
         ranked: Sequence[Block],
         budget: _Budget,
         options: PruneBlocksOptions,
-        divergence: _Divergence,
+        divergence: Divergence,
     ) -> None:
         """blocks: in graph order. ranked: the same, those first that are to be measured first."""
         self.removed: list[_Trial] = []
@@ -460,34 +407,12 @@ def _by_influence(model: onnx_ir.Model, blocks: Sequence[Block], data: DataSourc
 # Removal and repair.
 
 
-def _split(data: DataSource, model: onnx_ir.Model, samples: int | None, held: int) -> tuple[int, DataSource]:
-    """Return how many of the first samples are there to repair with, and the last `held` to measure on, in memory.
-
-    At most a third of them is held back. Of a single sample, there is no other.
-    """
-    last: list[Batch] = []
-    count = 0
-    for batch in bind(data, model).batches(_READ, limit=samples):
-        count += batch.size
-        last = [*last[-(held // _READ + 1) :], batch]
-    kept = min(held, max(1, count // 3))
-    rows = [batch.part(index, index + 1).feeds for batch in last for index in range(batch.size)][-kept:]
-    return max(1, count - kept), open_data(_stacked(rows), model=model)
-
-
-def _stacked(rows: Sequence[dict[str, Array]]) -> dict[str, Array] | Sequence[dict[str, Array]]:
-    """Return samples, [1, ...] each, as one table, or as they are where their shapes differ."""
-    if any(len({row[name].shape for row in rows}) > 1 for name in rows[0]):
-        return rows
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-
-
 def _repair(
     model: onnx_ir.Model,
     original: onnx_ir.Model,
     data: DataSource,
     samples: int,
-    divergence: _Divergence,
+    divergence: Divergence,
     context: Context,
 ) -> float | None:
     """Refit what lies behind the removed blocks; return the divergence then, None where that was not lowered."""

@@ -37,8 +37,8 @@ from onnxpress.passes.prune.sparse_sites import (
     SparseOptions,
     count_zeros,
     find_layers,
-    layer_moments,
     normal_form,
+    sparse_moments,
     sparsify,
 )
 from onnxpress.passes.prune.sparse_update import count_of, magnitude_mask, obs_costs, obs_mask
@@ -117,7 +117,7 @@ class PruneWeights(Pass):
     def _relative_costs(self, model: onnx_ir.Model, layers: Sequence[Linear], context: Context) -> list[_Array]:
         """Return each weight's cost, relative to the variance of its layer's output."""
         found = []
-        for layer, moments in layer_moments(model, layers, context, self.options.samples, asymmetric=False):
+        for layer, moments in sparse_moments(model, layers, context, self.options.samples, asymmetric=False):
             assert moments is not None, "layers without columns were declined"
             gram, rows = normal_form(layer, moments)
             energy = float(np.einsum("gok,gkl,gol->", rows, gram, rows, optimize=True))

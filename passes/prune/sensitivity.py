@@ -12,10 +12,11 @@ from onnxpress.ir.analysis.channels import ChannelGroup
 from onnxpress.ir.analysis.divergence import Divergence
 from onnxpress.ir.analysis.moments import Moments
 from onnxpress.ir.linear import linear_ops
+from onnxpress.passes.least_squares import DEFAULT_RIDGE
 from onnxpress.passes.prune.channel_costs import ChannelCosts
 from onnxpress.passes.prune.channel_paths import refitted_without, silenced
 from onnxpress.passes.prune.elimination import Path
-from onnxpress.passes.repair import DEFAULT_RIDGE, write_parameters
+from onnxpress.passes.repair import write_parameters
 
 __all__ = ["Option", "interpolate_losses", "measure_losses", "worthwhile_removals"]
 

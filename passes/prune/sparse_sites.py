@@ -13,7 +13,6 @@ y are the original's own, and u = W0. A MatMul takes no bias: its moments are no
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -26,17 +25,19 @@ from onnxpress.ir.analysis.cost import node_macs
 from onnxpress.ir.analysis.decibels import sqnr_db
 from onnxpress.ir.analysis.moments import Moments, MomentsSum
 from onnxpress.ir.analysis.patches import why_no_patches
-from onnxpress.ir.analysis.stepwise import Stepwise, ancestors, stepwise_batch_size
+from onnxpress.ir.analysis.stepwise import Stepwise, stepwise_batch_size
+from onnxpress.ir.data import DataSource
 from onnxpress.ir.encodings import Encoded, Sparse, encoding_of
 from onnxpress.ir.linear import Linear, as_linear, constant_tensor
 from onnxpress.passes.base import Amount, Context, Declined, Site, SiteOptions
 from onnxpress.passes.cleanup.graph_edits import drop_unused_constant, fresh_name, set_bias, value_names
 from onnxpress.passes.instrument import Progress
+from onnxpress.passes.layer_moments import layer_moments
+from onnxpress.passes.least_squares import DEFAULT_RIDGE, least_squares
 from onnxpress.passes.prune.sparse_update import refit, with_ridge
-from onnxpress.passes.repair import DEFAULT_RIDGE, least_squares
 from onnxpress.passes.selectors import Selection
 
-__all__ = ["Chooser", "SparseOptions", "count_zeros", "find_layers", "layer_moments", "normal_form", "sparsify"]
+__all__ = ["Chooser", "SparseOptions", "count_zeros", "find_layers", "normal_form", "sparse_moments", "sparsify"]
 
 _Array: TypeAlias = npt.NDArray[Any]
 _Float64: TypeAlias = npt.NDArray[np.float64]
@@ -46,6 +47,7 @@ _FEWEST_WEIGHTS = 128  # a layer of fewer has little to give, and every one of i
 _POSITIONS = 64  # of each sample that moments are taken at
 _CACHE_BYTES = 128 << 20  # of activations that each model keeps between layers
 _READ_BYTES = 24 << 20  # of inner values at a time
+_LABEL = "pruning layers"
 # Little depends on it. Top-1 at a ridge of 0.01 / 0.03 / 0.1 / 0.3, 256 calibration and 4,000 other images (standard
 # error 0.6): resnet20 at ratio 0.75 75.8 / 76.4 / 76.4 / 76.4, at 2:4 79.9 / 79.6 / 79.4 / 79.7; lenet300 at ratio 0.75
 # 98.2 / 98.1 / 98.2 / 98.1, at 2:4 98.0 / 98.1 / 98.2 / 98.2 (standard error 0.2).
@@ -158,7 +160,7 @@ def sparsify(
         return [_write_by_magnitude(model, layer, chooser, None, context, names) for layer in layers]
     sites = []
     repair = options.repair and options.method == "obs"
-    for layer, moments in layer_moments(model, layers, context, options.samples, asymmetric=repair):
+    for layer, moments in sparse_moments(model, layers, context, options.samples, asymmetric=repair):
         if options.method == "magnitude":
             sites.append(_write_by_magnitude(model, layer, chooser, moments, context, names))
         else:
@@ -260,10 +262,10 @@ def _energy(array: _Array) -> float:
     return float(np.square(array, dtype=np.float64).sum())
 
 
-# Moments of one layer after the other, while those before it change.
+# Moments of one layer after the other.
 
 
-def layer_moments(
+def sparse_moments(
     model: onnx_ir.Model, layers: Sequence[Linear], context: Context, samples: int | None, *, asymmetric: bool
 ) -> Iterator[tuple[Linear, Moments | None]]:
     """Yield each layer with its moments; None where its columns cannot be cut. A layer may change once it was yielded.
@@ -275,95 +277,37 @@ def layer_moments(
     """
     data = context.require_data("method=obs")
     reference = model.clone()
-    originals = dict(zip(model.graph, reference.graph, strict=True))
-    steps = [_Step(layer, originals[layer.node], asymmetric) for layer in layers]
+    fit = [layer for layer in layers if why_no_patches(layer) is None]
     if asymmetric:
-        nodes = [layer.node for layer in layers]
-        for index, step in enumerate(steps):
-            step.shortcut = _shortcut(step.layer.output, set(nodes[index:]), originals)
-    batch_size = stepwise_batch_size([model], data, [step.data for step in steps[:3]], _READ_BYTES) if steps else 1
+        for found in layer_moments(
+            model, reference, data, fit, samples=samples, positions=_POSITIONS, seed=context.seed,
+            cache_bytes=2 * _CACHE_BYTES, limit_bytes=_READ_BYTES, progress=context.progress, label=_LABEL,
+        ):  # fmt: skip
+            yield found.layer, found.moments
+    else:
+        yield from _symmetric(model, reference, data, fit, context, samples)
+    yield from ((layer, None) for layer in layers if layer not in fit)
 
-    def stepwise(which: onnx_ir.Model) -> Stepwise:
-        return Stepwise(which, data, batch_size=batch_size, samples=samples, cache_bytes=_CACHE_BYTES)
 
-    original = stepwise(reference)
-    current = stepwise(model) if asymmetric else None
-    with (context.progress or Progress()).task("pruning layers", len(steps)) as task:
-        for index, step in enumerate(steps):
-            if why_no_patches(step.layer) is not None:
-                yield step.layer, None
-            elif current is None:
-                yield step.layer, _symmetric(step, steps[index + 1 :], original, context.seed)
-            else:
-                yield step.layer, _cross(step, steps[index + 1 :], current, original, context.seed)
+def _symmetric(
+    model: onnx_ir.Model,
+    reference: onnx_ir.Model,
+    data: DataSource,
+    layers: Sequence[Linear],
+    context: Context,
+    samples: int | None,
+) -> Iterator[tuple[Linear, Moments]]:
+    if not layers:
+        return
+    originals = dict(zip(model.graph, reference.graph, strict=True))
+    inputs = [layer.data.name or "" for layer in layers]
+    batch_size = stepwise_batch_size([reference], data, inputs[:3], _READ_BYTES)
+    original = Stepwise(reference, data, batch_size=batch_size, samples=samples, cache_bytes=_CACHE_BYTES)
+    with (context.progress or Progress()).task(_LABEL, len(layers)) as task:
+        for index, layer in enumerate(layers):
+            total = MomentsSum(layer, positions=_POSITIONS, seed=context.seed)
+            stop = originals[layer.node]
+            for count, seen in original.read([inputs[index]], stop=stop, later=inputs[index + 1 :]):
+                total.add(seen[inputs[index]], samples=count)
+            yield layer, total.result().with_target(layer.weight(), layer.bias())
             task.advance()
-
-
-@dataclasses.dataclass
-class _Step:
-    """One layer and its node in the original. shortcut: the other operand of the Add behind it, in both models."""
-
-    layer: Linear
-    original: onnx_ir.Node
-    asymmetric: bool
-    shortcut: tuple[str, str] | None = None
-
-    @property
-    def data(self) -> str:
-        return self.layer.data.name or ""
-
-    @property
-    def inputs(self) -> list[str]:
-        return [self.data, *(self.shortcut[:1] if self.shortcut else ())]
-
-    @property
-    def targets(self) -> list[str]:
-        return [self.original.outputs[0].name or "", *(self.shortcut[1:] if self.shortcut else ())]
-
-
-def _symmetric(step: _Step, later: Sequence[_Step], original: Stepwise, seed: int) -> Moments:
-    total = MomentsSum(step.layer, positions=_POSITIONS, seed=seed)
-    for samples, seen in original.read([step.data], stop=step.original, later=[other.data for other in later]):
-        total.add(seen[step.data], samples=samples)
-    return total.result().with_target(step.layer.weight(), step.layer.bias())
-
-
-def _cross(step: _Step, later: Sequence[_Step], current: Stepwise, original: Stepwise, seed: int) -> Moments:
-    total = MomentsSum(step.layer, positions=_POSITIONS, seed=seed)
-    inputs = current.read(step.inputs, stop=step.layer.node, later=[value for other in later for value in other.inputs])
-    targets = original.read(
-        step.targets,
-        stop=step.original,
-        after=True,
-        later=[value for other in later for value in other.targets],
-    )
-    for (samples, seen), (_, wanted) in zip(inputs, targets, strict=True):
-        target, *shortcut = (wanted[name] for name in step.targets)
-        correction: tuple[_Array, ...] = ()
-        if step.shortcut is not None and seen[step.shortcut[0]].shape == target.shape == shortcut[0].shape:
-            correction = (shortcut[0], seen[step.shortcut[0]])
-        total.add(seen[step.data], target, samples=samples, correction=correction)
-    return total.result()
-
-
-def _shortcut(
-    value: onnx_ir.Value, pending: set[onnx_ir.Node], originals: Mapping[onnx_ir.Node, onnx_ir.Node]
-) -> tuple[str, str] | None:
-    """Return the other operand of the Add that alone reads `value`, in the model and the original, once it is final.
-
-    None where it depends on a layer that is still to be pruned: of two branches that meet, the later one answers for
-    both. An Add of a constant is passed over.
-    """
-    while len(value.uses()) == 1 and not value.is_graph_output():
-        ((user, index),) = value.uses()
-        original = originals.get(user)
-        if user.op_type != "Add" or original is None:
-            return None
-        other, other_original = user.inputs[1 - index], original.inputs[1 - index]
-        if other is None or other_original is None:
-            return None
-        if constant_tensor(other) is None:
-            is_final = bool(other.name) and not ancestors([other]) & pending
-            return (other.name or "", other_original.name or "") if is_final else None
-        value = user.outputs[0]
-    return None

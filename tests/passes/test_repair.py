@@ -14,7 +14,8 @@ from onnxpress.ir.data import open_data
 from onnxpress.ir.errors import UsageError
 from onnxpress.ir.linear import Linear, as_linear, linear_ops
 from onnxpress.ir.model_io import load
-from onnxpress.passes.repair import least_squares, refit_layer, repair_sequentially, write_parameters
+from onnxpress.passes.least_squares import least_squares
+from onnxpress.passes.repair import refit_layer, repair_sequentially, write_parameters
 from tests.support import Array, text_model
 
 

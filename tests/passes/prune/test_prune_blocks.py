@@ -445,13 +445,6 @@ def test_of_many_candidates_the_nearest_to_identity_are_measured(monkeypatch: py
     assert [site.name for site in rewrites.sites] == ["add2", "add1"]
 
 
-def test_the_divergence_is_that_of_softmax_or_the_relative_squared_error() -> None:
-    scores = prune_blocks._error([np.log([[0.5, 0.5], [0.25, 0.75]])], [7 + np.log([[0.25, 0.75], [0.25, 0.75]])])
-    assert scores == pytest.approx(0.5 * (0.5 * math.log(2) + 0.5 * math.log(2 / 3)))
-    assert prune_blocks._error([np.full((1, 2, 3), 2.0)], [np.full((1, 2, 3), 3.0)]) == pytest.approx(0.25)
-    assert math.isnan(prune_blocks._error([np.ones((1, 2, 3))], [np.full((1, 2, 3), math.nan)]))
-
-
 def test_equal_runs_give_equal_models() -> None:
     first, second = _model(), _model()
     records = [_prune(model, ratio=0.9) for model in (first, second)]
