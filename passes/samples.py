@@ -31,6 +31,8 @@ class Split:
 def split_samples(data: DataSource, model: onnx_ir.Model, pass_name: str, *, samples: int, held_out: int) -> Split:
     """Divide `samples` of the data at most; of these, `held_out` or a third, whichever is less, are held out.
 
+    0 of them where nothing is measured.
+
     Few samples are a warning, as nobody can tell how much of the model's accuracy they cost.
 
     Raises:
@@ -53,7 +55,7 @@ def split_samples(data: DataSource, model: onnx_ir.Model, pass_name: str, *, sam
             RuntimeWarning,
             stacklevel=2,
         )
-    held = max(1, min(held_out, count // 3))
+    held = max(1, min(held_out, count // 3)) if held_out else 0
     return Split(count - held, held)
 
 

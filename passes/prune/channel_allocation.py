@@ -2,82 +2,60 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from onnxpress.passes.allocation import Levels, allocate
 from onnxpress.passes.prune.channel_costs import Budget, ChannelCosts
 from onnxpress.passes.prune.sensitivity import Option
 
-__all__ = ["at_least_loss", "in_equal_shares"]
+__all__ = ["at_least_loss", "in_equal_shares", "most_saving"]
 
 
-def at_least_loss(
-    options: Sequence[Option], costs: ChannelCosts, budget: Budget, remaining: float, max_sites: int | None
-) -> Levels:
-    """Return the level of each option that brings the cost down to `remaining` at least summed loss.
+def at_least_loss(options: Sequence[Option], costs: ChannelCosts, budget: Budget, remaining: float) -> Levels:
+    """Return the level of each option that brings the cost down to `remaining` at least summed loss."""
+    levels, _ = allocate(
+        [option.losses for option in options],
+        lambda levels: costs.cost_of(budget, _removals(options, levels)),
+        lambda levels, site, level: costs.saved_by(
+            budget,
+            _removals(options, levels),
+            site,
+            options[site].removals[level] - options[site].removals[levels[site]],
+        ),
+        remaining,
+    )
+    return levels
 
-    max_sites: at most so many are cut, those that save most of what they would without this bound.
+
+def in_equal_shares(options: Sequence[Option], costs: ChannelCosts, budget: Budget, remaining: float) -> Levels:
+    """Return the level of each option where all lose the same share, up to one width, the least that meets `remaining`.
+
+    Widths come in steps, which are taken one by one: the least share first, and of equal ones the first in the graph.
     """
+    moves = sorted(
+        (count / option.group.size, site, level)
+        for site, option in enumerate(options)
+        for level, count in enumerate(option.removals[1:], 1)
+    )
 
-    def share_out(losses: Sequence[Sequence[float]]) -> Levels:
-        levels, _ = allocate(
-            losses,
-            lambda levels: costs.cost_of(budget, _removals(options, levels)),
-            lambda levels, site, level: costs.saved_by(
-                budget,
-                _removals(options, levels),
-                site,
-                options[site].removals[level] - options[site].removals[levels[site]],
-            ),
-            remaining,
-        )
+    def after(count: int) -> Levels:
+        levels = [0] * len(options)
+        for _, site, level in moves[:count]:
+            levels[site] = level
         return levels
 
-    losses = [option.losses for option in options]
-    levels = share_out(losses)
-    chosen = _most_saving(options, levels, costs, budget, max_sites)
-    if len(chosen) == len(options):
-        return levels
-    return share_out([curve if site in chosen else curve[:1] for site, curve in enumerate(losses)])
+    def is_met(count: int) -> bool:
+        return costs.cost_of(budget, _removals(options, after(count))) <= remaining
+
+    return after(bisect_left(range(len(moves)), True, key=is_met))
 
 
-def in_equal_shares(
-    options: Sequence[Option], costs: ChannelCosts, budget: Budget, remaining: float, max_sites: int | None
-) -> Levels:
-    """Return the level of each option where all lose the same share, the least that meets `remaining`.
-
-    Widths come in steps: each option takes the widest cut within the share. max_sites: at most so many are cut, those
-    that save most.
-    """
-    narrowest = [len(option.removals) - 1 for option in options]
-    chosen = _most_saving(options, narrowest, costs, budget, max_sites)
-    shares = [[count / option.group.size for count in option.removals] for option in options]
-
-    def within(share: float) -> Levels:
-        return [bisect_right(steps, share) - 1 if site in chosen else 0 for site, steps in enumerate(shares)]
-
-    steps = sorted({share for site in chosen for share in shares[site]})
-    low, high = 0, len(steps) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if costs.cost_of(budget, _removals(options, within(steps[middle]))) <= remaining:
-            high = middle
-        else:
-            low = middle + 1
-    return within(steps[low])
-
-
-def _most_saving(
-    options: Sequence[Option], levels: Levels, costs: ChannelCosts, budget: Budget, max_sites: int | None
-) -> set[int]:
-    """Return the options that `max_sites` leaves, of those with a level above 0; all where it does not bind."""
-    cut = [site for site, level in enumerate(levels) if level]
-    if max_sites is None or len(cut) <= max_sites:
-        return set(range(len(options)))
-    none = [0] * len(options)
-    saved = {site: costs.saved_by(budget, none, site, options[site].removals[levels[site]]) for site in cut}
-    return set(sorted(cut, key=lambda site: -saved[site])[:max_sites])
+def most_saving(removals: Sequence[int], costs: ChannelCosts, budget: Budget, count: int) -> list[int]:
+    """Return the indices of the `count` groups that save most by losing `removals`, each alone, of those that save."""
+    none = [0] * len(removals)
+    saved = [costs.saved_by(budget, none, index, gone) if gone else 0.0 for index, gone in enumerate(removals)]
+    return sorted((index for index, each in enumerate(saved) if each > 0), key=lambda index: -saved[index])[:count]
 
 
 def _removals(options: Sequence[Option], levels: Levels) -> list[int]:

@@ -5,7 +5,8 @@ to the elements that are left of its weight, parameters are those elements, and 
 estimate of the node at its new shapes. All of it follows from the widths, so that thousands of allocations can be
 compared.
 
-Operators that multiply two activations (attention scores) keep their cost here, so the estimate errs upwards.
+Two things it does not follow: operators that multiply two activations (attention scores) keep their cost, and a
+constant of which several readers keep different parts is counted once. Price what is left in the end on the model.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class ChannelCosts:
         self.groups = groups
         self._estimator = estimator
         self._axes = _axes(groups)
+        self._all_axes = {axis for of_value in self._axes.values() for axis in of_value.values()}
         # Read now: the model may have changed by the time of a question.
         tensors = {value: tensor for value in self._axes if (tensor := constant_tensor(value)) is not None}
         self._sizes = {value: (int(tensor.size), tensor.dtype.bitwidth / 8) for value, tensor in tensors.items()}
@@ -66,7 +68,7 @@ class ChannelCosts:
         total = cost(model)
         self._base = {"macs": float(total.macs), "params": float(total.params)}
         self._base["channels"] = float(sum(group.size for group in groups))
-        self._macs = {op.node: node_macs(op.node) or 0 for op in self._linear}
+        self._macs = {op.node: (op.weight_value, node_macs(op.node) or 0) for op in self._linear}
         self._times: dict[tuple[onnx_ir.Node, tuple[int, ...]], float] = {}
         self._weights_of: list[set[onnx_ir.Value]] = [set() for _ in groups]
         for value in self._sizes:
@@ -126,13 +128,27 @@ class ChannelCosts:
             return None
         return sum(self._seconds_of(node, removed) for node in self._nodes_of[group])
 
+    def keeps_multiple(self, group: int, count: int, multiple: int) -> bool:
+        """Whether the axes that `group` has a part in are multiples of `multiple` once it lost `count` slots.
+
+        An axis that is none now, as where a part of it is frozen, asks for nothing but that the slots left are one.
+        """
+        removed = [count if index == group else 0 for index in range(len(self.groups))]
+        none = [0] * len(self.groups)
+        axes = [axis for axis in self._all_axes if any(each == group for each, _ in axis.parts)]
+        aligned = [axis for axis in axes if axis.left(none) % multiple == 0]
+        if any(axis.left(removed) % multiple for axis in aligned):
+            return False
+        return len(aligned) == len(axes) or (self.groups[group].size - count) % multiple == 0
+
     def _size(self, value: onnx_ir.Value, removed: Sequence[int]) -> float:
         share = math.prod(axis.left(removed) / axis.size for axis in self._axes[value].values())
         return self._sizes[value][0] * share
 
     def _macs_of(self, op: Linear, removed: Sequence[int]) -> float:
-        axes = self._axes.get(op.weight_value, {})
-        return self._macs[op.node] * math.prod(axis.left(removed) / axis.size for axis in axes.values())
+        weight, macs = self._macs[op.node]
+        axes = self._axes.get(weight, {})
+        return macs * math.prod(axis.left(removed) / axis.size for axis in axes.values())
 
     def _seconds_of(self, node: onnx_ir.Node, removed: Sequence[int]) -> float:
         assert self._estimator is not None

@@ -68,10 +68,15 @@ class ChannelCuts:
 
 
 def _behind(model: onnx_ir.Model, touched: set[str]) -> list[Linear]:
-    """Return the linear operators named, and those that depend on them, that can be refitted."""
+    """Return the linear operators named, and those that depend on them, that can be refitted.
+
+    Not those that share a constant: a refit would untie them, and the model grow.
+    """
     seeds = {node for node in model.graph if (node.name or "") in touched}
     return [
         op
         for op in linear_ops(model, subgraphs=False)
-        if why_no_patches(op) is None and (op.node in seeds or not seeds.isdisjoint(ancestors([op.data])))
+        if why_no_patches(op) is None
+        and all(len(value.uses()) == 1 for value in (op.weight_value, op.bias_value) if value is not None)
+        and (op.node in seeds or not seeds.isdisjoint(ancestors([op.data])))
     ]

@@ -7,8 +7,8 @@ slot s from a consumer `y = W x` and refitting what is left costs
     W        <- W - W_s inv(P_ss) P_s:                  the refit of everything else
     P        <- P - P_:s inv(P_ss) P_s:                 the inverse moment matrix without s
 
-so that slots are removed one by one, each time the one that adds least error for what it saves, and the errors of
-the whole path come for free: group-wise Optimal Brain Surgeon on a layer's output (Hassibi & Stork 1993; the same
+so that slots are removed one by one, each time the one that adds least error, and the errors of the whole path come
+for free: group-wise Optimal Brain Surgeon on a layer's output (Hassibi & Stork 1993; the same
 recursion as in Frantar & Alistarh 2022, "Optimal Brain Compression", section 4, https://arxiv.org/abs/2208.11580).
 """
 
@@ -32,13 +32,11 @@ class Consumer:
 
     weight: [out, K]. moments: [K, K], the covariance of its input (or the second moment where it has no bias).
     positions: for each slot, the indices into K that belong to it; equally many for every slot.
-    importance: what a relative squared error of its output counts against those of other consumers.
     """
 
     weight: npt.NDArray[np.floating]
     moments: npt.NDArray[np.floating]
     positions: npt.NDArray[np.int64]
-    importance: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +55,8 @@ class Path:
         return float(self.errors[removed])
 
 
-def eliminate(consumers: Sequence[Consumer], *, savings: Sequence[float] | None = None, keep: int = 1) -> Path:
-    """Return a greedy path of removal down to `keep` slots.
-
-    savings: what removing each slot saves (MACs, say); the slot with the least error for its saving goes first.
-    Slots that are never removed close the order, in index order, and repeat the last error.
+def eliminate(consumers: Sequence[Consumer]) -> Path:
+    """Return a greedy path of removal down to one slot, which closes the order and repeats the last error.
 
     Raises:
         ValueError: there is no consumer, or the consumers disagree on the number of slots.
@@ -71,30 +66,27 @@ def eliminate(consumers: Sequence[Consumer], *, savings: Sequence[float] | None 
     slots = len(consumers[0].positions)
     if any(len(consumer.positions) != slots for consumer in consumers):
         raise ValueError("the consumers have different numbers of slots")
-    worth = np.ones(slots) if savings is None else np.asarray(savings, np.float64)
     states = [_State(consumer) for consumer in consumers]
     alive = np.ones(slots, bool)
     order: list[int] = []
     errors = [0.0]
-    while len(order) < slots - max(keep, 0):
+    while len(order) < slots - 1:
         left = np.flatnonzero(alive)
         added = np.sum([state.added_errors(left) for state in states], axis=0)
-        index = int(np.argmin(added / worth[left]))
+        index = int(np.argmin(added))
         slot = int(left[index])
         for state in states:
             state.remove(slot)
         alive[slot] = False
         order.append(slot)
         errors.append(errors[-1] + max(0.0, float(added[index])))
-    rest = [int(slot) for slot in np.flatnonzero(alive)]
-    errors.extend([errors[-1]] * len(rest))
-    return Path((*order, *rest), np.asarray(errors))
+    return Path((*order, *map(int, np.flatnonzero(alive))), np.asarray([*errors, errors[-1]]))
 
 
-def follow(consumers: Sequence[Consumer], order: Sequence[int], *, keep: int = 1) -> Path:
+def follow(consumers: Sequence[Consumer], order: Sequence[int]) -> Path:
     """Return the path of removal in the given order, the first to go first, with the errors that it costs.
 
-    order: every slot once. keep: the last slots of it stay, as in `eliminate`.
+    order: every slot once; the last of it stays, as in `eliminate`.
 
     Raises:
         ValueError: there is no consumer, or `order` does not name every slot once.
@@ -106,13 +98,12 @@ def follow(consumers: Sequence[Consumer], order: Sequence[int], *, keep: int = 1
         raise ValueError("the order must name every slot once")
     states = [_State(consumer) for consumer in consumers]
     errors = [0.0]
-    for slot in order[: slots - max(keep, 0)]:
+    for slot in order[:-1]:
         added = sum(float(state.added_errors(np.array([slot]))[0]) for state in states)
         for state in states:
             state.remove(slot)
         errors.append(errors[-1] + max(0.0, added))
-    errors.extend([errors[-1]] * (slots + 1 - len(errors)))
-    return Path(tuple(order), np.asarray(errors))
+    return Path(tuple(order), np.asarray([*errors, errors[-1]]))
 
 
 class _State:
@@ -124,7 +115,7 @@ class _State:
         moments[np.diag_indices_from(moments)] += _RIDGE * scale
         self._weight = np.array(consumer.weight, np.float64)
         energy = float(np.einsum("ok,kl,ol->", self._weight, moments, self._weight, optimize=True))
-        self._scale = consumer.importance / energy if energy > 0 else 0.0
+        self._scale = 1 / energy if energy > 0 else 0.0
         self._inverse = np.linalg.inv(moments)
         self._positions = consumer.positions
 

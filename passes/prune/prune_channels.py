@@ -25,6 +25,7 @@ Sources: Hassibi & Stork 1993 (order); He et al. 2017, https://arxiv.org/abs/170
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -34,7 +35,7 @@ import onnx_ir
 import pydantic
 
 from onnxpress.ir.analysis.channels import ChannelGroup, couple
-from onnxpress.ir.analysis.divergence import Divergence
+from onnxpress.ir.analysis.divergence import Divergence, NotMeasurableError
 from onnxpress.ir.analysis.execute import stream
 from onnxpress.ir.analysis.moments import Moments, collect, gram_bytes
 from onnxpress.ir.data import DataSource
@@ -42,14 +43,14 @@ from onnxpress.ir.errors import BudgetError, UsageError
 from onnxpress.passes.allocation import Levels
 from onnxpress.passes.base import Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
 from onnxpress.passes.instrument import Progress
-from onnxpress.passes.prune.channel_allocation import at_least_loss, in_equal_shares
+from onnxpress.passes.prune.channel_allocation import at_least_loss, in_equal_shares, most_saving
 from onnxpress.passes.prune.channel_costs import Budget, ChannelCosts
 from onnxpress.passes.prune.channel_cuts import ChannelCuts
 from onnxpress.passes.prune.channel_paths import reading_consumers
 from onnxpress.passes.prune.eligibility import divide
 from onnxpress.passes.prune.scores import WEIGHT_SCORES, Score, order_by_weights, path_by
 from onnxpress.passes.prune.sensitivity import Option, measure_losses, worthwhile_removals
-from onnxpress.passes.samples import split_samples
+from onnxpress.passes.samples import Split, split_samples
 from onnxpress.passes.selectors import Selection
 
 __all__ = ["PruneChannels", "PruneChannelsOptions"]
@@ -60,6 +61,7 @@ _STAGE = 0.72  # what a stage may leave of the budget's cost; resnet56 at half i
 _GRAM_BYTES = 512 << 20  # moments held at once
 _FINEST = 4  # narrower steps than this are slower on every runtime that was measured
 _ROUNDING = 1e-9  # of a sum of costs
+_SHOWN_STEPS = 1000  # shares are told in steps of a thousandth
 _SHOWN = 3  # names or reasons in a message
 
 
@@ -159,7 +161,10 @@ class PruneChannels(Pass):
             if budget != "channels" or self.options.include or self.options.exclude:
                 raise BudgetError(_nothing_can_go(self.options, declined))
             return record
-        _Run(model, groups, selection, data, context, self.options).cut(budget, share, record)
+        try:
+            _Run(model, groups, selection, data, context, self.options).cut(budget, share, record)
+        except NotMeasurableError as error:
+            raise UsageError(f"{self.name}: {error}. allocation=modelled does without") from error
         return record
 
 
@@ -198,32 +203,46 @@ class _Run:
         self.progress = context.progress or Progress()
         self.cuts = ChannelCuts(model)
         self.costs = self._costs(groups)
+        self.split: Split | None = None
+        if data is not None:
+            held_out = options.error_samples if options.allocation == "measured" else 0
+            self.split = split_samples(data, model, PruneChannels.name, samples=options.samples, held_out=held_out)
         self.removed: dict[str, int] = {}  # slots gone, by group
         self.losses: dict[str, float] = {}
+        self.touched: set[str] = set()  # nodes that lost channels
+        self.chosen: set[str] | None = None  # the groups that max_sites leaves, once they are known
 
     def cut(self, budget: Budget, share: float, record: Rewrites) -> None:
         """Cut until `share` of the budget's cost remains, and record every group."""
+        if not self.costs.total(budget):
+            raise UsageError(
+                f"{PruneChannels.name}: {self.options.describe_budget()}: no layer of the model has {budget} to count, "
+                "as their shapes are unknown. Give params or ratio, or fix the shapes of the model's inputs"
+            )
         whole = range(len(self.groups))
         full = [self.costs.amount_of(index, [0] * len(self.groups)) for index in whole]
-        narrowest = [
-            worthwhile_removals(group, index, self.costs, self._multiple(group))[-1]
-            for index, group in enumerate(self.groups)
-        ]
+        narrowest = [counts[-1] for counts in self._removals(self.groups, self.costs)]
         self._require_reach(budget, share, narrowest)
-        chooser = None if self.data is None else self._chooser(self.data)
-        floor = self.costs.total(budget) * share
+        chooser = self._chooser()
+        total = self.costs.total(budget)
+        floor = total * (share + _ROUNDING)
         # The cost of channels is their number: it does not change with what has gone.
         stages = max(1, round(np.log(share) / np.log(_STAGE))) if budget != "channels" else 1
-        for stage in range(1, stages + 1):
-            self._stage(budget, max(floor, self.costs.total(budget) * share ** (stage / stages)), chooser)
-        self._require_met(budget, floor)
+        for stage in range(1, stages):
+            self._stage(budget, total * share ** (stage / stages), floor, chooser)
+        # What the costs do not follow can leave the last stage short of the budget.
+        while self._stage(budget, floor, floor, chooser):
+            pass
+        if (left := self._left(budget)) > floor:
+            raise BudgetError(
+                f"{PruneChannels.name}: {self.options.describe_budget()} was not reached: {left / total:.4g} of the "
+                f"{budget} remain, as widths come in steps. Ask for more{self._advice()}"
+            )
+        self._repair()
         for index, group in enumerate(self.groups):
             count = self.removed.get(group.name, 0)
             if not count:
-                reason = "kept: the budget is met at less loss elsewhere"
-                if not narrowest[index]:
-                    reason = f"no narrower width is faster on {self.context.constraints.target}"
-                record.declined.append(Declined(group.name, "channels", reason))
+                record.declined.append(Declined(group.name, "channels", self._why_kept(group, narrowest[index])))
                 continue
             after = self.costs.amount_of(index, [count if other == index else 0 for other in whole])
             readers = ", ".join(op.node.name or "" for op in reading_consumers(group)[:_SHOWN])
@@ -231,45 +250,58 @@ class _Run:
             detail = f"{count} of {group.size} removed, read by {readers}"
             record.sites.append(Site(group.name, "channels", full[index], after, error, detail))
 
+    def _left(self, budget: Budget) -> float:
+        """Return what the model costs now."""
+        if budget == "channels":
+            return self.costs.total(budget) - sum(self.removed.values())
+        return self._costs(self._present_groups()).total(budget)
+
+    def _present_groups(self) -> list[ChannelGroup]:
+        return divide(couple(self.model), self.model, self.selection, self.options.score)[0]
+
+    def _why_kept(self, group: ChannelGroup, narrowest: int) -> str:
+        if not narrowest:
+            return self._no_narrower(group)
+        if self.chosen is not None and group.name not in self.chosen:
+            return f"kept: max_sites={self.options.max_sites}, and others save more"
+        if self.options.allocation == "uniform":
+            return "kept: its first narrower width is more than the equal share"
+        return "kept: the budget is met at less loss elsewhere"
+
+    def _no_narrower(self, group: ChannelGroup) -> str:
+        """Say why a group has no width but the one it has."""
+        index, multiple = self.groups.index(group), self._multiple(group)
+        if not any(self.costs.keeps_multiple(index, count, multiple) for count in range(1, group.size)):
+            return f"no narrower width is a multiple of {multiple}"
+        return f"no narrower width is faster on {self.context.constraints.target}"
+
     def _require_reach(self, budget: Budget, share: float, narrowest: list[int]) -> None:
         """Raise a BudgetError where every group at its narrowest still costs more than asked; before any work."""
         limit = self.options.max_sites
         if limit is not None:
-            none = [0] * len(narrowest)
-            saved = [self.costs.saved_by(budget, none, index, count) for index, count in enumerate(narrowest)]
-            most = sorted(range(len(narrowest)), key=lambda index: -saved[index])[:limit]
+            most = most_saving(narrowest, self.costs, budget, limit)
             narrowest = [count if index in most else 0 for index, count in enumerate(narrowest)]
         left = self.costs.cost_of(budget, narrowest) / self.costs.total(budget)
-        if left <= share:
+        if left <= share + _ROUNDING:
             return
-        target = self.context.constraints.target
         if not any(narrowest):
             raise BudgetError(
-                f"{PruneChannels.name}: {self.options.describe_budget()} cannot be reached: no narrower width of any "
-                f"group is faster on {target}{self._advice()}"
+                f"{PruneChannels.name}: {self.options.describe_budget()} cannot be reached: for "
+                f"{self.groups[0].name!r}, say, {self._no_narrower(self.groups[0])}{self._advice()}"
             )
-        reach = f"at most {1 - left:.3g} of the channels can go" if budget == "channels" else f"{left:.3g} remain"
         cut = "every group" if limit is None else f"{limit} of the groups"
-        raise BudgetError(
-            f"{PruneChannels.name}: {self.options.describe_budget()} cannot be reached: with {cut} at the narrowest "
-            f"width that is faster, {reach}. "
-            f"Ask for that or {'less' if budget == 'channels' else 'more'}{self._advice()}"
-        )
-
-    def _require_met(self, budget: Budget, floor: float) -> None:
-        """Raise a BudgetError where the widths that were left in the last stage did not reach the budget."""
-        total = self.costs.total(budget)
+        width = "narrowest width" + ("" if self.context.constraints.costs is None else " that is faster")
+        # Rounded such that what is told can be asked for.
         if budget == "channels":
-            left = total - sum(self.removed.values())
+            reach = (
+                f"at most {math.floor((1 - left + _ROUNDING) * _SHOWN_STEPS) / _SHOWN_STEPS:g} of the channels can go"
+            )
         else:
-            left = self._costs(divide(couple(self.model), self.model, self.selection, self.options.score)[0]).total(
-                budget
-            )
-        if left > floor * (1 + _ROUNDING):
-            raise BudgetError(
-                f"{PruneChannels.name}: {self.options.describe_budget()} was not reached: {left / total:.3g} of the "
-                f"{budget} remain{self._advice()}"
-            )
+            reach = f"{math.ceil((left - _ROUNDING) * _SHOWN_STEPS) / _SHOWN_STEPS:g} remain"
+        raise BudgetError(
+            f"{PruneChannels.name}: {self.options.describe_budget()} cannot be reached: with {cut} at the {width}, "
+            f"{reach}. Ask for that or {'less' if budget == 'channels' else 'more'}{self._advice()}"
+        )
 
     def _advice(self) -> str:
         """Return what else would allow more, of the options that bound it."""
@@ -292,18 +324,36 @@ class _Run:
     def _costs(self, groups: Sequence[ChannelGroup]) -> ChannelCosts:
         return ChannelCosts(self.model, groups, self.context.constraints.costs)
 
-    def _chooser(self, data: DataSource) -> _Chooser:
-        return _Chooser(self.model, self.cuts.original, data, self.options, self.context.seed, self.progress)
-
-    def _stage(self, budget: Budget, remaining: float, chooser: _Chooser | None) -> None:
-        """Cut down to `remaining`, or as near as this stage's widths come."""
-        groups, _ = divide(couple(self.model), self.model, self.selection, self.options.score)
-        costs = self._costs(groups)
-        if costs.total(budget) <= remaining:
-            return
-        removals = [
-            worthwhile_removals(group, index, costs, self._multiple(group)) for index, group in enumerate(groups)
+    def _removals(self, groups: Sequence[ChannelGroup], costs: ChannelCosts) -> list[tuple[int, ...]]:
+        """Return what each group may lose; nothing more where `max_sites` chose others."""
+        return [
+            worthwhile_removals(group, index, costs, self._multiple(group))
+            if self.chosen is None or group.name in self.chosen
+            else (0,)
+            for index, group in enumerate(groups)
         ]
+
+    def _chooser(self) -> _Chooser | None:
+        """Return what chooses on data; None where weights alone do."""
+        if self.split is None or self.data is None:
+            return None
+        if self.options.allocation == "uniform" and self.options.score in WEIGHT_SCORES:
+            return None
+        return _Chooser(
+            self.model, self.cuts.original, self.data, self.split, self.options, self.context.seed, self.progress
+        )
+
+    def _stage(self, budget: Budget, remaining: float, floor: float, chooser: _Chooser | None) -> bool:
+        """Cut down to `remaining`, or as near as this stage's widths come; return whether anything went.
+
+        floor: what will remain in the end, by which `max_sites` chooses its groups.
+        """
+        if self._left(budget) <= remaining:
+            return False
+        self._repair_for_next()
+        groups = self._present_groups()
+        costs = self._costs(groups)
+        removals = self._removals(groups, costs)
         if chooser is None:
             options = [
                 Option(group, order_by_weights(self.options.score, group), counts, (0.0,) * len(counts))
@@ -312,23 +362,49 @@ class _Run:
         else:
             options = chooser.options(groups, removals)
         share_out = in_equal_shares if self.options.allocation == "uniform" else at_least_loss
-        self._remove(options, share_out(options, costs, budget, remaining, self.options.max_sites))
-
-    def _remove(self, options: Sequence[Option], levels: Levels) -> None:
-        """Cut every option to its level, and repair the model."""
-        chosen = [(option, level) for option, level in zip(options, levels, strict=True) if level]
-        for option, level in chosen:
+        if self.options.max_sites is not None and self.chosen is None:
+            levels = share_out(options, costs, budget, floor)
+            self.chosen = self._choose(options, levels, costs, budget, floor, self.options.max_sites)
+            options = [option if option.group.name in self.chosen else option.untouched() for option in options]
+        levels = share_out(options, costs, budget, remaining)
+        cut = [(option, level) for option, level in zip(options, levels, strict=True) if level]
+        for option, level in cut:
             name = option.group.name
             self.removed[name] = self.removed.get(name, 0) + option.removals[level]
             self.losses[name] = self.losses.get(name, 0.0) + option.losses[level]
-        touched = self.cuts.remove({option.group: option.order[: option.removals[level]] for option, level in chosen})
-        if self.options.repair and chosen:
-            assert self.data is not None, "a repair needs data"
-            self.cuts.repair(
-                touched, self.data,
-                sweeps=self.options.sweeps, samples=self.options.samples, seed=self.context.seed,
-                progress=self.progress,
-            )  # fmt: skip
+        self.touched |= self.cuts.remove(
+            {option.group: option.order[: option.removals[level]] for option, level in cut}
+        )
+        return bool(cut)
+
+    @staticmethod
+    def _choose(
+        options: Sequence[Option], levels: Levels, costs: ChannelCosts, budget: Budget, floor: float, count: int
+    ) -> set[str]:
+        """Return the groups that are cut at all: those that save most at `levels`, if they can meet the budget."""
+        at_level = [option.removals[level] for option, level in zip(options, levels, strict=True)]
+        narrowest = [option.removals[-1] for option in options]
+        chosen = most_saving(at_level, costs, budget, count)
+        alone = [gone if index in chosen else 0 for index, gone in enumerate(narrowest)]
+        if costs.cost_of(budget, alone) > floor:
+            chosen = most_saving(narrowest, costs, budget, count)
+        return {options[index].group.name for index in chosen}
+
+    def _repair_for_next(self) -> None:
+        """Repair what earlier stages cut, on the samples that fit: the others measure the next stage."""
+        if self.touched and self.split is not None:
+            self._repair(self.split.fitted)
+
+    def _repair(self, samples: int | None = None) -> None:
+        """Refit what lies behind all cuts; on all samples by default."""
+        if not self.options.repair or not self.touched:
+            return
+        assert self.data is not None, "a repair needs data"
+        self.cuts.repair(
+            self.touched, self.data,
+            sweeps=self.options.sweeps, samples=samples or self.options.samples, seed=self.context.seed,
+            progress=self.progress,
+        )  # fmt: skip
 
 
 class _Chooser:
@@ -339,13 +415,12 @@ class _Chooser:
         model: onnx_ir.Model,
         original: onnx_ir.Model,
         data: DataSource,
+        split: Split,
         options: PruneChannelsOptions,
         seed: int,
         progress: Progress,
     ) -> None:
-        """Raises UsageError where the data is too little to tell anything."""
         self.model, self.data, self._options, self.seed, self.progress = model, data, options, seed, progress
-        split = split_samples(data, model, PruneChannels.name, samples=options.samples, held_out=options.error_samples)
         self.fitted = split.fitted
         self.divergence: Divergence | None = None
         if options.allocation == "measured":
@@ -389,7 +464,7 @@ class _Chooser:
         axes = {op.data.name or "": op.data_axis for group in groups for op in reading_consumers(group)}
         sums: dict[str, npt.NDArray[np.float64]] = {}
         counts: dict[str, int] = {}
-        for batch in stream(self.model, self.data, list(axes), samples=self._options.samples):
+        for batch in stream(self.model, self.data, list(axes), samples=self.fitted):
             for name, array in batch.items():
                 channels = np.moveaxis(array, axes[name], 0).reshape(array.shape[axes[name]], -1)
                 sums[name] = sums.get(name, 0) + (channels == 0).sum(axis=1, dtype=np.float64)

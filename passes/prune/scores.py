@@ -150,7 +150,7 @@ def _interaction(consumers: Sequence[Consumer]) -> _Floats:
         energy = float(product.sum())
         member = np.zeros((slots, len(moments)))
         member[np.arange(slots)[:, None], consumer.positions] = 1
-        total += member @ product @ member.T * (consumer.importance / energy if energy > 0 else 0.0)
+        total += member @ product @ member.T * (1 / energy if energy > 0 else 0.0)
     return total
 
 

@@ -21,6 +21,8 @@ from onnxpress.passes.repair import write_parameters
 __all__ = ["Option", "interpolate_losses", "measure_losses", "worthwhile_removals"]
 
 _FASTER = 0.01  # of the time that a group's nodes take: what a narrower width must save to be worth having
+_TINY = 1e-12  # what is no loss
+_STILL = 1e-6  # of the logarithm of an error, by which it grows at least with each width
 _MEASURED = 4  # widths of a group that are executed; between them its error curve tells
 
 
@@ -36,19 +38,24 @@ class Option:
     removals: tuple[int, ...]
     losses: tuple[float, ...]
 
+    def untouched(self) -> Option:
+        """Return the option to do nothing."""
+        return dataclasses.replace(self, removals=self.removals[:1], losses=self.losses[:1])
+
 
 def worthwhile_removals(group: ChannelGroup, index: int, costs: ChannelCosts, multiple: int) -> tuple[int, ...]:
-    """Return how many slots may go, ascending from 0: widths that are multiples of `multiple`, each faster than the
-    wider ones by the target's estimate; without an estimate, all multiples."""
+    """Return how many slots may go, ascending from 0: such that widths are multiples of `multiple`, and each is faster
+    than the wider ones by the target's estimate; without an estimate, all multiples."""
     none = [0] * len(costs.groups)
     full = costs.seconds(none, index)
     best = full
     found = [0]
-    for width in range((group.size - 1) // multiple * multiple, 0, -multiple):
-        removed = [*none[:index], group.size - width, *none[index + 1 :]]
-        seconds = costs.seconds(removed, index)
+    for count in range(1, group.size):
+        if not costs.keeps_multiple(index, count, multiple):
+            continue
+        seconds = costs.seconds([*none[:index], count, *none[index + 1 :]], index)
         if full is None or best is None or seconds is None or seconds < best - _FASTER * full:
-            found.append(group.size - width)
+            found.append(count)
             best = seconds
     return tuple(found)
 
@@ -87,16 +94,18 @@ def interpolate_losses(
 ) -> tuple[float, ...]:
     """Return a loss for each of `removals`, which never falls: a few measured, the others between them.
 
-    errors: a curve of the same shape, known everywhere: the loss is taken to be a power of it between two measurements.
+    errors: a curve of the same shape, known everywhere: the loss is taken to be a power of it between two measurements,
+    and proportional to it before the first.
     """
     last = len(removals) - 1
     at = np.unique(np.linspace(0, last, min(last, _MEASURED) + 1).round().astype(int))[1:]
     if not len(at):
         return (0.0,)
-    tiny = 1e-12
-    known = np.log(np.maximum.accumulate([max(errors[place], tiny) for place in at]))
-    measured = np.log([max(measure(removals[place]), tiny) for place in at])
-    wanted = np.log(np.maximum(errors[1:], tiny))
-    between = np.exp(np.interp(wanted, known, np.maximum.accumulate(measured)))
-    found = np.maximum.accumulate([0.0, *between])
+    measured = np.log(np.maximum.accumulate([max(measure(removals[place]), _TINY) for place in at]))
+    # Where the curve stands still, the count of slots tells the widths apart.
+    wanted = np.log(np.maximum.accumulate(np.maximum(errors[1:], _TINY))) + _STILL * np.arange(last)
+    between = np.interp(wanted, wanted[at - 1], measured)
+    before = np.arange(last) < at[0] - 1
+    between[before] = measured[0] + wanted[before] - wanted[at[0] - 1]
+    found = np.maximum.accumulate([0.0, *np.exp(between)])
     return tuple(float(loss) for loss in found)

@@ -6,9 +6,8 @@ import numpy as np
 import onnx_ir
 import pytest
 
-from onnxpress.ir.analysis.divergence import Divergence
+from onnxpress.ir.analysis.divergence import Divergence, NotMeasurableError
 from onnxpress.ir.data import DataSource, open_data
-from onnxpress.ir.errors import UsageError
 from tests.support import text_model
 
 
@@ -49,6 +48,29 @@ def test_nan_is_infinite() -> None:
 
 
 def test_a_model_without_floats_is_refused() -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(NotMeasurableError) as caught:
         Divergence(_model("y = Cast<to = 7>(x)", "int64[N, 3] y"), _data(_ROWS), samples=3)
     assert str(caught.value) == "the model has no output of floating point numbers to measure a divergence of"
+
+
+def test_masked_scores_are_left_out() -> None:
+    masked = "m = Constant<value_floats = [0.0, 0.0, -inf]>() "
+    original = masked.replace("-inf", "-3e38") + "t = Mul(m, x) y = Add(t, x)"  # overflows to -inf where x is above 1
+    divergence = Divergence(_model(original), _data(_ROWS), samples=3)
+    assert divergence.of(_model(original)) == 0
+    doubled = masked.replace("-inf", "-3e38") + "t = Mul(m, x) u = Add(t, x) y = Add(u, u)"
+    assert 0 < divergence.of(_model(doubled)) < float("inf")
+
+
+def test_an_output_of_another_length_is_refused() -> None:
+    rows = "float[M, 3] y"
+    chosen = (
+        "z = Constant<value_float = 0.0>() s = ReduceSum<keepdims = 0>(x, a) k = {}(s, z) y = Compress<axis = 0>(x, k)"
+    )
+    axes = "a = Constant<value_ints = [1]>() "
+    divergence = Divergence(_model(axes + chosen.format("Greater"), rows), _data(_ROWS), samples=3)
+    with pytest.raises(NotMeasurableError) as caught:
+        divergence.of(_model(axes + chosen.format("Less"), rows))
+    assert str(caught.value) == (
+        "output 'y' is [3, 0, 3] where the original's is [3, 3], so that no divergence can be measured"
+    )

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from onnxpress.passes.prune.elimination import Consumer, eliminate
 
 
-def _consumer(seed: int, slots: int, block: int, out: int, importance: float = 1.0) -> Consumer:
+def _consumer(seed: int, slots: int, block: int, out: int) -> Consumer:
     rng = np.random.default_rng(seed)
     width = slots * block
     mixing = rng.standard_normal((width, width))
     moments = mixing @ mixing.T / width + 0.05 * np.eye(width)
     positions = rng.permutation(width).reshape(slots, block)
-    return Consumer(rng.standard_normal((out, width)), moments, positions, importance)
+    return Consumer(rng.standard_normal((out, width)), moments, positions)
 
 
 def _refit_error(consumer: Consumer, removed: list[int]) -> float:
@@ -28,7 +28,7 @@ def _refit_error(consumer: Consumer, removed: list[int]) -> float:
     refit[:, kept] = np.linalg.solve(moments[np.ix_(kept, kept)], moments[kept] @ consumer.weight.T).T
     difference = consumer.weight - refit
     energy = np.einsum("ok,kl,ol->", consumer.weight, moments, consumer.weight)
-    return consumer.importance * float(np.einsum("ok,kl,ol->", difference, moments, difference) / energy)
+    return float(np.einsum("ok,kl,ol->", difference, moments, difference) / energy)
 
 
 @settings(max_examples=30)
@@ -36,7 +36,7 @@ def _refit_error(consumer: Consumer, removed: list[int]) -> float:
 def test_errors_along_the_path_are_those_of_a_refit_from_scratch(
     seed: int, slots: int, block: int, out: int, count: int
 ) -> None:
-    consumers = [_consumer(seed + index, slots, block, out, 1.0 + index) for index in range(count)]
+    consumers = [_consumer(seed + index, slots, block, out) for index in range(count)]
     path = eliminate(consumers)
     for removed in range(slots):
         expected = sum(_refit_error(consumer, list(path.order[:removed])) for consumer in consumers)
@@ -50,13 +50,6 @@ def test_the_first_to_go_is_the_cheapest_single_slot() -> None:
     assert eliminate([consumer]).order[0] == int(np.argmin(singles))
 
 
-def test_a_slot_that_saves_more_goes_earlier() -> None:
-    consumer = _consumer(3, 5, 2, 4)
-    dearest = int(np.argmax([_refit_error(consumer, [slot]) for slot in range(5)]))
-    savings = [1e9 if slot == dearest else 1.0 for slot in range(5)]
-    assert eliminate([consumer], savings=savings).order[0] == dearest
-
-
 def test_a_slot_that_another_one_repeats_goes_for_free() -> None:
     rng = np.random.default_rng(0)
     samples = rng.standard_normal((4000, 4))
@@ -65,11 +58,6 @@ def test_a_slot_that_another_one_repeats_goes_for_free() -> None:
     path = eliminate([consumer])
     assert path.order[0] in (1, 3)
     assert path.error_of(1) < 2e-3 < path.error_of(2)  # what is left is the ridge
-
-
-def test_keep_stops_the_removal() -> None:
-    path = eliminate([_consumer(1, 6, 1, 3)], keep=4)
-    assert path.errors[2] == path.errors[-1] and len(path.order) == 6
 
 
 def test_dead_inputs_and_zero_weights_do_no_harm() -> None:

@@ -21,6 +21,7 @@ from onnxpress.ir.model_io import to_proto_bytes
 from onnxpress.ir.verify import interface, verify
 from onnxpress.passes.base import Context, Rewrites
 from onnxpress.passes.constraints import Constraints, Precision
+from onnxpress.passes.prune import prune_channels
 from onnxpress.passes.prune.prune_channels import PruneChannels
 from onnxpress.passes.prune.scores import Score
 from onnxpress.targets.base import load_target
@@ -141,10 +142,10 @@ def test_a_budget_out_of_reach_says_what_is() -> None:
     with pytest.raises(BudgetError) as caught:
         _prune(model, macs=0.001)
     assert str(caught.value) == (
-        "prune-channels: macs=0.001 cannot be reached: with every group at the narrowest width that is faster, "
-        "0.0179 remain. Ask for that or more"
+        "prune-channels: macs=0.001 cannot be reached: with every group at the narrowest width, 0.018 remain. "
+        "Ask for that or more"
     )
-    with pytest.raises(BudgetError, match=r"ratio=0.99 cannot be reached: .* at most 0.917 of the channels can go\."):
+    with pytest.raises(BudgetError, match=r"ratio=0.99 cannot be reached: .* at most 0.916 of the channels can go\."):
         _prune(model, ratio=0.99)
     with pytest.raises(BudgetError) as caught:
         _prune(model, macs=0.05, multiple=4, max_sites=1)
@@ -391,3 +392,81 @@ def test_any_graph_stays_whole(blocks: list[str], head: str, seed: int, ratio: f
     assert [array.shape for array in outputs] == expected
     assert all(np.isfinite(array).all() for array in outputs)
     assert record.sites or record.declined
+
+
+# What a run promises.
+
+
+@pytest.mark.parametrize("options", [{"macs": 0.4}, {"macs": 0.4, "allocation": "uniform"}, {"params": 0.72}])
+def test_max_sites_bounds_the_groups_of_all_stages(options: dict[str, Any]) -> None:
+    model = _model()
+    record = _prune(model, max_sites=1, sweeps=1, **options)
+    assert len(record.sites) == 1
+    (reason,) = (reason for reason in _reasons(record).values() if reason.startswith("kept"))
+    assert reason == "kept: max_sites=1, and others save more"
+
+
+@pytest.mark.parametrize("budget", ["ratio", "macs", "params"])
+def test_what_is_told_to_be_in_reach_can_be_asked_for(budget: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        _prune(_model(), **{budget: 0.999 if budget == "ratio" else 0.001})
+    words = str(caught.value).split(",")[1]
+    number = float(next(word for word in words.split() if word[0].isdigit()))
+    assert _prune(_model(), **{budget: number}, sweeps=1).sites
+
+
+def test_the_samples_that_measure_fit_nothing_until_the_last_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[int] = []
+    original = prune_channels.ChannelCuts.repair
+
+    def repair(self: Any, *args: Any, samples: int, **others: Any) -> None:
+        fitted.append(samples)
+        original(self, *args, samples=samples, **others)
+
+    monkeypatch.setattr(prune_channels.ChannelCuts, "repair", repair)
+    _prune(_model(), macs=0.3, error_samples=12)
+    assert len(fitted) > 1 and set(fitted[:-1]) == {36} and fitted[-1] == 512
+
+
+def test_macs_that_nobody_can_count_are_an_error() -> None:
+    model = text_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[N, L, 3] x) => (float[N, L, 3] y)
+        <float[3, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}, float[4, 3] v = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}>
+        { [one] h = MatMul(x, w) [two] y = MatMul(h, v) }
+    """)
+    infer_shapes(model)
+    rng = np.random.default_rng(0)
+    data = open_data([{"x": rng.standard_normal((1, 5, 3)).astype(np.float32)} for _ in range(8)])
+    with pytest.raises(UsageError) as caught:
+        _prune(model, data=data, macs=0.5)
+    assert str(caught.value).startswith("prune-channels: macs=0.5: no layer of the model has macs to count")
+
+
+def test_a_model_without_comparable_outputs_names_the_way_out() -> None:
+    model = _model()
+    (scores,) = model.graph.outputs
+    node = onnx_ir.node("ArgMax", [scores], {"axis": 1}, name="class")
+    model.graph.append(node)
+    node.outputs[0].name, node.outputs[0].dtype = "class", onnx_ir.DataType.INT64
+    model.graph.outputs[0] = node.outputs[0]
+    infer_shapes(model)
+    with pytest.raises(
+        UsageError, match=r"^prune-channels: .*measure a divergence of\. allocation=modelled does without"
+    ):
+        _prune(model, ratio=0.25)
+    assert _prune(model, ratio=0.25, allocation="modelled", sweeps=1).sites
+
+
+@pytest.mark.parametrize("score", ["l1", "l2", "activation", "apoz", "thinet", "obs"])
+def test_a_channel_that_says_nothing_goes_first(score: Score) -> None:
+    """Channel 11 of the inner ones has no weights and a bias below zero: the Relu behind it gives zeros."""
+    weights = _weights()
+    weights["b1"] = np.abs(weights["b1"])  # no other channel is silent
+    weights["w1"][11], weights["b1"][11], weights["w2"][:, 11] = 0, -1e-3, 1e-6
+    model = _model(weights)
+    (record,) = _prune(model, ratio=0.05, include=["conv1"], score=score, allocation="modelled", repair=False).sites
+    assert record.detail.startswith("1 of 16 removed")
+    kept = next(node for node in model.graph if node.name == "conv1").inputs[2]
+    tensor = constant_tensor(kept)
+    assert tensor is not None and -1e-3 not in tensor.numpy()
