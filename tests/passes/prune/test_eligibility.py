@@ -20,7 +20,7 @@ def _model(body: str, constants: Mapping[str, tuple[int, ...]], header: str = _H
     model = text_model(f"{header} {{ {body} }}")
     for node in model.graph.all_nodes():
         for index, value in enumerate(node.inputs):
-            if value is None or value.name not in constants:
+            if value is None or value.name is None or value.name not in constants:
                 continue
             shared = model.graph.initializers.get(value.name)
             if shared is None:

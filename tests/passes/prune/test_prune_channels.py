@@ -21,7 +21,7 @@ from onnxpress.ir.model_io import to_proto_bytes
 from onnxpress.ir.verify import interface, verify
 from onnxpress.passes.base import Context, Rewrites
 from onnxpress.passes.constraints import Constraints, Precision
-from onnxpress.passes.prune import prune_channels
+from onnxpress.passes.prune.channel_cuts import ChannelCuts
 from onnxpress.passes.prune.prune_channels import PruneChannels
 from onnxpress.passes.prune.scores import Score
 from onnxpress.targets.base import load_target
@@ -408,22 +408,24 @@ def test_max_sites_bounds_the_groups_of_all_stages(options: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("budget", ["ratio", "macs", "params"])
 def test_what_is_told_to_be_in_reach_can_be_asked_for(budget: str) -> None:
+    options: dict[str, Any] = {budget: 0.999 if budget == "ratio" else 0.001}
     with pytest.raises(BudgetError) as caught:
-        _prune(_model(), **{budget: 0.999 if budget == "ratio" else 0.001})
+        _prune(_model(), **options)
     words = str(caught.value).split(",")[1]
     number = float(next(word for word in words.split() if word[0].isdigit()))
-    assert _prune(_model(), **{budget: number}, sweeps=1).sites
+    options = {budget: number, "sweeps": 1}
+    assert _prune(_model(), **options).sites
 
 
 def test_the_samples_that_measure_fit_nothing_until_the_last_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: list[int] = []
-    original = prune_channels.ChannelCuts.repair
+    original = ChannelCuts.repair
 
     def repair(self: Any, *args: Any, samples: int, **others: Any) -> None:
         fitted.append(samples)
         original(self, *args, samples=samples, **others)
 
-    monkeypatch.setattr(prune_channels.ChannelCuts, "repair", repair)
+    monkeypatch.setattr(ChannelCuts, "repair", repair)
     _prune(_model(), macs=0.3, error_samples=12)
     assert len(fitted) > 1 and set(fitted[:-1]) == {36} and fitted[-1] == 512
 
