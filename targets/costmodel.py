@@ -5,13 +5,14 @@ For Conv, ConvTranspose, Gemm and MatMul, with the numbers of the profile's tabl
     time    = max(compute, memory) + overhead
     compute = 2 * macs' / peak + groups * rows * M' * output_ns + taps * unaligned_tap_ns + copies * unaligned_group_ns
     memory  = (bytes in + bytes of weights + bytes out) / bandwidth
-    macs'   = groups * rows * K * C' * (M' + half_peak_channels)
+    macs'   = groups * rows * K * C' * (M' + half_peak_channels + sets * set_channels)
 
     rows    output positions at batch 1
     K       kernel positions, 1 for Gemm and MatMul
     C'      input channels of a group, rounded up to `input_step`; where the channels of a Conv are no
             multiple of `aligned_channels`, times `unaligned_factor` instead
     M'      output channels of a group, rounded up to `output_step`
+    sets    M' / output_set, rounded up, of a dense Conv: its kernels read their input once for each
     taps    rows * K where the channels are unaligned and K is above 1, else none
     copies  groups * rows * K * C of a grouped Conv whose groups are no multiple of `group_step` channels, in and out,
             where K is above 1, else none
@@ -20,7 +21,7 @@ An integer Conv whose input channels are padded by the lowering (`input_channel_
 its data and for the padded width.
 
 Everything else costs `elements` nanoseconds per element of its larger side. Operators that vanish (into their
-producer, or into its output range) cost nothing.
+producer, or into its output range) cost nothing, and an Add that a Conv takes over as its start `fused_add_ns`.
 
 Extents that a model leaves open are assumed: 1 for the batch, which leads, and 64 for any other. Decisions rest on
 how times compare, and float and integers are priced at the same size. Only where even the rank is unknown is the
@@ -138,6 +139,10 @@ class RooflineCost:
         if precision == "int8" and (node.op_type not in self._integer or _has_left_weight(node)):
             return CostBreakdown("no kernel", math.inf)
         overhead = self._roofline.overhead_us.of(precision) * 1e-6
+        fused = self._roofline.fused_add_ns
+        if fused is not None and precision == "float32" and _is_fused_add(node):
+            seconds = (_elements(node.outputs[0]) or 0) * fused * 1e-9
+            return CostBreakdown("fused", seconds, compute=seconds)
         if not _is_linear(node):
             return self._explain_elements(node, precision, overhead)
         work = _work(node)
@@ -203,6 +208,8 @@ class RooflineCost:
         if work.kernel > 1 and work.kind == "grouped" and (work.inputs % step or work.outputs % step):
             copied = work.groups * work.rows * work.kernel * work.inputs
             by_element += copied * roofline.unaligned_group_ns.of(precision)
+        if work.kind in ("conv", "pointwise"):
+            outputs += math.ceil(outputs / roofline.output_set) * roofline.set_channels.of(precision)
         if work.kind != "depthwise":
             outputs += roofline.half_peak_channels.of(precision)
         channels = self._input_channels(work, precision) * outputs
@@ -228,6 +235,15 @@ class RooflineCost:
         if work.kind == "depthwise":
             return work.outputs * _round_up(work.groups, step) / work.groups
         return _round_up(work.outputs, step)
+
+
+def _is_fused_add(node: onnx_ir.Node) -> bool:
+    """Whether an Add of two activations has a Conv right before it that nothing else reads."""
+    values = [value for value in node.inputs if value is not None]
+    if node.op_type != "Add" or not _is_standard(node) or any(constant_tensor(value) is not None for value in values):
+        return False
+    producers = [value.producer() for value in values if len(value.uses()) == 1]
+    return any(each is not None and each.op_type == "Conv" and _is_standard(each) for each in producers)
 
 
 def _neighbours(value: onnx_ir.Value) -> list[onnx_ir.Node]:

@@ -208,6 +208,12 @@ class Roofline(_Table):
     input_step: Steps = pydantic.Field(description="input channels are computed in steps of this many")
     output_step: Steps = pydantic.Field(description="output channels are computed in steps of this many")
     half_peak_channels: Rates = pydantic.Field(description="output channels at which half the peak is reached")
+    output_set: int = pydantic.Field(
+        default=64, ge=1, description="output channels that a kernel computes at once, from one read of its input"
+    )
+    set_channels: Rates = pydantic.Field(
+        default=Rates(float32=0), description="cost of that read for each such set of a Conv, in output channels"
+    )
     aligned_channels: int = pydantic.Field(ge=1, description="input channels should be a multiple of this")
     unaligned_factor: Rates = pydantic.Field(description="cost factor of a Conv where they are not")
     unaligned_tap_ns: Rates = pydantic.Field(
@@ -227,6 +233,10 @@ class Roofline(_Table):
     )
     absorbed: Names = pydantic.Field(
         default=frozenset(), description="operators that cost nothing right behind a linear operator"
+    )
+    fused_add_ns: NotNegative | None = pydantic.Field(
+        default=None,
+        description="an Add in float32 right behind a Conv that nothing else reads: nanoseconds per element, no call",
     )
     convert_ns: Rates = pydantic.Field(description="changing a value's precision, nanoseconds per element")
     layout_ns: Rates = pydantic.Field(description="and its layout, where it is an image, nanoseconds per element")

@@ -67,13 +67,15 @@ def test_one_sum_by_hand() -> None:
         overhead_us={"float32": 2, "int8": 3},
         output_step={"float32": 16, "int8": 16},
         half_peak_channels={"float32": 0, "int8": 10},
+        output_set=24,
+        set_channels={"float32": 6, "int8": 0},
         output_ns={"float32": 0.5, "int8": 0.25},
         unaligned_tap_ns={"float32": 1, "int8": 2},
         layout_ns={"float32": 0.2, "int8": 0.1},
     )
     node = _conv(channels=3, outputs=20)
     by_element = 196 * 32 * 0.5e-9 + 196 * 9 * 1e-9
-    expected = 2 * 196 * 9 * 3 * 32 / 100e9 + by_element + 2e-6
+    expected = 2 * 196 * 9 * 3 * (32 + 2 * 6) / 100e9 + by_element + 2e-6
     assert costs.node_seconds(node) == pytest.approx(expected)
     # In int8 the lowering pads 3 channels to 4: aligned then, at the price of a copy of the padded image.
     by_element = 196 * 32 * 0.25e-9 + 196 * 4 * 0.1e-9
@@ -85,7 +87,7 @@ def test_memory_bounds_what_computes_little() -> None:
     costs = _costs()
     found = costs.explain(_gemm(depth=4096, outputs=4096))
     assert found.memory > found.compute
-    assert found.seconds == pytest.approx((4096 * 4096 + 2 * 4096) * 4 / 37e9 + 0.8e-6)
+    assert found.seconds == pytest.approx((4096 * 4096 + 2 * 4096) * 4 / 37e9 + 1.8e-6)
 
 
 @given(
@@ -191,8 +193,8 @@ def test_what_was_measured_on_the_host() -> None:
         return costs.node_seconds(node) / costs.node_seconds(node, "int8")
 
     assert gain(_conv(64, 64, 56)) == pytest.approx(3.6, rel=0.1)
-    assert gain(_conv(16, 16, 32)) == pytest.approx(2.1, rel=0.15)
-    assert gain(_conv(64, 64, 56, kernel=1)) == pytest.approx(3.2, rel=0.15)
+    assert 1.8 < gain(_conv(16, 16, 32)) < 2.8
+    assert gain(_conv(64, 64, 56, kernel=1)) == pytest.approx(2.6, rel=0.15)
     assert gain(_conv(64, 64, 56, group=64)) < 1.1
 
 
@@ -240,7 +242,7 @@ def test_activations_vanish_into_a_linear_producer() -> None:
 )
 def test_unknown_shapes_cost_the_overhead(node: onnx_ir.Node) -> None:
     found = _costs().explain(node)
-    assert (found.kind, found.seconds, found.macs) == ("unknown shape", 0.8e-6, 0)
+    assert (found.kind, found.seconds, found.macs) == ("unknown shape", 1.8e-6, 0)
 
 
 _OPEN = st.sampled_from(["conv", "depthwise", "transposed", "product", "pool", "conversion"])
@@ -373,3 +375,32 @@ def test_groups_out_of_step_copy_their_patches() -> None:
     assert 1.4 < costs.node_seconds(unaligned) / costs.node_seconds(aligned) < 2.1
     pointwise = _conv(channels=48, outputs=48, group=4, kernel=1)
     assert costs.node_seconds(pointwise) < costs.node_seconds(_conv(channels=64, outputs=64, group=4, kernel=1))
+
+
+def test_few_output_channels_read_their_input_in_vain() -> None:
+    """A 3x3 Conv from 64 channels to 16 and a 1x1 Conv back took 0.46 of the time of one from 64 to 64, not 0.28."""
+    costs = _costs()
+    split = costs.node_seconds(_conv(64, 16, 28)) + costs.node_seconds(_conv(16, 64, 28, kernel=1))
+    assert split / costs.node_seconds(_conv(64, 64, 28)) == pytest.approx(0.46, rel=0.1)
+
+
+def test_an_add_behind_a_convolution_is_part_of_it() -> None:
+    conv, other = _conv(16, 16), _value("N", 16, 14, 14)
+
+    def out() -> onnx_ir.Value:
+        return _value("N", 16, 14, 14)
+
+    fused, alone = _node("Add", other, conv.outputs[0], out=out()), _node("Add", other, other, out=out())
+    costs = _costs()
+    assert costs.explain(fused).kind == "fused"
+    assert costs.explain(fused, "int8").kind == costs.explain(alone).kind == "elements"
+    assert costs.node_seconds(fused) < 0.1 * costs.node_seconds(alone)
+    constant = onnx_ir.Graph([], [], nodes=[], initializers=[_named("c", 16, 1, 1)]).initializers["c"]
+    assert costs.explain(_node("Add", _conv(16, 16).outputs[0], constant, out=out())).kind == "elements"
+    _node("Relu", conv.outputs[0], out=out())
+    assert costs.explain(fused).kind == "elements"  # something else reads the Conv now
+
+
+def _named(name: str, *shape: int) -> onnx_ir.Value:
+    tensor = onnx_ir.tensor(np.zeros(shape, np.float32), name=name)
+    return onnx_ir.val(name, onnx_ir.DataType.FLOAT, list(shape), const_value=tensor)
