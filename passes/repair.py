@@ -23,7 +23,7 @@ from onnxpress.ir.linear import Linear, as_linear, constant_tensor, linear_ops
 from onnxpress.passes.layer_moments import LayerMoments, layer_moments
 from onnxpress.passes.least_squares import DEFAULT_RIDGE, least_squares
 
-__all__ = ["Repaired", "refit_layer", "repair_sequentially", "write_parameters"]
+__all__ = ["Repaired", "refit_layer", "refit_step", "repair_sequentially", "write_parameters"]
 
 _Array: TypeAlias = npt.NDArray[Any]
 
@@ -132,7 +132,7 @@ def repair_sequentially(
         ]
     kept = kept or {}
     return [
-        _repair(step, kept.get(step.layer.node.name or ""), ridge)
+        refit_step(step, kept.get(step.layer.node.name or ""), ridge)
         for step in layer_moments(
             model, reference, data, layers,
             kept=kept, residual=residual, rectified=rectified, samples=samples, positions=positions, seed=seed,
@@ -141,7 +141,8 @@ def repair_sequentially(
     ]  # fmt: skip
 
 
-def _repair(step: LayerMoments, kept: Sequence[int] | None, ridge: float) -> Repaired:
+def refit_step(step: LayerMoments, kept: Sequence[int] | None = None, ridge: float = DEFAULT_RIDGE) -> Repaired:
+    """Refit one layer to its moments, if that gains anything. kept, ridge: as for `repair_sequentially`."""
     layer, moments = step.layer, step.moments
     weight, bias = layer.weight(), layer.bias()
     added = _added_bias(layer)
