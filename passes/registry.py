@@ -44,6 +44,7 @@ _BUILT_IN = {
     "prune-channels": "onnxpress.passes.prune.prune_channels:PruneChannels",
     "prune-blocks": "onnxpress.passes.prune.prune_blocks:PruneBlocks",
     "low-rank": "onnxpress.passes.factorize.low_rank:LowRank",
+    "separable": "onnxpress.passes.factorize.separable:Separable",
     "prune-weights": "onnxpress.passes.prune.prune_weights:PruneWeights",
     "prune-nm": "onnxpress.passes.prune.prune_nm:PruneNm",
     "equalize": "onnxpress.passes.quantize.equalize:Equalize",

@@ -60,29 +60,38 @@ def price_of(linear: Linear, estimator: CostEstimator | None) -> Price:
 
 
 def candidates(
-    linear: Linear, forms: Sequence[Form], step: int, objective: Objective, estimator: CostEstimator | None
+    linear: Linear,
+    forms: Sequence[Form],
+    step: int,
+    objective: Objective,
+    estimator: CostEstimator | None,
+    *,
+    gets_bias: bool,
 ) -> list[Candidate]:
     """Return fitted forms that are cheaper than the operator, the dearest first, each with less error than the cheaper.
 
-    step: of ranks. Cheaper: in predicted time and in MACs; in MACs where nothing predicts time.
+    step: of ranks. Cheaper: in predicted time and in MACs; in MACs where nothing predicts time. gets_bias: whether the
+    fit will give it a bias where it has none.
     """
     kernel, dense = kernel_of(linear), price_of(linear, estimator)
     found: list[Candidate] = []
     for form in forms:
         if not form.fits(kernel):
             continue
-        priced = [(form, ranks, _price(linear, form, ranks, estimator)) for ranks in form.ranks(kernel, step)]
+        priced = [
+            (form, ranks, _price(linear, form, ranks, estimator, gets_bias)) for ranks in form.ranks(kernel, step)
+        ]
         for _, ranks, price in _spread([each for each in priced if _pays(each[2], dense)]):
             factors = fit(form, kernel, ranks, objective, sweeps=_SWEEPS)
             found.append(Candidate(form, ranks, price, objective.error(form.weight(factors)), factors))
     return _efficient(found)
 
 
-def _price(linear: Linear, form: Form, ranks: Ranks, estimator: CostEstimator | None) -> Price:
+def _price(linear: Linear, form: Form, ranks: Ranks, estimator: CostEstimator | None, gets_bias: bool) -> Price:
     """Price the chain without its numbers."""
     shapes = form.shapes(kernel_of(linear), ranks)
     empty = tuple(np.broadcast_to(np.float32(0), shape) for shape in shapes)
-    bias = linear.bias()
+    bias = np.zeros(linear.out_channels) if gets_bias else linear.bias()
     # The data as it is, but with no reader added.
     data = onnx_ir.Value(name=linear.data.name, shape=linear.data.shape, type=linear.data.type)
     chain = build(linear, data, form.chains(empty), bias)

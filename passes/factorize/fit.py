@@ -3,8 +3,9 @@
     minimise  tr(P C P^T) - 2 tr(P D^T)    over P = product of the factors, [out, K]
 
 C [K, K] and D [out, K] are the second moments of the input and its products with the wanted output
-(`ir.analysis.moments`), with a ridge towards the original weight W: C + h I and D + h W. With D = W C that is E||W x - P x||^2; with D of the
-original's outputs and C of a compressed model's inputs it makes good for earlier losses too (the asymmetric form).
+(`ir.analysis.moments`), with a ridge towards the original weight W: C + h I and D + h W. With D = W C that is
+E||W x - P x||^2; with D of the original's outputs and C of a compressed model's inputs it makes good for earlier losses
+too (the asymmetric form).
 
 Alternating least squares: each factor in turn, the others held. A factor that alone has output channels is solved
 exactly, from the moments of what it reads; any other by conjugate gradients, as the gradient of a factor is an einsum
@@ -18,6 +19,7 @@ tensorly's, on the same scaled weight.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -29,6 +31,7 @@ from onnxpress.passes.factorize.forms import EINSUM_PATH, Factors, Form, Kernel,
 __all__ = ["Objective", "fit"]
 
 _Array: TypeAlias = npt.NDArray[Any]
+_Float32: TypeAlias = npt.NDArray[np.float32]
 _Float64: TypeAlias = npt.NDArray[np.float64]
 
 _STEPS = 12  # of conjugate gradients for one factor in one sweep
@@ -53,11 +56,17 @@ class Objective:
         found = float(((rows @ self.gram - 2 * self.cross) * rows).sum()) + self.energy
         return max(found, 0.0) / self.energy if self.energy > 0 else 0.0
 
+    @functools.cached_property
     def optimum(self) -> _Float64:
-        """Return the weight of least error, unrestricted, [out, K]."""
+        """The weight of least error, unrestricted, [out, K]."""
         from scipy import linalg
 
         return np.asarray(linalg.solve(self.gram, self.cross.T, assume_a="pos")).T
+
+    @functools.cached_property
+    def single(self) -> tuple[_Float32, _Float32]:
+        """C and D in float32, for descent: directions need no more."""
+        return self.gram.astype(np.float32), self.cross.astype(np.float32)
 
 
 def fit(
@@ -82,7 +91,7 @@ def fit(
 
 def _reduced_rank(kernel: Kernel, rank: int, objective: Objective) -> Factors:
     """Return U [out, r], V [r, ...] of the least error: the optimum, projected on its outputs' main directions."""
-    best = objective.optimum()
+    best = objective.optimum
     _, vectors = np.linalg.eigh(best @ objective.gram @ best.T)
     outer = vectors[:, ::-1][:, :rank]
     return outer, (outer.T @ best).reshape(rank, kernel.inputs, kernel.rows, kernel.columns)
@@ -120,6 +129,8 @@ def _solve_rows(form: Form, kernel: Kernel, factors: Sequence[_Array], index: in
 
 def _descend(form: Form, kernel: Kernel, factors: Sequence[_Array], index: int, objective: Objective) -> _Array:
     """Return the factor after some steps of conjugate gradients from where it is."""
+    gram, cross = objective.single
+    factors = [factor.astype(np.float32) for factor in factors]
     inputs, weight_letters = form.inputs, form.spec.split("->")[1]
     others = [factor for number, factor in enumerate(factors) if number != index]
     other_letters = [letters for number, letters in enumerate(inputs) if number != index]
@@ -138,23 +149,24 @@ def _descend(form: Form, kernel: Kernel, factors: Sequence[_Array], index: int, 
         return result
 
     found = factors[index].copy()
-    residual = gradient(objective.cross - product(found) @ objective.gram)
+    residual = gradient(cross - product(found) @ gram)
     direction = residual
     size = first = float(np.square(residual).sum())
     for _ in range(_STEPS):
         if size <= _SMALL * first or size == 0:
             break
         moved = product(direction)
-        pushed = moved @ objective.gram
+        pushed = moved @ gram
         curvature = float((moved * pushed).sum())
         if curvature <= 0:
             break
         step = size / curvature
-        found = found + step * direction
-        residual = residual - step * gradient(pushed)
+        found = found + np.float32(step) * direction
+        residual = residual - np.float32(step) * gradient(pushed)
         size, before = float(np.square(residual).sum()), size
-        direction = residual + (size / before) * direction
-    return found
+        direction = residual + np.float32(size / before) * direction
+    result: _Array = found.astype(np.float64)
+    return result
 
 
 # Starts.
@@ -162,7 +174,7 @@ def _descend(form: Form, kernel: Kernel, factors: Sequence[_Array], index: int, 
 
 def _start(form: Form, kernel: Kernel, ranks: Ranks, objective: Objective) -> Factors:
     """Return factors of the weight of least error, fitted with each input channel scaled by its deviation."""
-    weight = objective.optimum().reshape(kernel.outputs, kernel.inputs, kernel.rows, kernel.columns)
+    weight = objective.optimum.reshape(kernel.outputs, kernel.inputs, kernel.rows, kernel.columns)
     energy = np.diagonal(objective.gram).reshape(kernel.inputs, -1).mean(axis=1)
     scale = np.sqrt(np.maximum(energy, np.finfo(np.float64).tiny))
     scaled = weight * scale[:, None, None]

@@ -2,14 +2,15 @@
 
     W = U V       channel, spatial, tucker, cp, cp-rows: see `forms`
 
-scheme=auto tries all of them at several ranks, for each operator. A chain whose product is cheaper is multiplied out
+scheme=auto tries channel, spatial and cp at several ranks, for each operator: tucker and cp-rows never won by more than
+their fit costs. A chain whose product is cheaper is multiplied out
 first (`merge`), which is exact. Fitted to data (`fit`): the error is that of the operator's output, and a budget is
 shared out over the operators by what the model's outputs lose (`substitution`).
 
 Legal when: Conv (one group, at most two spatial axes, explicit padding), Gemm or MatMul with a weight of its own, of
-256 numbers or more, with no other linear operator right next to it. A form is taken only where the target's estimate says
-that it is faster, and has fewer MACs. Fidelity: lossy; each site records its form, the error of its output as predicted
-and as it was in the end, and what it alone does to the model's outputs.
+256 numbers or more, with no other linear operator right next to it. A form is taken only where the target's estimate
+says that it is faster, and has fewer MACs. Fidelity: lossy; each site records its form, the error of its output as
+predicted and as it was in the end, and what it alone does to the model's outputs.
 Sources: see `forms`; Zhang et al. 2015, https://arxiv.org/abs/1505.06798 (asymmetric fit, ranks by energy).
 """
 
@@ -22,12 +23,13 @@ import pydantic
 
 from onnxpress.passes.base import Context, Fidelity, Options, Pass, Rewrites
 from onnxpress.passes.factorize.forms import FORMS, FormName
+from onnxpress.passes.factorize.merge import merge_chains
 from onnxpress.passes.factorize.substitution import SubstitutionOptions, substitute
 
 __all__ = ["LowRank", "LowRankOptions"]
 
 _DEFAULT_ENERGY = 0.95
-_AUTO: tuple[FormName, ...] = ("channel", "spatial", "tucker", "cp", "cp-rows")
+_AUTO: tuple[FormName, ...] = ("channel", "spatial", "cp")
 
 
 class LowRankOptions(SubstitutionOptions):
@@ -35,7 +37,7 @@ class LowRankOptions(SubstitutionOptions):
 
     scheme: tuple[FormName | Literal["auto"], ...] = pydantic.Field(
         default=("auto",),
-        description="forms to choose from: channel, spatial, tucker, cp, cp-rows (auto: all these), separable, "
+        description="forms to choose from: channel, spatial, cp (auto: these three), tucker, cp-rows, separable, "
         "separable-rows",
     )
 
@@ -59,4 +61,7 @@ class LowRank(Pass):
         names = [name for each in self.options.scheme for name in (_AUTO if each == "auto" else (each,))]
         forms = [FORMS[name] for name in dict.fromkeys(names)]
         budget = self.options.budget() or ("energy", _DEFAULT_ENERGY)
-        return substitute(model, forms, budget, self.options, context, self.name)
+        merged = merge_chains(model)
+        record = substitute(model, forms, budget, self.options, context, self.name)
+        record.sites[:0] = merged
+        return record

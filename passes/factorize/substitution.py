@@ -13,7 +13,7 @@ Without data the weights alone are fitted, what they lose stands for the outputs
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -240,7 +240,8 @@ class _Run:
     def _place(self, op: Linear, moments: Moments | None, budget: Budget) -> _Place:
         known = None if moments is None else moments.with_target(op.weight(), op.bias())
         objective = objective_of(op, known)
-        levels = candidates(op, self.forms, self._step(op), objective, self.costs)
+        gets_bias = known is not None and _takes_bias(op)
+        levels = candidates(op, self.forms, self._step(op), objective, self.costs, gets_bias=gets_bias)
         place = _Place(op.node.name or "", price_of(op, self.costs), _rising(levels, budget))
         place.losses = [0.0, *self._losses(op, place.levels, known, objective)]
         return place
@@ -292,9 +293,16 @@ class _Run:
         if left > floor:
             raise BudgetError(self._out_of_reach(budget, number, left / total, places))
         levels = _share_out(places, measure, total, floor)
+        assert levels is not None, "the cheapest forms are within reach"
         return self._limited(places, levels, measure, lambda some: _share_out(some, measure, total, floor))
 
-    def _limited(self, places: Sequence[_Place], levels: Levels, measure: Budget, again: _Again | None) -> Levels:
+    def _limited(
+        self,
+        places: Sequence[_Place],
+        levels: Levels,
+        measure: Budget,
+        again: Callable[[Sequence[_Place]], Levels | None] | None,
+    ) -> Levels:
         """Return the levels with at most `max_sites` above 0: those that save most; shared out again among them."""
         limit = self.options.max_sites
         saved = [_saved(place, level, measure) for place, level in zip(places, levels, strict=True)]
@@ -437,17 +445,11 @@ class _Run:
     def _why_kept(self, place: _Place, budget: Budget) -> str:
         if not place.levels:
             where = self.context.constraints.target
-            faster = "" if self.costs is None else f" and faster on {where}"
+            faster = "" if self.costs is None else f" and is faster on {where}"
             return f"no form of it has fewer MACs{faster}"
         if budget == "energy":
             return f"the closest cheaper form, {place.levels[0]}, loses {place.levels[0].error:.2g} of its output"
         return "kept: the budget is met at less loss elsewhere"
-
-
-class _Again:
-    """Shares the budget out among some places; None where they cannot meet it."""
-
-    def __call__(self, places: Sequence[_Place]) -> Levels | None: ...
 
 
 def _why_not(op: Linear) -> str | None:
@@ -516,14 +518,15 @@ def _saved(place: _Place, level: int, measure: Budget) -> float:
     return before.params - after.params if measure == "params" else before.macs - after.macs
 
 
-def _share_out(places: Sequence[_Place], measure: Budget, total: float, floor: float) -> Levels:
-    levels, _ = allocate(
+def _share_out(places: Sequence[_Place], measure: Budget, total: float, floor: float) -> Levels | None:
+    """Return the levels of least summed loss that bring `total` down to `floor`; None where none do."""
+    levels, is_met = allocate(
         [place.losses for place in places],
         lambda levels: total - sum(_saved(place, level, measure) for place, level in zip(places, levels, strict=True)),
         lambda levels, site, level: _saved(places[site], level, measure) - _saved(places[site], levels[site], measure),
         floor,
     )
-    return levels
+    return levels if is_met else None
 
 
 def _deepest(place: _Place, error: float) -> int:

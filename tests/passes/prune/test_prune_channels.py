@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -26,53 +25,14 @@ from onnxpress.passes.prune.prune_channels import PruneChannels
 from onnxpress.passes.prune.scores import Score
 from onnxpress.targets.base import load_target
 from tests.ir.analysis.channel_graphs import BLOCKS, random_model
-from tests.support import Array, random_feeds, run, text_model
+from tests.passes.residual_net import INNER as _INNER
+from tests.passes.residual_net import STREAM as _STREAM
+from tests.passes.residual_net import residual_data as _data
+from tests.passes.residual_net import residual_net as _model
+from tests.passes.residual_net import residual_weights as _weights
+from tests.support import random_feeds, run, text_model
 
 _SCORES: tuple[Score, ...] = ("obs", "l1", "l2", "activation", "apoz", "thinet", "lasso", "geometric-median")
-
-# A stem, a residual block on it, and class scores. The block's inner channels are a group; the stem's are the stream.
-_BODY = """
-    [stem] s = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
-    [relu] r = Relu (s)
-    [conv1] a = Conv <pads = [1, 1, 1, 1]> (r, w1, b1)
-    [relu1] b = Relu (a)
-    [conv2] c = Conv <pads = [1, 1, 1, 1]> (b, w2)
-    [add] d = Add (c, r)
-    [relu2] e = Relu (d)
-    [pool] p = GlobalAveragePool (e)
-    [flat] q = Flatten (p)
-    [head] y = Gemm <transB = 1> (q, w3, b3)
-"""
-_STREAM, _INNER, _CLASSES = 8, 16, 5
-
-
-def _weights(seed: int = 0) -> dict[str, Array]:
-    rng = np.random.default_rng(seed)
-    shapes = {
-        "w0": (_STREAM, 3, 3, 3), "b0": (_STREAM,), "w1": (_INNER, _STREAM, 3, 3), "b1": (_INNER,),
-        "w2": (_STREAM, _INNER, 3, 3), "w3": (_CLASSES, _STREAM), "b3": (_CLASSES,),
-    }  # fmt: skip
-    return {name: rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:])) for name, shape in shapes.items()}
-
-
-def _model(weights: dict[str, Array] | None = None) -> onnx_ir.Model:
-    model = text_model(f"""
-        <ir_version: 8, opset_import: ["": 17]>
-        g (float[N, 3, 7, 6] x) => (float[N, {_CLASSES}] y) {{ {_BODY} }}
-    """)
-    for name, array in (weights or _weights()).items():
-        value = next(v for node in model.graph for v in node.inputs if v is not None and v.name == name)
-        value.const_value = onnx_ir.tensor(array.astype(np.float32), name=name)
-        value.shape, value.dtype = onnx_ir.Shape(array.shape), onnx_ir.DataType.FLOAT
-        model.graph.register_initializer(value)
-    infer_shapes(model)
-    verify(model)
-    return model
-
-
-def _data(count: int = 48) -> DataSource:
-    rng = np.random.default_rng(3)
-    return open_data([{"x": rng.standard_normal((1, 3, 7, 6)).astype(np.float32)} for _ in range(count)])
 
 
 def _prune(

@@ -1,0 +1,334 @@
+"""low-rank and separable: budgets, what is declined and why, records, and that nothing is ever broken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxpress.ir.analysis.cost import cost
+from onnxpress.ir.analysis.divergence import Divergence
+from onnxpress.ir.data import DataSource, open_data
+from onnxpress.ir.errors import BudgetError, UsageError
+from onnxpress.ir.inference import infer_shapes
+from onnxpress.ir.model_io import to_proto_bytes
+from onnxpress.ir.verify import interface, verify
+from onnxpress.passes.base import Context, Rewrites
+from onnxpress.passes.constraints import Constraints, Precision
+from onnxpress.passes.factorize.low_rank import LowRank
+from onnxpress.passes.factorize.separable import Separable
+from onnxpress.targets.base import load_target
+from tests.ir.analysis.channel_graphs import BLOCKS, random_model
+from tests.passes.residual_net import residual_data, residual_net
+from tests.support import random_feeds, run, text_model
+
+
+def _run(
+    kind: type[LowRank | Separable],
+    model: onnx_ir.Model,
+    *,
+    data: DataSource | None = None,
+    constraints: Constraints | None = None,
+    **options: Any,
+) -> Rewrites:
+    context = Context(constraints=constraints or Constraints(), data=residual_data() if data is None else data)
+    record = kind(**options).run(model, context)
+    infer_shapes(model)
+    return record
+
+
+def _reasons(record: Rewrites) -> dict[str, str]:
+    return {declined.name: declined.reason for declined in record.declined}
+
+
+# Budgets.
+
+
+@pytest.mark.parametrize("kind", [LowRank, Separable])
+@pytest.mark.parametrize("budget", ["macs", "params"])
+def test_the_budget_is_met_in_the_model_itself(kind: type[LowRank | Separable], budget: str) -> None:
+    model, before = residual_net(), cost(residual_net())
+    options: dict[str, Any] = {budget: 0.6}
+    record = _run(kind, model, **options)
+    assert getattr(cost(model), budget) <= 0.6 * getattr(before, budget)
+    assert record.sites and all(site.after.macs < site.before.macs for site in record.sites)
+    verify(model)
+    assert interface(model) == interface(residual_net())
+    saved = sum(site.before.macs - site.after.macs for site in record.sites)
+    assert before.macs - cost(model).macs == saved
+    biases = 8 if all(site.name != "conv2" for site in record.sites) else 0  # what a refit gave it
+    saved = sum(site.before.params - site.after.params for site in record.sites)
+    assert before.params - cost(model).params == saved - biases
+
+
+def test_ratio_is_the_share_of_what_can_be_split() -> None:
+    model, before = residual_net(), cost(residual_net())
+    record = _run(LowRank, model, ratio=0.5, include=["conv1", "conv2"])
+    able = {node.name: node.macs for node in before.nodes if node.name in ("conv1", "conv2")}
+    assert before.macs - cost(model).macs >= 0.5 * sum(able.values())
+    assert {site.name for site in record.sites} <= set(able)
+
+
+def test_energy_takes_the_cheapest_form_of_each_operator_within_the_error() -> None:
+    found = {}
+    for energy in (0.999, 0.9, 0.6):
+        model = residual_net()
+        record = _run(LowRank, model, energy=energy, repair=False, sweeps=1)
+        assert all(site.error["predicted_error"] <= 1 - energy for site in record.sites)
+        found[energy] = cost(model).macs
+    assert found[0.6] < found[0.9] <= found[0.999]
+
+
+def test_latency_is_the_estimate_of_the_target_and_falls_at_every_site() -> None:
+    model, constraints = _wide(), load_target("x86-vnni").constraints
+    costs = constraints.costs
+    assert costs is not None
+    before = sum(costs.node_seconds(node) for node in model.graph)
+    record = _run(LowRank, model, data=_wide_data(), constraints=constraints, latency=0.7)
+    assert sum(costs.node_seconds(node) for node in model.graph) <= 0.7 * before
+    assert all("of the predicted time" in site.detail for site in record.sites)
+
+
+def test_latency_without_an_estimate_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"^low-rank: latency=0\.9 needs a target that estimates time"):
+        _run(LowRank, residual_net(), latency=0.9)
+
+
+def test_out_of_reach_says_what_is_and_that_can_be_asked_for() -> None:
+    with pytest.raises(BudgetError) as caught:
+        _run(LowRank, residual_net(), macs=0.01)
+    assert str(caught.value).startswith(
+        "low-rank: macs=0.01 cannot be reached: with 2 of 2 operators in their cheapest"
+    )
+    reach = float(str(caught.value).split("form, ")[1].split()[0])
+    model = residual_net()
+    _run(LowRank, model, macs=reach)
+    assert cost(model).macs <= reach * cost(residual_net()).macs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"energy": 0.0}, "low-rank: option energy=0.0: input should be greater than 0"),
+        ({"ratio": 1.0}, "low-rank: option ratio=1.0: input should be less than 1"),
+        ({"scheme": ["spacial"]}, "low-rank: option scheme"),
+        ({"macs": 0.5, "energy": 0.9}, "low-rank: energy and macs are given: give one of energy, ratio"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        LowRank(**options)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("options", [{"macs": 1.0}, {"ratio": 0.0}])
+def test_nothing_asked_is_nothing_done(options: dict[str, Any]) -> None:
+    model = residual_net()
+    assert not _run(LowRank, model, **options).modified
+    assert to_proto_bytes(model) == to_proto_bytes(residual_net())
+
+
+def test_max_sites_bounds_the_operators() -> None:
+    model = residual_net()
+    record = _run(LowRank, model, macs=0.75, max_sites=1)
+    assert len(record.sites) == 1
+    assert cost(model).macs <= 0.75 * cost(residual_net()).macs
+
+
+# Data.
+
+
+def test_without_data_the_weights_alone_are_fitted() -> None:
+    blind, informed = residual_net(), residual_net()
+    context = Context(constraints=Constraints())
+    record = LowRank(macs=0.5).run(blind, context)
+    assert all(site.detail.endswith("fitted to the weights alone") for site in record.sites)
+    _run(LowRank, informed, macs=0.5)
+    divergence = Divergence(residual_net(), residual_data(), samples=48)
+    assert divergence.of(informed) < 0.5 * divergence.of(blind)
+
+
+def test_one_sample_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"^low-rank: the data holds a single sample"):
+        _run(LowRank, residual_net(), data=residual_data(1))
+
+
+def test_the_output_error_is_the_measured_one() -> None:
+    """Of one operator, with nothing refitted: the error of its output between the two models."""
+    model, original = residual_net(), residual_net()
+    record = _run(LowRank, model, include=["conv1"], energy=0.8, sweeps=1)
+    (site,) = record.sites
+    for each in (model, original):
+        each.graph.outputs.append(next(node for node in each.graph if node.name == "conv1").outputs[0])
+    feeds = residual_data().head(48).feeds
+    found, wanted = (run(each, feeds)[1].astype(np.float64) for each in (model, original))
+    assert site.error["output_error"] == pytest.approx(
+        float(np.square(found - wanted).sum() / np.square(wanted).sum()), rel=0.02
+    )
+
+
+def test_repair_pays() -> None:
+    found = {}
+    for repair in (True, False):
+        model = residual_net()
+        _run(LowRank, model, macs=0.4, repair=repair)
+        found[repair] = Divergence(residual_net(), residual_data(), samples=48).of(model)
+    assert found[True] < found[False]
+
+
+def test_the_same_run_gives_the_same_bytes() -> None:
+    first, second = residual_net(), residual_net()
+    _run(LowRank, first, macs=0.5)
+    _run(LowRank, second, macs=0.5)
+    assert to_proto_bytes(first) == to_proto_bytes(second)
+
+
+# What is declined.
+
+
+class _Flat:
+    """Every operator takes the same time: no chain is faster."""
+
+    def node_seconds(self, node: onnx_ir.Node, precision: Precision = "float32") -> float:
+        return 1e-6
+
+    def convert_seconds(self, value: onnx_ir.Value, to: Precision) -> float:
+        return 0.0
+
+
+def test_a_form_that_is_not_faster_is_not_taken() -> None:
+    constraints = Constraints(target="flat", costs=_Flat())
+    model = residual_net()
+    record = _run(LowRank, model, constraints=constraints, energy=0.5)
+    assert not record.sites
+    assert _reasons(record)["conv1"] == "no form of it has fewer MACs and is faster on flat"
+    with pytest.raises(BudgetError, match=r"no operator has a form that is cheaper and faster on flat$"):
+        _run(LowRank, model, constraints=constraints, macs=0.5)
+    assert to_proto_bytes(model) == to_proto_bytes(residual_net())
+
+
+_HEADER = '<ir_version: 8, opset_import: ["": 17]>'
+
+
+@pytest.mark.parametrize(
+    ("body", "shapes", "reason"),
+    [
+        ("[t] y = ConvTranspose(x, w)", {"w": (8, 8, 3, 3)}, "ConvTranspose has no form here yet"),
+        ("[t] y = Conv<group = 2>(x, w)", {"w": (16, 4, 3, 3)}, "its channels lie in 2 groups already"),
+        ("[t] y = Conv(x, w)", {"w": (3, 8, 3, 3)}, "its weight has 216 numbers, too few to split"),
+        ('[t] y = Conv<auto_pad = "SAME_UPPER">(x, w)', {"w": (8, 8, 3, 3)}, "its auto_pad leaves the padding"),
+        ("[t] a = Conv(x, w) [u] b = Conv(x, w) [s] y = Add(a, b)", {"w": (8, 8, 3, 3)}, "it shares its weight 'w'"),
+        ("[t] a = Conv(x, w) [u] y = Conv(a, v)", {"w": (8, 8, 3, 3), "v": (8, 8, 3, 3)}, "node 'u' is right next"),
+        ("[t] y = Conv(x, x)", {}, "weight 'x' is a graph input"),
+    ],
+)  # fmt: skip
+def test_operators_left_alone_say_why(body: str, shapes: dict[str, tuple[int, ...]], reason: str) -> None:
+    model = text_model(f"{_HEADER} g (float[N, 8, 9, 9] x) => (float[N, C, H, W] y) {{ {body} }}")
+    rng = np.random.default_rng(0)
+    held: dict[str, onnx_ir.Value] = {}
+    for node in model.graph:
+        for index, value in enumerate(node.inputs):
+            if value is None or value.name not in shapes:
+                continue
+            if value.name in held:
+                node.replace_input_with(index, held[value.name])
+                continue
+            array = rng.standard_normal(shapes[value.name]).astype(np.float32)
+            value.const_value = onnx_ir.tensor(array, name=value.name)
+            value.shape, value.dtype = onnx_ir.Shape(array.shape), onnx_ir.DataType.FLOAT
+            model.graph.register_initializer(value)
+            held[value.name] = value
+    infer_shapes(model)
+    record = LowRank(energy=0.1).run(model, Context(constraints=Constraints()))
+    assert not any(site.name == "t" for site in record.sites)
+    assert _reasons(record)["t"].startswith(reason)
+
+
+def test_a_selector_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"^low-rank: exclude='conv9' matches no node\. Did you mean"):
+        _run(LowRank, residual_net(), exclude=["conv9"])
+
+
+def test_a_model_without_linear_operators_cannot_meet_a_budget() -> None:
+    model = text_model(f"{_HEADER} g (float[N, 4] x) => (float[N, 4] y) {{ [r] y = Relu(x) }}")
+    infer_shapes(model)
+    with pytest.raises(BudgetError) as caught:
+        LowRank(macs=0.5).run(model, Context(constraints=Constraints()))
+    assert str(caught.value) == "low-rank: macs=0.5 cannot be reached: the model has no linear operator"
+
+
+# separable.
+
+
+def test_terms_are_as_many_branches_side_by_side() -> None:
+    model = residual_net()
+    record = _run(Separable, model, terms=2, include=["conv1"])
+    assert [site.detail for site in record.sites] == ["separable, terms 2"]
+    kinds = [(node.op_type, node.attributes.get_int("group", 1)) for node in model.graph][2:7]
+    assert kinds == [("Conv", 8), ("Conv", 1), ("Conv", 8), ("Conv", 1), ("Add", 1)]
+
+
+def test_more_terms_lose_less() -> None:
+    errors = []
+    for terms in (1, 2, 4):
+        (site,) = _run(Separable, residual_net(), terms=terms, include=["conv1"]).sites
+        errors.append(site.error["output_error"])
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("scheme", ["separable", "separable-rows"])
+def test_both_schemes_of_separable_stay_close(scheme: str) -> None:
+    model = residual_net()
+    _run(Separable, model, terms=4, scheme=[scheme])
+    assert Divergence(residual_net(), residual_data(), samples=48).of(model) < 0.5
+
+
+# Any graph.
+
+
+def _wide() -> onnx_ir.Model:
+    """Two 3x3 convolutions, wide enough that x86 gains from splitting them."""
+    model = text_model(f"""{_HEADER} g (float[N, 32, 14, 14] x) => (float[N, 32, 14, 14] y) {{
+        [one] a = Conv<pads = [1, 1, 1, 1]>(x, w) [relu] b = Relu(a) [two] y = Conv<pads = [1, 1, 1, 1]>(b, v)
+    }}""")
+    rng = np.random.default_rng(0)
+    for node in model.graph:
+        for value in node.inputs:
+            if value is not None and value.name in ("w", "v"):
+                shape = (64, 32, 3, 3) if value.name == "w" else (32, 64, 3, 3)
+                array = (rng.standard_normal(shape) / 17).astype(np.float32)
+                value.const_value = onnx_ir.tensor(array, name=value.name)
+                value.shape, value.dtype = onnx_ir.Shape(shape), onnx_ir.DataType.FLOAT
+                model.graph.register_initializer(value)
+    infer_shapes(model)
+    return model
+
+
+def _wide_data() -> DataSource:
+    rng = np.random.default_rng(1)
+    return open_data(rng.standard_normal((40, 32, 14, 14)).astype(np.float32))
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    blocks=st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=3),
+    head=st.sampled_from(["conv", "flatten", "pool"]),
+    seed=st.integers(0, 2**16),
+    kind=st.sampled_from([LowRank, Separable]),
+)
+def test_any_graph_stays_whole(blocks: list[str], head: str, seed: int, kind: type[LowRank | Separable]) -> None:
+    model = random_model(blocks, seed, head=head)
+    before = interface(model)
+    feeds = [random_feeds(model, index, batch=1) for index in range(6)]
+    expected = [array.shape for array in run(model, feeds[0])]
+    record = _run(kind, model, data=open_data(feeds), energy=0.5)
+    verify(model)
+    assert interface(model) == before
+    outputs = run(model, feeds[0])
+    assert [array.shape for array in outputs] == expected
+    assert all(np.isfinite(array).all() for array in outputs)
+    assert record.sites or record.declined
