@@ -34,6 +34,8 @@ _BUILT_IN = [
     "fold-batchnorm",
     "prune-channels",
     "prune-blocks",
+    "low-rank",
+    "separable",
     "prune-weights",
     "prune-nm",
     "equalize",

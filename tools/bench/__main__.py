@@ -1,7 +1,8 @@
 """Benchmarks: every published figure stands behind a command here.
 
 python -m onnxpress.tools.bench ptq [MODEL ...] [--rounds N] [--limit N] [--json FILE|-] [--keep DIR]
-python -m onnxpress.tools.bench prune [MODEL ...] [--times 1.25,1.5,2,3] [the same options]
+python -m onnxpress.tools.bench prune [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
+python -m onnxpress.tools.bench factorize [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     shared.add_argument("--keep", type=Path, help="keep compiled models and prepared data in this folder")
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     benchmarks.add_parser("ptq", parents=[shared], help="post-training int8 quantization beside onnxruntime's own")
-    prune = benchmarks.add_parser("prune", parents=[shared], help="channel pruning without labels, beside baselines")
-    prune.add_argument("--times", default="1.25,1.5,2,3", help="how many times fewer MACs to ask for, > 1 each")
+    for name, what in (("prune", "channel pruning"), ("factorize", "low rank and separable convolutions")):
+        reduction = benchmarks.add_parser(name, parents=[shared], help=f"{what} without labels, beside baselines")
+        reduction.add_argument("--times", default="1.25,1.5,2,3", help="how many times fewer MACs to ask for, > 1 each")
+        reduction.add_argument("--by", help="compilers to run, with commas between; all by default")
     options = parser.parse_args(arguments)
     try:
-        rows, headings = (_prune if options.benchmark == "prune" else _ptq)(options)
+        rows, headings = (_ptq if options.benchmark == "ptq" else _reduction)(options)
     except OnnxpressError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -59,16 +62,17 @@ def _ptq(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
     return [dataclasses.asdict(row) for row in rows], _PTQ_HEADINGS
 
 
-def _prune(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+def _reduction(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
     from onnxpress.tools.bench.assets import select
-    from onnxpress.tools.bench.prune import parse_times, run
+    from onnxpress.tools.bench.reducers import FACTORIZERS, PRUNERS
+    from onnxpress.tools.bench.reduction import parse_compilers, parse_times, run
 
-    times = parse_times(options.times)
+    compilers = parse_compilers(options.by, PRUNERS if options.benchmark == "prune" else FACTORIZERS)
     rows = run(
-        select(options.models, "prune"), times, rounds=options.rounds, limit=options.limit, keep=options.keep,
-        tell=_tell,
+        select(options.models, options.benchmark), parse_times(options.times), compilers,
+        rounds=options.rounds, limit=options.limit, keep=options.keep, tell=_tell,
     )  # fmt: skip
-    return [dataclasses.asdict(row) for row in rows], _PRUNE_HEADINGS
+    return [dataclasses.asdict(row) for row in rows], _REDUCTION_HEADINGS
 
 
 def _write_json(target: str, records: _Rows) -> None:
@@ -86,7 +90,7 @@ _PTQ_HEADINGS = {
     "agreement": "same %", "speed_1_thread": "speed t1", "speed_2_threads": "speed t2", "latency_ms": "ms t1",
     "fused": "fused", "unfused": "unfused", "left_float": "float", "cpu_seconds": "CPU s", "peak_rss_bytes": "peak MB",
 }  # fmt: skip
-_PRUNE_HEADINGS = {
+_REDUCTION_HEADINGS = {
     "compiler": "compiler", "times": "asked", "macs_ratio": "MACs /", "params_ratio": "params /",
     "bytes_ratio": "bytes /", "accuracy": "top-1 %", "drop": "drop", "agreement": "same %",
     "latency_ratio": "time t1", "cpu_seconds": "CPU s", "peak_rss_bytes": "peak MB", "status": "status",

@@ -37,7 +37,7 @@ class Asset:
     calibration: str
     evaluation: str
     samples: int | None = 256
-    benchmarks: tuple[str, ...] = ("ptq", "prune")
+    benchmarks: tuple[str, ...] = ("ptq", "prune", "factorize")
 
 
 ASSETS = (
@@ -45,8 +45,8 @@ ASSETS = (
     Asset("lenet5_mnist", "input", "mnist_train", "mnist_test"),
     Asset("resnet20_cifar10", "input", "cifar10_calib", "cifar10_test"),
     Asset("resnet56_cifar10", "input", "cifar10_calib", "cifar10_test"),
-    Asset("resnet20_cifar10_jpeg", "input", "cifar10_calib", "cifar10_test", benchmarks=("prune",)),
-    Asset("resnet56_cifar10_jpeg", "input", "cifar10_calib", "cifar10_test", benchmarks=("prune",)),
+    Asset("resnet20_cifar10_jpeg", "input", "cifar10_calib", "cifar10_test", benchmarks=("prune", "factorize")),
+    Asset("resnet56_cifar10_jpeg", "input", "cifar10_calib", "cifar10_test", benchmarks=("prune", "factorize")),
     Asset("vgg_small_cifar10", "input", "cifar10_calib", "cifar10_test"),
     Asset("mobilenetv2_imagenet", "input", "imagenet_sample_calib", "imagenet_sample_eval", None),
     Asset("squeezenet10_imagenet", "data", "imagenet_sample_calib", "imagenet_sample_eval", None),

@@ -2,7 +2,7 @@
 
     python -m onnxpress.tools.bench.child COMPILER MODEL CALIBRATION OUT INPUT [TIMES]
 
-prints one JSON line: {"cpu_seconds", "peak_rss_bytes"}. With TIMES, the compiler is one that prunes, and that many
+prints one JSON line: {"cpu_seconds", "peak_rss_bytes"}. With TIMES, the compiler is one of `reducers`, and that many
 times fewer MACs are asked of it. Imports are done before the clock starts; memory counts them. All compilers read the
 same files, and none is handed more of the samples at a time than it asks for.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 from onnxpress.ir.errors import InternalError, OnnxpressError
 from onnxpress.ir.readers import open_npz
-from onnxpress.tools.bench.pruners import PRUNERS
+from onnxpress.tools.bench.reducers import REDUCERS
 from onnxpress.tools.memory import peak_rss_bytes
 
 __all__ = ["COMPILERS", "Compiled", "CompilerError", "compile_in_child"]
@@ -42,7 +42,7 @@ def compile_in_child(
 ) -> Compiled:
     """Run `compiler` on `model` in a fresh process, and return what that cost.
 
-    times: ask one of `PRUNERS` for so many times fewer MACs; None for one of `COMPILERS`.
+    times: ask one of `REDUCERS` for so many times fewer MACs; None for one of `COMPILERS`.
 
     Raises:
         CompilerError: the compiler failed; the message ends with its last line.
@@ -117,7 +117,7 @@ def _main() -> None:
     compiler, model, calibration, out, input_name, *times = sys.argv[1:]
     # Tools print as they please; the last line of standard output is ours.
     with Path(os.devnull).open("w", encoding="utf-8") as quiet, contextlib.redirect_stdout(quiet):
-        run = PRUNERS[compiler](float(times[0])) if times else COMPILERS[compiler]()
+        run = REDUCERS[compiler](float(times[0])) if times else COMPILERS[compiler]()
         start = time.process_time()
         try:
             run(Path(model), Path(calibration), Path(out), input_name)

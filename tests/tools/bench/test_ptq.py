@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,26 +10,6 @@ import pytest
 from onnxpress.tools.bench import assets, ptq
 from onnxpress.tools.bench.__main__ import main
 from onnxpress.tools.bench.child import COMPILERS
-
-_LOADER = """
-from pathlib import Path
-import numpy as np
-
-def load_dataset(name, *, model, count):
-    with np.load(Path(__file__).parent / f"{name}.npz") as arrays:
-        return arrays["input"][:count].astype(np.float32), arrays["labels"][:count]
-"""
-
-
-@pytest.fixture
-def demo_asset(demo_files: Path, monkeypatch: pytest.MonkeyPatch) -> assets.Asset:
-    (demo_files / "models").mkdir()
-    shutil.move(demo_files / "digits.onnx", demo_files / "models" / "digits.onnx")
-    (demo_files / "load.py").write_text(_LOADER, encoding="utf-8")
-    monkeypatch.setenv("ONNXPRESS_ASSETS", str(demo_files))
-    asset = assets.Asset("digits", "input", "calibration", "evaluation", 16)
-    monkeypatch.setattr(assets, "ASSETS", (asset,))
-    return asset
 
 
 def test_rows_name_the_nodes_that_miss_the_integer_kernels(

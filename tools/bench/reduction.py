@@ -1,8 +1,8 @@
-"""Channel pruning on every asset at several budgets of MACs, without labels, beside baselines, measured in one run.
+"""Fewer MACs on every asset at several budgets, without labels, beside baselines, measured in one run.
 
-For each model: the original, and for each budget every compiler of `pruners.PRUNERS` that is installed, on at most 512
-calibration images. Accuracy runs with the runtime's optimizations on. The latencies of all files of one model are
-interleaved in shuffled rounds: CPU time of the calling thread. A compiler that fails, or that cannot meet a budget,
+For each model: the original, and for each budget every compiler of one table of `reducers` that is installed, on at
+most 512 calibration images. Accuracy runs with the runtime's optimizations on. The latencies of all files of one model
+are interleaved in shuffled rounds: CPU time of the calling thread. A compiler that fails, or that cannot meet a budget,
 leaves a row that says why.
 """
 
@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.data import open_data
-from onnxpress.ir.errors import OnnxpressError, UsageError
+from onnxpress.ir.errors import OnnxpressError, UsageError, near_names
 from onnxpress.ir.model_io import load
 from onnxpress.targets.runtimes.onnxruntime_cpu import interleaved_latency, speedup
 from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 from onnxpress.tools.bench.child import CompilerError, compile_in_child
-from onnxpress.tools.bench.pruners import PACKAGES, PRUNERS
 from onnxpress.tools.bench.ptq import predicted_classes
+from onnxpress.tools.bench.reducers import PACKAGES
 
-__all__ = ["Row", "parse_times", "run"]
+__all__ = ["Row", "parse_compilers", "parse_times", "run"]
 
 _SAMPLES = 512
 _ORIGINAL = "float32"
@@ -74,9 +74,28 @@ def parse_times(text: str) -> list[float]:
     return times
 
 
+def parse_compilers(text: str | None, known: Iterable[str]) -> list[str]:
+    """Return the compilers that `text` lists with commas between; all that are known where there is none.
+
+    Raises:
+        UsageError: one of them is not known; with near names.
+    """
+    names = list(known)
+    if text is None:
+        return names
+    chosen = [word.strip() for word in text.split(",")]
+    for name in chosen:
+        if name not in names:
+            raise UsageError(
+                f"--by {text}: {name!r} is no compiler.{near_names(name, names)} There are: {', '.join(names)}"
+            )
+    return chosen
+
+
 def run(
     assets: list[Asset],
     times: Sequence[float],
+    compilers: Iterable[str],
     *,
     rounds: int = 200,
     limit: int | None = None,
@@ -84,17 +103,17 @@ def run(
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
     """Return a row for each asset, budget and compiler. keep: where compiled models and prepared data stay."""
-    compilers = _installed(tell)
+    installed = _installed(compilers, tell)
     rows = []
     with working_folder(keep) as folder:
         for asset in assets:
-            rows.extend(_bench(asset, times, compilers, folder, rounds, limit, tell))
+            rows.extend(_bench(asset, times, installed, folder, rounds, limit, tell))
     return rows
 
 
-def _installed(tell: Callable[[str], None]) -> list[str]:
+def _installed(compilers: Iterable[str], tell: Callable[[str], None]) -> list[str]:
     found = []
-    for name in PRUNERS:
+    for name in compilers:
         if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
             tell(f"{name} is left out: the package {PACKAGES[name]} is not installed")
         else:

@@ -1,4 +1,4 @@
-"""The pruning benchmark: its arguments, how a rival's sparsity is found, and rows for what fails."""
+"""The benchmarks of fewer MACs: their arguments, how a rival's sparsity is found, and rows for what fails."""
 
 from __future__ import annotations
 
@@ -9,30 +9,10 @@ from typing import Any
 
 import pytest
 
-from onnxpress.tools.bench import assets, prune
+from onnxpress.tools.bench import assets, reducers, reduction
 from onnxpress.tools.bench.__main__ import main
 from onnxpress.tools.bench.child import CompilerError, compile_in_child
-from onnxpress.tools.bench.pruners import PRUNERS, bisect_sparsity
-
-_LOADER = """
-from pathlib import Path
-import numpy as np
-
-def load_dataset(name, *, model, count):
-    with np.load(Path(__file__).parent / f"{name}.npz") as arrays:
-        return arrays["input"][:count].astype(np.float32), arrays["labels"][:count]
-"""
-
-
-@pytest.fixture
-def demo_asset(demo_files: Path, monkeypatch: pytest.MonkeyPatch) -> assets.Asset:
-    (demo_files / "models").mkdir()
-    shutil.copy(demo_files / "digits.onnx", demo_files / "models" / "digits.onnx")
-    (demo_files / "load.py").write_text(_LOADER, encoding="utf-8")
-    monkeypatch.setenv("ONNXPRESS_ASSETS", str(demo_files))
-    asset = assets.Asset("digits", "input", "calibration", "evaluation", 16)
-    monkeypatch.setattr(assets, "ASSETS", (asset,))
-    return asset
+from onnxpress.tools.bench.reducers import FACTORIZERS, PRUNERS, bisect_sparsity
 
 
 @pytest.mark.parametrize(
@@ -46,7 +26,14 @@ def test_a_bad_factor_is_one_line(times: str, word: str, capsys: pytest.CaptureF
 
 
 def test_factors_are_read_in_order() -> None:
-    assert prune.parse_times("1.25, 3,2") == [1.25, 3.0, 2.0]
+    assert reduction.parse_times("1.25, 3,2") == [1.25, 3.0, 2.0]
+
+
+def test_compilers_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reduction.parse_compilers(None, FACTORIZERS) == list(FACTORIZERS)
+    assert reduction.parse_compilers("mix, low-rank", FACTORIZERS) == ["mix", "low-rank"]
+    assert main(["factorize", "lenet5", "--by", "low-rnk"]) == 2
+    assert capsys.readouterr().err.startswith("error: --by low-rnk: 'low-rnk' is no compiler. Did you mean 'low-rank'?")
 
 
 def test_each_benchmark_has_its_models(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,9 +89,9 @@ def test_failing_cells_are_rows(
             shutil.copy(model, out)
         return {"cpu_seconds": 1.5, "peak_rss_bytes": 2e6}
 
-    monkeypatch.setattr(prune, "compile_in_child", compile_)
-    monkeypatch.setattr(prune, "PRUNERS", dict.fromkeys(("onnxpress", "acme", "absent"), PRUNERS["onnxpress"]))
-    monkeypatch.setattr(prune, "PACKAGES", {"absent": "onnxpress_absent"})
+    monkeypatch.setattr(reduction, "compile_in_child", compile_)
+    monkeypatch.setattr(reducers, "PRUNERS", dict.fromkeys(("onnxpress", "acme", "absent"), PRUNERS["onnxpress"]))
+    monkeypatch.setattr(reduction, "PACKAGES", {"absent": "onnxpress_absent"})
     monkeypatch.setenv("COLUMNS", "160")
     written = tmp_path / "rows.json"
     assert main(["prune", "--times", "2,3", "--rounds", "5", "--limit", "32", "--json", str(written)]) == 0
@@ -138,3 +125,14 @@ def test_half_the_macs_of_lenet5(tmp_path: Path) -> None:
     assert ours["macs_ratio"] >= 2 and ours["status"] == ""
     assert ours["params_ratio"] > 1 and ours["bytes_ratio"] > 1
     assert ours["drop"] < rows["magnitude"]["drop"]
+
+
+@pytest.mark.assets("models/lenet5_mnist.onnx", "datasets/mnist_train.npz", "datasets/mnist_test.npz")
+def test_lenet5_in_forms_of_low_rank(tmp_path: Path) -> None:
+    written = tmp_path / "rows.json"
+    arguments = ["factorize", "lenet5", "--times", "2", "--limit", "500", "--rounds", "5", "--json", str(written)]
+    assert main([*arguments, "--by", "low-rank,weights-channel"]) == 0
+    rows = {row["compiler"]: row for row in json.loads(written.read_text(encoding="utf-8"))["rows"]}
+    ours = rows["low-rank"]
+    assert ours["macs_ratio"] >= 1.99 and ours["status"] == ""
+    assert ours["drop"] < 1

@@ -1,4 +1,4 @@
-"""What removes channels: our own pass, a baseline made of its parts, and onnxsim's structured pruning where installed.
+"""What makes models of fewer MACs: our own passes, baselines made of their parts, and onnxsim's where installed.
 
 Each is asked for `times` fewer MACs and reads the files that all compilers read.
 """
@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 from onnxpress.ir.errors import BudgetError
 from onnxpress.ir.readers import open_npz
 
-__all__ = ["PACKAGES", "PRUNERS", "bisect_sparsity"]
+__all__ = ["FACTORIZERS", "PACKAGES", "PRUNERS", "REDUCERS", "bisect_sparsity"]
 
 _T = TypeVar("_T")
 _Run = Callable[[Path, Path, Path, str], None]
 _STEPS = 6
 _BATCH = 64  # images
+_PRUNED_FIRST = 0.3  # of the logarithm of what is asked for, that channel removal takes before low rank
 
 
 def bisect_sparsity(prune: Callable[[float], _T], is_met: Callable[[_T], bool], steps: int = _STEPS) -> _T | None:
@@ -39,21 +40,30 @@ def bisect_sparsity(prune: Callable[[float], _T], is_met: Callable[[_T], bool], 
     return best
 
 
-def _onnxpress(times: float, **options: str) -> _Run:
+def _onnxpress(*passes: str, calibrated: bool = True) -> _Run:
+    """Run `passes` behind what comes before them everywhere. calibrated: whether they are given the samples."""
     import numpy  # noqa: F401  # imported here so that the clock does not see it
     import onnxruntime  # noqa: F401
 
     from onnxpress.ir.model_io import save
+    from onnxpress.passes.factorize import low_rank, separable  # noqa: F401
     from onnxpress.passes.prune import prune_channels  # noqa: F401
     from onnxpress.tools.compress import compress
 
-    settings = ", ".join(f"{name}={value}" for name, value in {"macs": repr(1 / times), **options}.items())
+    pipeline = ", ".join(("cleanup", "fold-batchnorm", *passes))
 
     def run(model: Path, calibration: Path, out: Path, input_name: str) -> None:
-        passes = f"cleanup, fold-batchnorm, prune-channels{{{settings}}}"
-        save(compress(model, target="host-cpu", passes=passes, data=calibration).model, out, overwrite=True)
+        data = calibration if calibrated else None
+        save(compress(model, target="host-cpu", passes=pipeline, data=data).model, out, overwrite=True)
 
     return run
+
+
+def _mix(times: float) -> _Run:
+    """Remove some channels first, then let every operator take the form that suits it."""
+    left = times**-_PRUNED_FIRST
+    forms = "scheme=[auto,separable]"
+    return _onnxpress(f"prune-channels{{macs={left!r}}}", f"low-rank{{{forms},macs={1 / times / left!r}}}")
 
 
 def _onnxsim(times: float, *, calibrated: bool) -> _Run:
@@ -84,9 +94,24 @@ def _onnxsim(times: float, *, calibrated: bool) -> _Run:
 
 
 PRUNERS: dict[str, Callable[[float], _Run]] = {
-    "onnxpress": _onnxpress,
-    "magnitude": lambda times: _onnxpress(times, score="l2", allocation="uniform", repair="false"),
+    "onnxpress": lambda times: _onnxpress(f"prune-channels{{macs={1 / times!r}}}"),
+    "magnitude": lambda times: _onnxpress(
+        f"prune-channels{{macs={1 / times!r},score=l2,allocation=uniform,repair=false}}"
+    ),
     "onnxsim-wanda": lambda times: _onnxsim(times, calibrated=True),
     "onnxsim-l2": lambda times: _onnxsim(times, calibrated=False),
 }
-PACKAGES = {"onnxsim-wanda": "onnxsim", "onnxsim-l2": "onnxsim"}  # what a pruner needs beside this project
+FACTORIZERS: dict[str, Callable[[float], _Run]] = {
+    "low-rank": lambda times: _onnxpress(f"low-rank{{macs={1 / times!r}}}"),
+    "separable": lambda times: _onnxpress(f"separable{{macs={1 / times!r}}}"),
+    "mix": _mix,
+    "weights-channel": lambda times: _onnxpress(f"low-rank{{scheme=channel,macs={1 / times!r}}}", calibrated=False),
+    "weights-spatial": lambda times: _onnxpress(
+        f"low-rank{{scheme=[spatial,channel],macs={1 / times!r}}}", calibrated=False
+    ),
+    "weights-tucker": lambda times: _onnxpress(
+        f"low-rank{{scheme=[tucker,channel],macs={1 / times!r}}}", calibrated=False
+    ),
+}
+REDUCERS = PRUNERS | FACTORIZERS
+PACKAGES = {"onnxsim-wanda": "onnxsim", "onnxsim-l2": "onnxsim"}  # what a reducer needs beside this project
