@@ -24,7 +24,8 @@ import pydantic
 from onnxpress.passes.base import Context, Fidelity, Options, Pass, Rewrites
 from onnxpress.passes.factorize.forms import FORMS, FormName
 from onnxpress.passes.factorize.merge import merge_chains
-from onnxpress.passes.factorize.substitution import SubstitutionOptions, substitute
+from onnxpress.passes.factorize.options import SubstitutionOptions
+from onnxpress.passes.factorize.substitution import substitute
 
 __all__ = ["LowRank", "LowRankOptions"]
 

@@ -22,7 +22,8 @@ import pydantic
 
 from onnxpress.passes.base import Context, Fidelity, Options, Pass, Rewrites
 from onnxpress.passes.factorize.forms import FORMS, Form
-from onnxpress.passes.factorize.substitution import Budget, SubstitutionOptions, substitute
+from onnxpress.passes.factorize.options import Budget, SubstitutionOptions
+from onnxpress.passes.factorize.substitution import substitute
 
 __all__ = ["Separable", "SeparableOptions"]
 

@@ -206,7 +206,7 @@ def test_a_form_that_is_not_faster_is_not_taken() -> None:
     record = _run(LowRank, model, constraints=constraints, energy=0.5)
     assert not record.sites
     assert _reasons(record)["conv1"] == "no form of it has fewer MACs and is faster on flat"
-    with pytest.raises(BudgetError, match=r"no operator has a form that is cheaper and faster on flat$"):
+    with pytest.raises(BudgetError, match=r"no operator has a form that is cheaper$"):
         _run(LowRank, model, constraints=constraints, macs=0.5)
     assert to_proto_bytes(model) == to_proto_bytes(residual_net())
 
