@@ -208,8 +208,8 @@ def _limits(layer: Linear, behind_add: bool) -> tuple[float, float] | None:
             given = [None if end is None else float(end.numpy().reshape(-1)[0]) for end in ends]
             return (-math.inf if given[0] is None else given[0]), (math.inf if given[1] is None else given[1])
         if user.op_type != "Add" or not behind_add or any(constant_tensor(each) is not None for each in user.inputs):
-            return None  # a constant in between would move the limit
-        value = user.outputs[0]
+            return None  # a constant in between would move the limit, and so would a second shortcut
+        value, behind_add = user.outputs[0], False
 
 
 def _rectified(target: _Array, found: _Array, correction: Sequence[_Array], limits: tuple[float, float]) -> _Array:

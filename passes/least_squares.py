@@ -18,7 +18,7 @@ import numpy.typing as npt
 from onnxpress.ir.analysis.blas import one_blas_thread
 from onnxpress.ir.analysis.moments import Moments
 
-__all__ = ["DEFAULT_RIDGE", "least_squares", "least_squares_of"]
+__all__ = ["DEFAULT_RIDGE", "least_squares", "least_squares_of", "solve_symmetric"]
 
 _Array: TypeAlias = npt.NDArray[Any]
 _Float64: TypeAlias = npt.NDArray[np.float64]
@@ -110,7 +110,7 @@ def _solve(gram: _Float64, right: _Float64, ridge: float) -> _Float64:
     damped[:, diagonal, diagonal] += ridge * np.trace(gram, axis1=1, axis2=2)[:, None] / width
     if groups > 1 and width <= _BATCHED_WIDTH:
         return _solve_many(damped, right)
-    return np.stack([_solve_one(matrix, wanted) for matrix, wanted in zip(damped, right, strict=True)])
+    return np.stack([solve_symmetric(matrix, wanted) for matrix, wanted in zip(damped, right, strict=True)])
 
 
 def _solve_many(matrices: _Float64, right: _Float64) -> _Float64:
@@ -121,8 +121,11 @@ def _solve_many(matrices: _Float64, right: _Float64) -> _Float64:
     return result
 
 
-def _solve_one(matrix: _Float64, right: _Float64) -> _Float64:
-    """One symmetric system by Cholesky, or through eigenvectors where that breaks down. right: [out, K]."""
+def solve_symmetric(matrix: _Float64, right: _Float64) -> _Float64:
+    """Return X [out, K] with X matrix = right, of least norm where the matrix [K, K] is singular but for rounding.
+
+    By Cholesky, or through eigenvectors where that breaks down; those below zero count as zero.
+    """
     from scipy import linalg
 
     try:

@@ -20,6 +20,7 @@ from onnxpress.ir.analysis.moments import Moments
 from onnxpress.ir.analysis.patches import why_no_patches
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.linear import Linear, as_linear, constant_tensor, linear_ops
+from onnxpress.passes.cleanup.graph_edits import drop_unused_constant
 from onnxpress.passes.layer_moments import LayerMoments, layer_moments
 from onnxpress.passes.least_squares import DEFAULT_RIDGE, least_squares
 
@@ -68,6 +69,8 @@ def _store(node: onnx_ir.Node, index: int, held: onnx_ir.Value | None, array: _A
     value = onnx_ir.val(name, const_value=onnx_ir.tensor(array, name=name))
     graph.register_initializer(value)
     node.replace_input_with(index, value)
+    if held is not None:
+        drop_unused_constant(held)
 
 
 def _unused_name(graph: onnx_ir.Graph, base: str) -> str:
@@ -141,8 +144,13 @@ def repair_sequentially(
     ]  # fmt: skip
 
 
-def refit_step(step: LayerMoments, kept: Sequence[int] | None = None, ridge: float = DEFAULT_RIDGE) -> Repaired:
-    """Refit one layer to its moments, if that gains anything. kept, ridge: as for `repair_sequentially`."""
+def refit_step(
+    step: LayerMoments, kept: Sequence[int] | None = None, ridge: float = DEFAULT_RIDGE, *, adds_bias: bool = True
+) -> Repaired:
+    """Refit one layer to its moments, if that gains anything.
+
+    kept, ridge: as for `repair_sequentially`. adds_bias: whether a layer that could have a bias and has none gets one.
+    """
     layer, moments = step.layer, step.moments
     weight, bias = layer.weight(), layer.bias()
     added = _added_bias(layer)
@@ -151,7 +159,7 @@ def refit_step(step: LayerMoments, kept: Sequence[int] | None = None, ridge: flo
         bias = _numbers(added)
         offset = _numbers(wanted)
         moments = moments.shift_target(offset if kept is None else offset[np.asarray(kept, np.int64)])
-    fit_bias = layer.node.op_type != "MatMul" or bias is not None
+    fit_bias = (layer.node.op_type != "MatMul" and adds_bias) or bias is not None
     new_weight, new_bias = least_squares(moments, weight, bias, ridge=ridge, fit_bias=fit_bias)
     before, after = moments.error_of(weight, bias), moments.error_of(new_weight, new_bias)
     if not after < before:

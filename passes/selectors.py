@@ -49,6 +49,10 @@ class Selection:
         """Whether the pass may touch `node`."""
         return self.reason(node) is None
 
+    def excludes(self, node: onnx_ir.Node) -> bool:
+        """Whether `exclude` names `node`: then nothing of it may change, its numbers included."""
+        return (node.name or "") in self._exclude
+
     def reason(self, node: onnx_ir.Node) -> str | None:
         """Say why `node` is left out, as the reason of a `Declined`; None where it is not."""
         name = node.name or ""

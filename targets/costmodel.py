@@ -316,7 +316,7 @@ def _conv_work(
     positions = data[2:] if transposed else out[2:]
     kind: _Class = "conv"
     if groups > 1:
-        kind = "depthwise" if inputs == 1 else "grouped"
+        kind = "depthwise" if inputs == 1 and len(data) > 3 else "grouped"  # over time it has no kernel of its own
     elif kernel == 1 and not transposed:
         kind = "pointwise"
     return _Work(

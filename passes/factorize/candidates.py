@@ -26,11 +26,19 @@ _SWEEPS = 2  # of alternation, to compare; what is chosen is fitted anew
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """What an operator, or the chain in its place, costs at batch 1. seconds: None where nothing estimates them."""
+    """What an operator, or the chain in its place, costs at batch 1.
 
-    macs: int
+    macs: None where shapes are unknown. seconds: None where nothing estimates them.
+    """
+
+    macs: int | None
     params: int
     seconds: float | None
+
+    @property
+    def work(self) -> int:
+        """MACs, or what they grow with where nobody knows them."""
+        return self.params if self.macs is None else self.macs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +60,10 @@ _Priced: TypeAlias = tuple[Form, Ranks, Price]
 
 def price_of(linear: Linear, estimator: CostEstimator | None) -> Price:
     """Return what the operator costs as it is."""
-    constants = [constant_tensor(value) for value in (linear.weight_value, linear.bias_value) if value is not None]
+    held = [value for value in (linear.weight_value, linear.bias_value) if value is not None and len(value.uses()) == 1]
+    constants = [constant_tensor(value) for value in held]
     params = sum(tensor.size for tensor in constants if tensor is not None)
-    return Price(
-        node_macs(linear.node) or 0, params, None if estimator is None else estimator.node_seconds(linear.node)
-    )
+    return Price(node_macs(linear.node), params, None if estimator is None else estimator.node_seconds(linear.node))
 
 
 def candidates(
@@ -66,12 +73,13 @@ def candidates(
     objective: Objective,
     estimator: CostEstimator | None,
     *,
+    strict: bool,
     gets_bias: bool,
 ) -> list[Candidate]:
     """Return fitted forms that are cheaper than the operator, the dearest first, each with less error than the cheaper.
 
-    step: of ranks. Cheaper: in predicted time and in MACs; in MACs where nothing predicts time. gets_bias: whether the
-    fit will give it a bias where it has none.
+    step: of ranks; strict: nothing else will do, also for an operator that is narrower. Cheaper: in predicted time and
+    in MACs; in MACs where nothing predicts time. gets_bias: whether the fit will give it a bias where it has none.
     """
     kernel, dense = kernel_of(linear), price_of(linear, estimator)
     found: list[Candidate] = []
@@ -79,7 +87,9 @@ def candidates(
         if not form.fits(kernel):
             continue
         priced = [
-            (form, ranks, _price(linear, form, ranks, estimator, gets_bias)) for ranks in form.ranks(kernel, step)
+            (form, ranks, _price(linear, form, ranks, estimator, gets_bias))
+            for ranks in form.ranks(kernel, step)
+            if not strict or form.counts_terms or not any(rank % step for rank in ranks)
         ]
         for _, ranks, price in _spread([each for each in priced if _pays(each[2], dense)]):
             factors = fit(form, kernel, ranks, objective, sweeps=_SWEEPS)
@@ -97,20 +107,22 @@ def _price(linear: Linear, form: Form, ranks: Ranks, estimator: CostEstimator | 
     chain = build(linear, data, form.chains(empty), bias)
     params = sum(value.const_value.size for value in chain.constants if value.const_value is not None)
     seconds = None if estimator is None else sum(estimator.node_seconds(node) for node in chain.nodes)
-    return Price(sum(node_macs(node) or 0 for node in chain.nodes), params, seconds)
+    macs = [node_macs(node) for node in chain.nodes]
+    known = None if None in macs or node_macs(linear.node) is None else sum(each or 0 for each in macs)
+    return Price(known, params, seconds)
 
 
 def _pays(price: Price, dense: Price) -> bool:
     if price.seconds is not None and dense.seconds is not None and price.seconds > (1 - _FASTER) * dense.seconds:
         return False
-    return price.macs <= (1 - _FEWER) * dense.macs
+    return price.work <= (1 - _FEWER) * dense.work
 
 
 def _spread(priced: Sequence[_Priced]) -> list[_Priced]:
     """Return a few of `priced`, spread evenly over the logarithm of MACs; of those about equal, the first."""
     if len(priced) <= _EACH:
         return list(priced)
-    macs = np.log([each[2].macs for each in priced])
+    macs = np.log([each[2].work for each in priced])
     wanted = np.linspace(macs.min(), macs.max(), _EACH)
     chosen = dict.fromkeys(int(np.argmin(np.abs(macs - each))) for each in wanted)
     return [priced[index] for index in chosen]
@@ -119,13 +131,13 @@ def _spread(priced: Sequence[_Priced]) -> list[_Priced]:
 def _efficient(found: Sequence[Candidate]) -> list[Candidate]:
     """Return those that no other beats in error, MACs and time at once, the dearest first."""
     left = [each for each in found if not any(other is not each and _beats(other, each) for other in found)]
-    return sorted(left, key=lambda each: -each.price.macs)
+    return sorted(left, key=lambda each: -each.price.work)
 
 
 def _beats(one: Candidate, other: Candidate) -> bool:
     keys = [
         (one.error, other.error),
-        (one.price.macs, other.price.macs),
+        (one.price.work, other.price.work),
         (one.price.seconds or 0.0, other.price.seconds or 0.0),
     ]
     return all(a <= b for a, b in keys) and any(a < b for a, b in keys)

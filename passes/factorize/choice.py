@@ -48,12 +48,20 @@ def rising(found: Iterable[Candidate], budget: Budget) -> tuple[Candidate, ...]:
 
 
 def choose(
-    places: Sequence[Place], budget: Budget, number: float, total: float, *, max_sites: int | None, subject: str
+    places: Sequence[Place],
+    budget: Budget,
+    number: float,
+    total: float,
+    *,
+    max_sites: int | None,
+    asked: str,
+    whole: float,
+    subject: str,
 ) -> Levels:
     """Return the level of each place.
 
-    total: what the budget's measure is now; for ratio that of the places alone, and of no use for energy. subject: who
-    asks, for messages.
+    total: what the budget's measure is now, of which `number` is a share; for ratio that of the places alone, and of no
+    use for energy. asked, whole, subject: what the user asked for, of how much, and of which pass, for messages.
 
     Raises:
         BudgetError: the budget cannot be reached.
@@ -71,7 +79,7 @@ def choose(
     able = _most_saving(places, deepest, budget, max_sites)
     left = total - sum(places[index].saved(deepest[index], budget) for index in able)
     if left > floor:
-        raise BudgetError(_out_of_reach(places, budget, number, left / total, max_sites, subject))
+        raise BudgetError(_out_of_reach(places, budget, left / (whole or total), max_sites, f"{subject}: {asked}"))
     levels = _share_out(places, budget, total, floor)
     most = _most_saving(places, levels, budget, max_sites)
     if sum(level > 0 for level in levels) <= len(most):
@@ -85,7 +93,7 @@ def choose(
 def _spent(price: Price, budget: Budget) -> float:
     if budget == "latency":
         return price.seconds or 0.0
-    return price.params if budget == "params" else price.macs
+    return price.params if budget == "params" else price.work
 
 
 def _most_saving(places: Sequence[Place], levels: Levels, budget: Budget, count: int | None) -> set[int]:
@@ -104,11 +112,9 @@ def _share_out(places: Sequence[Place], budget: Budget, total: float, floor: flo
     return levels
 
 
-def _out_of_reach(
-    places: Sequence[Place], budget: Budget, number: float, left: float, max_sites: int | None, subject: str
-) -> str:
-    able = sum(bool(place.levels) for place in places)
-    text = f"{subject}: {budget}={number:g} cannot be reached: "
+def _out_of_reach(places: Sequence[Place], budget: Budget, left: float, max_sites: int | None, asked: str) -> str:
+    able = min(sum(bool(place.levels) for place in places), len(places) if max_sites is None else max_sites)
+    text = f"{asked} cannot be reached: "
     if not able:
         return f"{text}no operator has a form that is cheaper"
     # Rounded such that what is told can be asked for.

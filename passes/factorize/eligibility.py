@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from onnxpress.ir.analysis.patches import why_no_patches
 from onnxpress.ir.encodings import is_encoded
 from onnxpress.ir.linear import Linear, as_linear
 
@@ -27,8 +26,8 @@ def why_no_form(op: Linear) -> str | None:
         return f"it shares its weight {op.weight_value.name!r}"
     if is_encoded(op.weight_value):
         return f"its weight {op.weight_value.name!r} is encoded already"
-    if (reason := why_no_patches(op)) is not None:
-        return reason
+    if op.weight_value.is_graph_output():
+        return f"its weight {op.weight_value.name!r} is an output of the model"
     for neighbour in (op.data.producer(), *(op.output.consumers() if len(op.output.uses()) == 1 else ())):
         if neighbour is not None and isinstance(as_linear(neighbour), Linear):
             return f"node {neighbour.name!r} is right next to it, so that the two are a product already"

@@ -27,7 +27,7 @@ from onnxpress.passes.factorize.forms import Extent, Stage
 __all__ = ["Chain", "build", "replace"]
 
 _Array: TypeAlias = npt.NDArray[Any]
-_Shape: TypeAlias = tuple[int | onnx_ir.SymbolicDim, ...]
+_FIRST_GEMM_WITHOUT_BIAS = 11  # opset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def build(linear: Linear, data: onnx_ir.Value, chains: Sequence[Sequence[Stage]]
     total = results[0]
     for result in results[1:]:
         node = onnx_ir.Node("", "Add", [total, result])
-        node.outputs[0].shape, node.outputs[0].type = result.shape, result.type
+        node.outputs[0].shape, node.outputs[0].type = result.shape, _copied(result)
         nodes.append(node)
         total = node.outputs[0]
     return Chain(nodes, constants, total)
@@ -106,14 +106,27 @@ def _operator(
     held = _constant(linear.to_stored(np.ascontiguousarray(weight, dtype)))
     inputs = [data, held] if linear.weight_index == 1 else [held, data]
     constants.append(held)
+    if bias is None and _needs_bias(node):
+        bias = np.zeros(1)
     if bias is not None:
         inputs.append(_constant(bias.astype(dtype)))
         constants.append(inputs[-1])
     attributes = _attributes(linear, stage)
     made = onnx_ir.Node(node.domain, node.op_type, inputs, attributes)
     made.outputs[0].shape = _shape_behind(linear, stage, data)
-    made.outputs[0].type = linear.output.type
+    made.outputs[0].type = _copied(linear.output)
     return made
+
+
+def _copied(value: onnx_ir.Value) -> onnx_ir.TensorType | None:
+    """Return the type of a value, for another: a type object belongs to one value, which may change it."""
+    return None if value.dtype is None else onnx_ir.TensorType(value.dtype)
+
+
+def _needs_bias(node: onnx_ir.Node) -> bool:
+    """Whether the operator must have a third input: Gemm before opset 11."""
+    graph = node.graph
+    return node.op_type == "Gemm" and graph is not None and graph.opset_imports.get("", 0) < _FIRST_GEMM_WITHOUT_BIAS
 
 
 def _constant(array: _Array) -> onnx_ir.Value:

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.passes.factorize.forms import EINSUM_PATH, Factors, Form, Kernel, Ranks
+from onnxpress.passes.least_squares import solve_symmetric
 
 __all__ = ["Objective", "fit"]
 
@@ -36,7 +37,6 @@ _Float64: TypeAlias = npt.NDArray[np.float64]
 
 _STEPS = 12  # of conjugate gradients for one factor in one sweep
 _SMALL = 1e-10  # of a squared gradient, relative to the first: the factor is solved
-_JITTER = 1e-9  # of the mean diagonal of a system that the ridge left singular
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +59,7 @@ class Objective:
     @functools.cached_property
     def optimum(self) -> _Float64:
         """The weight of least error, unrestricted, [out, K]."""
-        from scipy import linalg
-
-        return np.asarray(linalg.solve(self.gram, self.cross.T, assume_a="pos")).T
+        return solve_symmetric(self.gram, self.cross)
 
     @functools.cached_property
     def single(self) -> tuple[_Float32, _Float32]:
@@ -106,8 +104,6 @@ def _has_outputs_alone(form: Form, index: int) -> bool:
 
 def _solve_rows(form: Form, kernel: Kernel, factors: Sequence[_Array], index: int, objective: Objective) -> _Array:
     """Return the factor, of which each output's numbers are a least-squares problem of their own, all alike."""
-    from scipy import linalg
-
     own = form.inputs[index].replace("o", "")
     others = [(letters, factor) for number, (letters, factor) in enumerate(zip(form.inputs, factors, strict=True))
               if number != index]  # fmt: skip
@@ -121,10 +117,8 @@ def _solve_rows(form: Form, kernel: Kernel, factors: Sequence[_Array], index: in
     shape = basis.shape[: len(features)]
     basis = basis.reshape(int(np.prod(shape)), -1)
     gram = basis @ objective.gram @ basis.T
-    gram[np.diag_indices_from(gram)] += _JITTER * float(np.trace(gram)) / len(gram) + np.finfo(np.float64).tiny
-    solved = np.asarray(linalg.solve(gram, basis @ objective.cross.T, assume_a="pos"))  # [features, out]
-    place = form.inputs[index].index("o")
-    return np.moveaxis(solved.reshape(*shape, kernel.outputs), -1, place)
+    solved = solve_symmetric(gram, objective.cross @ basis.T)  # [out, features]
+    return np.moveaxis(solved.reshape(kernel.outputs, *shape), 0, form.inputs[index].index("o"))
 
 
 def _descend(form: Form, kernel: Kernel, factors: Sequence[_Array], index: int, objective: Objective) -> _Array:
@@ -158,7 +152,7 @@ def _descend(form: Form, kernel: Kernel, factors: Sequence[_Array], index: int, 
         moved = product(direction)
         pushed = moved @ gram
         curvature = float((moved * pushed).sum())
-        if curvature <= 0:
+        if not curvature > 0:
             break
         step = size / curvature
         found = found + np.float32(step) * direction

@@ -104,14 +104,19 @@ class Form:
         """Return how many numbers the factors hold, without biases."""
         return sum(math.prod(shape) for shape in self.shapes(kernel, ranks))
 
+    @property
+    def counts_terms(self) -> bool:
+        """Whether its ranks are terms of a sum, and no widths."""
+        return self.name.startswith("separable")
+
     def describe(self, ranks: Ranks) -> str:
         """Return the form and its ranks for people: "spatial, rank 24"."""
-        word = "terms" if self.name.startswith("separable") else "rank"
+        word = "terms" if self.counts_terms else "rank"
         return f"{self.name}, {word} {' and '.join(map(str, ranks))}"
 
 
 def _steps(most: int, step: int) -> Iterator[int]:
-    """Multiples of `step` up to `most`; 1 and 2 where even one step is more than that."""
+    """Multiples of `step` up to `most`; every number where even one step is more than that."""
     yield from range(step, most + 1, step) if most >= step else range(1, most + 1)
 
 

@@ -23,12 +23,12 @@ import pydantic
 
 from onnxpress.passes.base import Context, Fidelity, Options, Pass, Rewrites
 from onnxpress.passes.factorize.forms import FORMS, FormName
-from onnxpress.passes.factorize.merge import merge_chains
 from onnxpress.passes.factorize.options import SubstitutionOptions
 from onnxpress.passes.factorize.substitution import substitute
 
 __all__ = ["LowRank", "LowRankOptions"]
 
+_Scheme = Literal["auto", "channel", "spatial", "tucker", "cp", "cp-rows", "separable", "separable-rows"]
 _DEFAULT_ENERGY = 0.95
 _AUTO: tuple[FormName, ...] = ("channel", "spatial", "cp")
 
@@ -36,8 +36,9 @@ _AUTO: tuple[FormName, ...] = ("channel", "spatial", "cp")
 class LowRankOptions(SubstitutionOptions):
     """Options of `low-rank`."""
 
-    scheme: tuple[FormName | Literal["auto"], ...] = pydantic.Field(
+    scheme: tuple[_Scheme, ...] = pydantic.Field(
         default=("auto",),
+        min_length=1,
         description="forms to choose from: channel, spatial, cp (auto: these three), tucker, cp-rows, separable, "
         "separable-rows",
     )
@@ -62,7 +63,4 @@ class LowRank(Pass):
         names = [name for each in self.options.scheme for name in (_AUTO if each == "auto" else (each,))]
         forms = [FORMS[name] for name in dict.fromkeys(names)]
         budget = self.options.budget() or ("energy", _DEFAULT_ENERGY)
-        merged = merge_chains(model)
-        record = substitute(model, forms, budget, self.options, context, self.name)
-        record.sites[:0] = merged
-        return record
+        return substitute(model, forms, budget, self.options, context, self.name, merge=True)

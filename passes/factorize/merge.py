@@ -10,12 +10,13 @@
 | MatMul | MatMul, weights on the same side | MatMul |
 
 Legal when: one group each, dense weights of one type that nothing else reads, no other reader of the value between
-them, which is no graph output, and fewer MACs afterwards, as far as shapes are known. It undoes a split that is no
-gain, so that splitting again converges.
+them, which is no graph output, explicit padding, and, by known shapes, fewer MACs and no more parameters afterwards. It
+undoes a split that is no gain, so that splitting again converges.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,25 +29,28 @@ from onnxpress.ir.linear import Linear, as_linear, linear_ops
 from onnxpress.passes.base import Amount, Site
 from onnxpress.passes.cleanup.graph_edits import amount, drop_unused_constant, inherit
 from onnxpress.passes.repair import write_parameters
+from onnxpress.passes.selectors import Selection
 
 __all__ = ["merge_chains"]
 
 _Array: TypeAlias = npt.NDArray[Any]
 
 
-def merge_chains(model: onnx_ir.Model) -> list[Site]:
-    """Multiply out every pair of `model` that gets cheaper, in place, until none is left."""
+def merge_chains(model: onnx_ir.Model, selection: Selection) -> list[Site]:
+    """Multiply out every pair of `model` that gets cheaper, in place, until none is left. selection: of both."""
     sites: list[Site] = []
-    while (pair := _next_pair(model)) is not None:
+    while (pair := _next_pair(model, selection)) is not None:
         sites.append(_merge(*pair))
     return sites
 
 
-def _next_pair(model: onnx_ir.Model) -> tuple[Linear, Linear] | None:
+def _next_pair(model: onnx_ir.Model, selection: Selection) -> tuple[Linear, Linear] | None:
     for first in linear_ops(model, subgraphs=False):
+        if not selection.has(first.node):
+            continue
         readers = first.output.consumers()
         second = as_linear(readers[0]) if len(first.output.uses()) == 1 else None
-        if isinstance(second, Linear) and _may_merge(first, second):
+        if isinstance(second, Linear) and selection.has(second.node) and _may_merge(first, second):
             return first, second
     return None
 
@@ -64,11 +68,15 @@ def _may_merge(first: Linear, second: Linear) -> bool:
     if first.weight().dtype != second.weight().dtype:
         return False
     if first.kernel:
+        if any(op.node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" for op in (first, second)):
+            return False
         bias = first.bias()
         pads = any(second.node.attributes.get_ints("pads", [0]))
         is_forward = _is_point(second)
         if not is_forward and not (_is_point(first) and not (pads and bias is not None and bias.any())):
             return False
+    if _size_of_product(first, second) > first.weight().size + second.weight().size:
+        return False
     macs = [node_macs(op.node) for op in (first, second)]
     return None not in macs and _macs_of_product(first, second) < sum(each or 0 for each in macs)
 
@@ -85,9 +93,11 @@ def _is_point(op: Linear) -> bool:
 
 def _macs_of_product(first: Linear, second: Linear) -> float:
     """MACs of a linear operator grow with its weight; positions are those of the second's output."""
-    taps = int(np.prod(first.kernel) * np.prod(second.kernel)) if first.kernel else 1
-    own = second.out_channels * second.in_channels * (int(np.prod(second.kernel)) if second.kernel else 1)
-    return (node_macs(second.node) or 0) / own * second.out_channels * first.in_channels * taps
+    return (node_macs(second.node) or 0) / second.weight().size * _size_of_product(first, second)
+
+
+def _size_of_product(first: Linear, second: Linear) -> int:
+    return second.out_channels * first.in_channels * math.prod(first.kernel) * math.prod(second.kernel)
 
 
 def _merge(first: Linear, second: Linear) -> Site:

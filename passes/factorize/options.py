@@ -21,7 +21,8 @@ class SubstitutionOptions(SiteOptions):
         default=None,
         gt=0,
         le=1,
-        description="share of each operator's output that is kept, at least; the cheapest form",
+        description="share of each operator's output that is kept, at least, by the cheapest form; 0.95 where no "
+        "budget is given",
     )
     ratio: float | None = pydantic.Field(
         default=None, ge=0, lt=1, description="share of the MACs of the operators that can be split that is removed"
@@ -41,7 +42,10 @@ class SubstitutionOptions(SiteOptions):
     repair: bool = pydantic.Field(default=True, description="refit what lies behind a change by least squares")
     sweeps: int = pydantic.Field(default=2, ge=1, le=10, description="how often the fit goes through the operators")
     multiple: int | None = pydantic.Field(
-        default=None, ge=1, description="ranks are multiples of this; by default what the target's kernels take"
+        default=None,
+        ge=1,
+        description="ranks are multiples of this; by default what the target's kernels take, or less where operators "
+        "are narrower",
     )
     max_sites: int | None = pydantic.Field(default=None, ge=1, description="change at most so many operators")
     samples: int = pydantic.Field(default=512, ge=2, description="calibration samples to use, at most")

@@ -38,7 +38,7 @@ class SeparableOptions(SubstitutionOptions):
         default="auto", description="pairs for each convolution: a number, or auto for what the budget leaves it"
     )
     scheme: tuple[Literal["separable", "separable-rows"], ...] = pydantic.Field(
-        default=("separable",), description="forms to choose from: separable, separable-rows"
+        default=("separable",), min_length=1, description="forms to choose from: separable, separable-rows"
     )
 
 

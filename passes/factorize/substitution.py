@@ -12,6 +12,7 @@ Without data the weights alone are fitted, what they lose stands for the outputs
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ import onnx_ir
 
 from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.analysis.divergence import Divergence, NotMeasurableError
+from onnxpress.ir.analysis.execute import stream
 from onnxpress.ir.analysis.moments import Moments, collect, gram_bytes
 from onnxpress.ir.analysis.patches import why_no_patches
 from onnxpress.ir.analysis.stepwise import ancestors
@@ -34,6 +36,7 @@ from onnxpress.passes.factorize.eligibility import why_no_form
 from onnxpress.passes.factorize.emit import replace
 from onnxpress.passes.factorize.fit import Objective, fit
 from onnxpress.passes.factorize.forms import Factors, Form, kernel_of
+from onnxpress.passes.factorize.merge import merge_chains
 from onnxpress.passes.factorize.options import Budget, SubstitutionOptions
 from onnxpress.passes.instrument import Progress
 from onnxpress.passes.layer_moments import LayerMoments, layer_moments
@@ -48,7 +51,12 @@ _Array: TypeAlias = npt.NDArray[Any]
 
 _GRAM_BYTES = 512 << 20  # moments held at once
 _MEASURED = 3  # forms of an operator whose effect on the outputs is measured; between them the error curve tells
+_ERROR_SAMPLES = 64  # that the record's errors are measured on
+_TRIES = 8  # to meet a budget with what chains cost among their neighbours
+_ROUNDING_OF_COSTS = 1e-9
 _TINY = 1e-12  # what is no error
+_LARGE = 1e6  # what is an error without bounds
+_ROUNDING = 1e-3  # of moments, whose products are float32, over the width of a column
 
 
 def substitute(
@@ -58,8 +66,12 @@ def substitute(
     options: SubstitutionOptions,
     context: Context,
     pass_name: str,
+    *,
+    merge: bool = False,
 ) -> Rewrites:
     """Give operators of `model` forms of `forms`, in place, so that the budget is met.
+
+    merge: multiply out chains that do not pay first.
 
     Raises:
         UsageError: too little data, a selector that matches nothing, or latency without a cost estimate.
@@ -71,7 +83,7 @@ def substitute(
             f"{context.constraints.target!r} does not. Give macs instead"
         )
     try:
-        return _Run(model, forms, options, context, pass_name).run(*budget)
+        return _Run(model, forms, options, context, pass_name).run(*budget, merge=merge)
     except NotMeasurableError as error:
         raise UsageError(f"{pass_name}: {error}. allocation=modelled does without") from error
 
@@ -85,14 +97,16 @@ def objective_of(linear: Linear, moments: Moments | None, original: _Array) -> O
     if moments is None:
         return Objective(np.eye(rows.shape[1]), rows, float(np.square(rows).sum()))
     assert moments.cross is not None and moments.target_mean is not None and moments.target_energy is not None
-    gram, cross, energy = moments.gram[0], moments.cross[0], float(moments.target_energy.sum())
+    gram, cross, energy = moments.gram[0].copy(), moments.cross[0], float(moments.target_energy.sum())
     if _takes_bias(linear):
         gram, cross = moments.covariance()[0], moments.cross_covariance()[0]
         energy -= float(np.square(moments.target_mean).sum())
-    ridge = DEFAULT_RIDGE * float(np.trace(gram)) / len(gram) or _TINY
-    return Objective(
-        gram + ridge * np.eye(len(gram)), cross + ridge * rows, energy + ridge * float(np.square(rows).sum())
-    )
+    # What is left of a constant input once it is centred is rounding, which must not pass for data.
+    energy_in = max(float(np.trace(gram)), _ROUNDING * float(np.trace(moments.gram[0])), _TINY)
+    ridge = DEFAULT_RIDGE * energy_in / len(gram)
+    gram[np.diag_indices_from(gram)] += ridge
+    squares = float(np.square(rows).sum())
+    return Objective(gram, cross + ridge * rows, max(energy, 0.0) + ridge * squares)
 
 
 def _takes_bias(linear: Linear) -> bool:
@@ -100,7 +114,10 @@ def _takes_bias(linear: Linear) -> bool:
 
 
 class _Run:
-    """One run. original: the model as it was, which all fits aim at."""
+    """One run. original: the model as it was once chains were multiplied out, which all fits aim at."""
+
+    original: onnx_ir.Model
+    weights: dict[str, _Array]
 
     def __init__(
         self,
@@ -111,67 +128,126 @@ class _Run:
         pass_name: str,
     ) -> None:
         self.model, self.forms, self.options, self.context, self.name = model, forms, options, context, pass_name
-        self.original = model.clone()
-        self.weights = {op.node.name or "": op.weight() for op in linear_ops(self.original, subgraphs=False)}
+        self.selection = Selection.from_options(options, model, pass_name)
         self.costs = context.constraints.costs
         self.progress = context.progress or Progress()
         self.data = context.data
         self.split: Split | None = None
         self.divergence: Divergence | None = None
 
-    def run(self, budget: Budget, number: float) -> Rewrites:
+    def run(self, budget: Budget, number: float, *, merge: bool) -> Rewrites:
         """Choose, fit and emit."""
         record = Rewrites()
-        layers = self._eligible(record)
         if (budget in ("macs", "params", "latency") and number >= 1) or (budget == "ratio" and number == 0):
-            record.declined += [Declined(op.node.name or "", op.node.op_type, "the budget is met") for op in layers]
+            record.declined = [
+                Declined(op.node.name or "", op.node.op_type, "the budget is met") for op in self._eligible(record)
+            ]
             return record
-        if not layers and budget in ("macs", "params", "latency"):
-            raise BudgetError(f"{self.name}: {budget}={number:g} cannot be reached: {_reasons(record)}")
+        if budget in ("macs", "params", "latency") and not any(map(as_linear, self.model.graph.all_nodes())):
+            raise BudgetError(f"{self.name}: {budget}={number:g} cannot be reached: the model has no linear operator")
+        whole = self._measured(budget)
+        if merge:
+            record.sites += merge_chains(self.model, self.selection)
+        self.original = self.model.clone()
+        self.weights = {op.node.name or "": op.weight() for op in linear_ops(self.original, subgraphs=False)}
+        layers = self._eligible(record)
+        floor = whole * (number + _ROUNDING_OF_COSTS)
+        if budget in ("macs", "params", "latency"):
+            if record.sites and self._measured(budget) <= floor:
+                return record
+            if not layers:
+                raise BudgetError(f"{self.name}: {budget}={number:g} cannot be reached: {_reasons(record)}")
         if layers and self.data is not None:
-            measured = self.options.allocation == "measured" and budget != "energy"
-            held_out = self.options.error_samples if measured else 0
-            self.split = split_samples(
-                self.data, self.model, self.name, samples=self.options.samples, held_out=held_out
+            self._take_data(budget)
+        elif layers:
+            warnings.warn(
+                f"{self.name}: no data was given, so that forms are fitted to the weights alone, which costs most of "
+                "the accuracy. Give a few hundred samples: --data",
+                RuntimeWarning,
+                stacklevel=2,
             )
-            if measured:
-                self.divergence = Divergence(
-                    self.original, self.data, samples=self.split.held_out, skip=self.split.fitted
-                )
-        places = list(self._places(layers, budget))
-        levels = choose(
-            places, budget, number, self._total(places, budget), max_sites=self.options.max_sites, subject=self.name
-        )
-        chosen = {place.name: place.levels[level - 1] for place, level in zip(places, levels, strict=True) if level}
-        self._record(record, places, levels, self._fit(chosen), budget)
+        places = _comparable(list(self._places(layers, budget)), budget)
+        if budget == "ratio":
+            whole = float(sum(place.dense.work for place in places))
+        levels = self._choose(places, budget, number, whole)
+        chosen = _chosen(places, levels)
+        self._fit(chosen)
+        self._record(record, places, levels, self._output_errors(chosen), budget)
         return record
 
-    def _total(self, places: Sequence[Place], budget: Budget) -> float:
-        """Return what the budget is a share of."""
+    def _take_data(self, budget: Budget) -> None:
+        """Divide the samples, and keep what the original gives on those that measure."""
+        assert self.data is not None
+        measures = self.options.allocation == "measured" and budget != "energy"
+        held_out = self.options.error_samples if measures else 0
+        self.split = split_samples(self.data, self.model, self.name, samples=self.options.samples, held_out=held_out)
+        if measures:
+            self.divergence = Divergence(self.original, self.data, samples=self.split.held_out, skip=self.split.fitted)
+
+    def _measured(self, budget: Budget, model: onnx_ir.Model | None = None) -> float:
+        """Return what the model costs in the budget's measure; 0 where the budget is of operators alone."""
+        model = model or self.model
         if budget in ("energy", "ratio"):
-            return float(sum(place.dense.macs for place in places))
+            return 0.0
         if budget == "latency":
             assert self.costs is not None
-            return sum(self.costs.node_seconds(node) for node in self.model.graph.all_nodes())
-        whole = cost(self.model)
+            return sum(self.costs.node_seconds(node) for node in model.graph.all_nodes())
+        whole = cost(model)
         total = whole.macs if budget == "macs" else whole.params
         if not total:
             raise UsageError(
                 f"{self.name}: no layer of the model has {budget} to count, as their shapes are unknown. "
-                "Fix the shapes of the model's inputs"
+                "Give params, or fix the shapes of the model's inputs"
             )
         return float(total)
+
+    def _choose(self, places: Sequence[Place], budget: Budget, number: float, whole: float) -> Levels:
+        """Return the level of each place, such that the model with all of them meets the budget.
+
+        What a chain costs among its new neighbours is only known then, so that less is asked for until it fits.
+        """
+        present = whole if budget in ("energy", "ratio") else self._measured(budget)
+        wanted = whole * (number + _ROUNDING_OF_COSTS)
+        limit = wanted
+        for _ in range(_TRIES):
+            share = number if budget in ("energy", "ratio") else limit / present
+            levels = choose(
+                places, budget, share, present, max_sites=self.options.max_sites,
+                asked=f"{budget}={number:g}", whole=whole, subject=self.name,
+            )  # fmt: skip
+            if budget in ("energy", "ratio"):
+                return levels
+            left = self._measured(budget, self._emitted(_chosen(places, levels)))
+            if left <= wanted:
+                return levels
+            limit -= left - wanted
+        raise BudgetError(
+            f"{self.name}: {budget}={number:g} was not reached: {left / whole:.4g} remain, as forms come in steps. "
+            "Ask for more"
+        )
+
+    def _emitted(self, chosen: Mapping[str, Candidate]) -> onnx_ir.Model:
+        """Return a copy of the model with the chains in it."""
+        trial = self.model.clone()
+        for op in list(linear_ops(trial, subgraphs=False)):
+            candidate = chosen.get(op.node.name or "")
+            if candidate is not None:
+                gets_bias = self.data is not None and _takes_bias(op)
+                bias = np.zeros(op.out_channels) if gets_bias else op.bias()
+                replace(trial, op, candidate.form.chains(candidate.factors), bias)
+        return trial
 
     # What may change.
 
     def _eligible(self, record: Rewrites) -> list[Linear]:
-        selection = Selection.from_options(self.options, self.model, self.name)
         found = []
-        for node in self.model.graph:
+        for node in self.model.graph.all_nodes():
             op = as_linear(node)
             if op is None:
                 continue
-            reason = selection.reason(node) or (op if isinstance(op, str) else why_no_form(op))
+            reason = self.selection.reason(node) or (op if isinstance(op, str) else why_no_form(op))
+            if reason is None and node.graph is not self.model.graph:
+                reason = "it lies in the body of a control flow node"
             if reason is None and isinstance(op, Linear):
                 found.append(op)
             else:
@@ -193,14 +269,18 @@ class _Run:
         known = None if moments is None else moments.with_target(op.weight(), op.bias())
         objective = objective_of(op, known, op.weight())
         gets_bias = known is not None and _takes_bias(op)
-        found = candidates(op, self.forms, self._step(op), objective, self.costs, gets_bias=gets_bias)
+        found = candidates(
+            op, self.forms, self._step(op), objective, self.costs,
+            strict=self.options.multiple is not None, gets_bias=gets_bias,
+        )  # fmt: skip
         levels = rising(found, budget)
         losses = (0.0, *self._losses(op, levels, known))
         return Place(op.node.name or "", price_of(op, self.costs), levels, losses)
 
     def _step(self, op: Linear) -> int:
-        multiple = self.options.multiple or self.context.constraints.channel_multiple
-        return max(1, min(multiple, op.in_channels, op.out_channels))
+        return self.options.multiple or max(
+            1, min(self.context.constraints.channel_multiple, op.in_channels, op.out_channels)
+        )
 
     def _losses(self, op: Linear, levels: Sequence[Candidate], moments: Moments | None) -> list[float]:
         """Return what each level adds to the outputs' divergence: a few measured, the others by their error.
@@ -211,9 +291,10 @@ class _Run:
         if self.divergence is None or moments is None or not levels:
             return errors  # which rise from level to level
         at = np.unique(np.linspace(0, len(levels) - 1, min(len(levels), _MEASURED)).round().astype(int))
-        measured = np.maximum.accumulate([max(self._measure(op, levels[place], moments), _TINY) for place in at])
+        measured = [min(max(self._measure(op, levels[place], moments), _TINY), _LARGE) for place in at]
         wanted = np.log(errors)
-        return [float(loss) for loss in np.exp(np.interp(wanted, wanted[at], np.log(measured)))]
+        found = np.interp(wanted, wanted[at], np.log(np.maximum.accumulate(measured)))
+        return [float(loss) for loss in np.exp(found)]
 
     def _measure(self, op: Linear, level: Candidate, moments: Moments) -> float:
         """Return the divergence of the model with this one operator changed."""
@@ -228,10 +309,9 @@ class _Run:
 
     # The fit.
 
-    def _fit(self, chosen: Mapping[str, Candidate]) -> dict[str, float]:
-        """Fit all that was chosen, in place, and put the chains in; return the output error of each operator then."""
+    def _fit(self, chosen: Mapping[str, Candidate]) -> None:
+        """Fit all that was chosen, in place, and put the chains in."""
         factors = {name: candidate.factors for name, candidate in chosen.items()}
-        errors = {name: candidate.error for name, candidate in chosen.items()}
         for op in list(linear_ops(self.model, subgraphs=False)):
             name = op.node.name or ""
             if name in chosen:
@@ -242,14 +322,33 @@ class _Run:
                 for step in self._steps(chosen, rectified=sweep > 0):
                     name = step.layer.node.name or ""
                     if name in chosen:
-                        factors[name], errors[name] = self._fit_step(step, chosen[name], factors[name])
-                    elif self.options.repair:
-                        refit_step(step)
+                        factors[name] = self._fit_step(step, chosen[name], factors[name])
+                    else:
+                        refit_step(step, adds_bias=False)
         for op in list(linear_ops(self.model, subgraphs=False)):
             name = op.node.name or ""
             if name in chosen:
                 replace(self.model, op, chosen[name].form.chains(factors[name]), op.bias())
-        return errors
+
+    def _output_errors(self, chosen: Mapping[str, Candidate]) -> dict[str, float]:
+        """Return the squared error of each chosen operator's output, relative to its variance, on some samples."""
+        if self.data is None or not chosen:
+            return {}
+        ops = {op.node.name or "": op for op in linear_ops(self.original, subgraphs=False)}
+        values = {name: ops[name].output.name or "" for name in chosen}
+        errors, energies = dict.fromkeys(chosen, 0.0), dict.fromkeys(chosen, _TINY)
+        found, wanted = (
+            stream(model, self.data, list(values.values()), samples=_ERROR_SAMPLES)
+            for model in (self.model, self.original)
+        )
+        for present, before in zip(found, wanted, strict=True):
+            for name, value in values.items():
+                axis = ops[name].output_axis % before[value].ndim
+                others = tuple(each for each in range(before[value].ndim) if each != axis)
+                a = before[value].astype(np.float64)
+                errors[name] += float(np.square(present[value] - a).sum())
+                energies[name] += float(np.square(a - a.mean(axis=others, keepdims=True)).sum())
+        return {name: errors[name] / energies[name] for name in chosen}
 
     def _steps(self, chosen: Mapping[str, Candidate], *, rectified: bool) -> Iterator[LayerMoments]:
         assert self.data is not None
@@ -257,9 +356,8 @@ class _Run:
         layers = [
             op
             for op in linear_ops(self.model, subgraphs=False)
-            if why_no_patches(op) is None
-            and all(len(value.uses()) == 1 for value in (op.weight_value, op.bias_value) if value is not None)
-            and (op.node in seeds or not seeds.isdisjoint(ancestors([op.data])))
+            if op.node in seeds
+            or (self.options.repair and self._may_refit(op) and not seeds.isdisjoint(ancestors([op.data])))
         ]
         return layer_moments(
             self.model, self.original, self.data, layers,
@@ -267,16 +365,21 @@ class _Run:
             progress=self.progress, label="fitting operators",
         )  # fmt: skip
 
-    def _fit_step(self, step: LayerMoments, candidate: Candidate, start: Factors) -> tuple[Factors, float]:
+    def _may_refit(self, op: Linear) -> bool:
+        """Whether an operator that keeps its form may get other numbers: not where it was excluded, or shares them."""
+        held = [value for value in (op.weight_value, op.bias_value) if value is not None]
+        is_own = all(len(value.uses()) == 1 for value in held)
+        return is_own and why_no_patches(op) is None and not self.selection.excludes(op.node)
+
+    def _fit_step(self, step: LayerMoments, candidate: Candidate, start: Factors) -> Factors:
         """Fit one operator's factors to what it gets and should give by now, and write them as a dense weight."""
         layer, form = step.layer, candidate.form
         original = self.weights[layer.node.name or ""]
         objective = objective_of(layer, step.moments, original)
         found = fit(form, kernel_of(layer), candidate.ranks, objective, start=start)
         weight = form.weight(found).reshape(original.shape).astype(original.dtype)
-        bias = _bias_for(layer, weight, step.moments)
-        write_parameters(layer, weight, bias)
-        return found, step.moments.error_of(weight, bias if bias is not None else layer.bias())
+        write_parameters(layer, weight, _bias_for(layer, weight, step.moments))
+        return found
 
     # The record.
 
@@ -295,7 +398,9 @@ class _Run:
                 continue
             taken = place.levels[level - 1]
             before, after = place.dense, taken.price
-            error = {"predicted_error": taken.error, "output_error": errors[place.name]}
+            error = {"predicted_error": taken.error}
+            if place.name in errors:
+                error["output_error"] = errors[place.name]
             if self.divergence is not None:
                 error["divergence"] = place.losses[level]
             detail = str(taken)
@@ -308,14 +413,16 @@ class _Run:
                 Site(
                     place.name,
                     kind,
-                    Amount(before.params, before.macs, before.params * width),
-                    Amount(after.params, after.macs, after.params * width),
+                    Amount(before.params, before.macs or 0, before.params * width),
+                    Amount(after.params, after.macs or 0, after.params * width),
                     error,
                     detail,
                 )
             )
 
     def _why_kept(self, place: Place, budget: Budget) -> str:
+        if budget in ("macs", "ratio") and place.dense.macs is None:
+            return "its MACs are unknown, as its shapes are: energy and params need none"
         if not place.levels:
             where = self.context.constraints.target
             faster = "" if self.costs is None else f" and is faster on {where}"
@@ -335,9 +442,20 @@ def _bias_for(op: Linear, weight: _Array, moments: Moments) -> _Array | None:
     return result
 
 
+def _comparable(places: Sequence[Place], budget: Budget) -> list[Place]:
+    """Return the places, with nothing to become where their MACs are asked for and nobody knows them."""
+    if budget == "macs" or (budget == "ratio" and any(place.dense.macs is not None for place in places)):
+        return [place if place.dense.macs is not None else place.untouched() for place in places]
+    return list(places)
+
+
+def _chosen(places: Sequence[Place], levels: Levels) -> dict[str, Candidate]:
+    return {place.name: place.levels[level - 1] for place, level in zip(places, levels, strict=True) if level}
+
+
 def _reasons(record: Rewrites) -> str:
     reasons = list(dict.fromkeys(each.reason for each in record.declined))[:3]
-    return f"no operator can be split ({'; '.join(reasons)})" if reasons else "the model has no linear operator"
+    return f"no operator can be split ({'; '.join(reasons)})"
 
 
 def _parts(layers: Sequence[Linear]) -> Iterator[list[Linear]]:

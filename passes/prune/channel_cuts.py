@@ -15,6 +15,7 @@ from onnxpress.ir.analysis.stepwise import ancestors
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.linear import Linear, linear_ops
 from onnxpress.passes.repair import repair_sequentially
+from onnxpress.passes.selectors import Selection
 
 __all__ = ["ChannelCuts"]
 
@@ -53,14 +54,22 @@ class ChannelCuts:
         touched: set[str],
         data: DataSource,
         *,
+        but: Selection,
         sweeps: int,
         samples: int,
         seed: int,
         progress: ProgressLike | None,
     ) -> None:
-        """Refit the touched layers and all that comes behind them: once linearly, then past the activations."""
+        """Refit the touched layers and all that comes behind them: once linearly, then past the activations.
+
+        but: what it excludes keeps its numbers.
+        """
         for sweep in range(sweeps):
-            layers = [op for op in _behind(self.model, touched) if (op.node.name or "") not in self._unfit]
+            layers = [
+                op
+                for op in _behind(self.model, touched)
+                if (op.node.name or "") not in self._unfit and not but.excludes(op.node)
+            ]
             repair_sequentially(
                 self.model, self.original, data, layers,
                 kept=self._kept, rectified=sweep > 0, samples=samples, seed=seed, progress=progress,

@@ -402,8 +402,8 @@ class _Run:
         assert self.data is not None, "a repair needs data"
         self.cuts.repair(
             self.touched, self.data,
-            sweeps=self.options.sweeps, samples=samples or self.options.samples, seed=self.context.seed,
-            progress=self.progress,
+            but=self.selection, sweeps=self.options.sweeps, samples=samples or self.options.samples,
+            seed=self.context.seed, progress=self.progress,
         )  # fmt: skip
 
 

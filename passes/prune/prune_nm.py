@@ -60,7 +60,9 @@ class PruneNm(Pass):
     name: ClassVar[str] = "prune-nm"
     fidelity: ClassVar[Fidelity] = "lossy"
     options_type: ClassVar[type[Options]] = PruneNmOptions
-    after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-batchnorm", "prune-channels", "prune-blocks", "equalize")
+    after: ClassVar[tuple[str, ...]] = (
+        "cleanup", "fold-batchnorm", "prune-channels", "prune-blocks", "low-rank", "separable", "equalize",
+    )  # fmt: skip
     options: PruneNmOptions
 
     @property

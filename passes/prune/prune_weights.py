@@ -65,7 +65,9 @@ class PruneWeights(Pass):
     name: ClassVar[str] = "prune-weights"
     fidelity: ClassVar[Fidelity] = "lossy"
     options_type: ClassVar[type[Options]] = PruneWeightsOptions
-    after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-batchnorm", "prune-channels", "prune-blocks", "equalize")
+    after: ClassVar[tuple[str, ...]] = (
+        "cleanup", "fold-batchnorm", "prune-channels", "prune-blocks", "low-rank", "separable", "equalize",
+    )  # fmt: skip
     options: PruneWeightsOptions
 
     @property

@@ -105,6 +105,8 @@ class QuantizeInt8(Pass):
         "fold-batchnorm",
         "prune-channels",
         "prune-blocks",
+        "low-rank",
+        "separable",
         "prune-weights",
         "prune-nm",
         "equalize",

@@ -317,6 +317,30 @@ def test_two_branches_that_meet_are_corrected_once_and_last() -> None:
     assert [each.corrected for each in done_twice] == [False, True]
 
 
+def test_a_limit_behind_a_second_shortcut_is_not_the_layers_own() -> None:
+    """Relu(l + s1 + s2): with s2 far above 0 nothing is clipped, whatever l + s1 is."""
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 4] x, float[N, 4] s1, float[N, 4] s2) => (float[N, 4] out)
+        { [mm] l = MatMul (x, x)  [one] a = Add (l, s1)  [two] b = Add (a, s2)  [relu] out = Relu (b) }
+    """
+    models = []
+    for scale in (1.0, 0.5):
+        model = text_model(text)
+        next(iter(model.graph)).replace_input_with(1, _initializer(model, "w", scale * np.eye(4)))
+        models.append(load(model))
+    reference, model = models
+    rng = np.random.default_rng(0)
+    feeds = {
+        name: rng.standard_normal((40, 4)).astype(np.float32) + (10 if name == "s2" else 0)
+        for name in ("x", "s1", "s2")
+    }
+    for _ in range(2):
+        (done,) = repair_sequentially(model, reference, open_data(feeds, model=model), rectified=True, ridge=1e-9)
+    assert done.after < 1e-6
+    np.testing.assert_allclose(_views(model)["mm"].weight(), np.eye(4), atol=1e-3)
+
+
 def test_a_matmul_puts_its_bias_into_the_add_behind_it() -> None:
     text = """
         <ir_version: 8, opset_import: ["": 17]>

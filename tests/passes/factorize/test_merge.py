@@ -10,6 +10,7 @@ from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.inference import infer_shapes
 from onnxpress.ir.verify import interface, verify
 from onnxpress.passes.factorize.merge import merge_chains
+from onnxpress.passes.selectors import Selection
 from tests.support import random_feeds, run, text_model
 
 _HEADER = '<ir_version: 8, opset_import: ["": 17]>'
@@ -57,7 +58,7 @@ def test_a_dear_chain_is_multiplied_out(body: str, shapes: dict[str, tuple[int, 
     model = _model(body, shapes, face)
     before, feeds, known = cost(model), random_feeds(model), interface(model)
     expected = run(model, feeds)[0]
-    (site,) = merge_chains(model)
+    (site,) = merge_chains(model, Selection(None, {}))
     infer_shapes(model)
     verify(model)
     assert interface(model) == known
@@ -68,7 +69,7 @@ def test_a_dear_chain_is_multiplied_out(body: str, shapes: dict[str, tuple[int, 
     assert before.params - after.params == site.before.params - site.after.params
     # Some hundred products of numbers about 1, summed in another order.
     np.testing.assert_allclose(run(model, feeds)[0], expected, rtol=1e-4, atol=1e-3)
-    assert not merge_chains(model)
+    assert not merge_chains(model, Selection(None, {}))
 
 
 @pytest.mark.parametrize(
@@ -82,12 +83,14 @@ def test_a_dear_chain_is_multiplied_out(body: str, shapes: dict[str, tuple[int, 
         ("[a] h = Conv(x, w) [z] y = Conv(h, q)", _POINTS),  # no 1x1 among them
         ("[a] h = Conv(x, p) [z] y = Conv<group = 5>(h, u)", {**_POINTS, "u": (5, 4, 1, 1)}),
         ("[a] h = Conv(x, s) [z] y = Conv(h, s)", {"s": (6, 6, 1, 1)}),  # one weight for both
+        ('[a] h = Conv(x, p, b) [z] y = Conv<auto_pad = "SAME_UPPER">(h, q)', _POINTS),  # pads, but does not say so
+        ("[a] h = Conv<strides = [8, 8]>(x, w) [z] y = Conv(h, v)", {"w": (6, 6, 8, 8), "v": (64, 6, 1, 1)}),  # grows
     ],
 )  # fmt: skip
 def test_near_misses_stay(body: str, shapes: dict[str, tuple[int, ...]]) -> None:
     model = _model(body, shapes)
     names = [node.name for node in model.graph]
-    assert not merge_chains(model)
+    assert not merge_chains(model, Selection(None, {}))
     assert [node.name for node in model.graph] == names
 
 
@@ -95,6 +98,14 @@ def test_a_chain_of_three_becomes_one() -> None:
     body = "[a] h = MatMul(x, w) [b] k = MatMul(h, v) [z] y = MatMul(k, u)"
     model = _model(body, {"w": (6, 20), "v": (20, 20), "u": (20, 5)}, _ROWS)
     expected = run(model, random_feeds(model))[0]
-    assert len(merge_chains(model)) == 2
+    assert len(merge_chains(model, Selection(None, {}))) == 2
     assert [node.name for node in model.graph] == ["z", "end"]
     np.testing.assert_allclose(run(model, random_feeds(model))[0], expected, rtol=1e-3, atol=1e-2)
+
+
+def test_what_the_selectors_leave_out_stays() -> None:
+    body = "[a] h = MatMul(x, w) [z] y = MatMul(h, v)"
+    for name in ("a", "z"):
+        model = _model(body, _DENSE, _ROWS)
+        assert not merge_chains(model, Selection(None, {name: name}))
+        assert not merge_chains(model, Selection({name: name}, {}))
