@@ -21,7 +21,8 @@ class Metrics:
     params: numbers stored in weights. macs: multiply-accumulates at batch 1. size_bytes: of the file with its
     external data. bits_per_weight: of the stored weights. accuracy: top-1 in percent, as the runtime runs it.
     agreement: percent of samples with the original's top-1 class. sqnr_db: of the worst output against the
-    original's. latency_ms: median at batch 1, CPU time of one thread.
+    original's. latency_ms: median at batch 1, CPU time of one thread. has_unknown_macs: whether nodes of unknown shapes
+    count as 0 in `macs`.
     """
 
     params: int
@@ -32,12 +33,13 @@ class Metrics:
     agreement: float | None = None
     sqnr_db: float | None = None
     latency_ms: float | None = None
+    has_unknown_macs: bool = False
 
     @classmethod
     def counted(cls, cost: ModelCost, size_bytes: int) -> Metrics:
         """Return the numbers that need no run: `cost` as counted, `size_bytes` as stored."""
         bits = 8 * cost.weight_bytes / cost.params if cost.params else None
-        return cls(cost.params, cost.macs, size_bytes, bits)
+        return cls(cost.params, cost.macs, size_bytes, bits, has_unknown_macs=bool(cost.unknown))
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers under the keys that programs read. Equal outputs have `SQNR_CEILING_DB`."""

@@ -398,9 +398,8 @@ class _Run:
                 continue
             taken = place.levels[level - 1]
             before, after = place.dense, taken.price
-            error = {"predicted_error": taken.error}
-            if place.name in errors:
-                error["output_error"] = errors[place.name]
+            error = {"output_error": errors[place.name]} if place.name in errors else {}
+            error["predicted_error"] = taken.error
             if self.divergence is not None:
                 error["divergence"] = place.losses[level]
             detail = str(taken)

@@ -242,7 +242,8 @@ def _metrics_table(before: Metrics, after: Metrics, names: tuple[str, str], meas
         _ratio(before.size_bytes, after.size_bytes),
     )
     table.add_row("parameters", f"{before.params:,}", f"{after.params:,}", _ratio(before.params, after.params))
-    table.add_row("MACs", f"{before.macs:,}", f"{after.macs:,}", _ratio(before.macs, after.macs))
+    is_known = not (before.has_unknown_macs or after.has_unknown_macs)
+    table.add_row("MACs", _macs(before), _macs(after), _ratio(before.macs, after.macs) if is_known else "unknown")
     table.add_row("bits per weight", _number(before.bits_per_weight), _number(after.bits_per_weight), "")
     if before.accuracy is not None and after.accuracy is not None:
         change = f"{after.accuracy - before.accuracy:+.2f} points"
@@ -257,6 +258,10 @@ def _metrics_table(before: Metrics, after: Metrics, names: tuple[str, str], meas
         row = f"latency{measured.here}"
         table.add_row(row, milliseconds(before.latency_ms), milliseconds(after.latency_ms), change)
     return table
+
+
+def _macs(metrics: Metrics) -> str:
+    return f"{metrics.macs:,}" + (" or more" if metrics.has_unknown_macs else "")
 
 
 def _footnote(measured: _Measured) -> str:
@@ -295,7 +300,7 @@ def _show_sites(console: Console, worst: Sequence[tuple[str, Site]]) -> None:
         return
     table = _table("what hurts most", "operator", "local error", "pass", left=4)
     for name, site in worst[:_TOP]:
-        error = ", ".join(_error(metric, value) for metric, value in site.error.items())
+        error = _error(*next(iter(site.error.items())))  # the others are in the JSON
         table.add_row(site.name, site.kind, error, name)
     console.print(table)
     _show_rest(console, len(worst) - _TOP)
