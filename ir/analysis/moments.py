@@ -18,8 +18,8 @@ matrices, and those by a limit: where all of them take more, the data is streame
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +32,11 @@ from onnxpress.ir.data import DataSource, bind
 from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.ir.linear import Linear, as_linear
 
-__all__ = ["DEFAULT_GRAM_BYTES", "Moments", "MomentsSum", "collect", "gram_bytes"]
+__all__ = ["DEFAULT_GRAM_BYTES", "Moments", "MomentsSum", "collect", "gram_bytes", "parts_within"]
 
 _Array: TypeAlias = npt.NDArray[Any]
 _Float64: TypeAlias = npt.NDArray[np.float64]
+_Item = TypeVar("_Item")
 
 DEFAULT_GRAM_BYTES = 1 << 30
 _LIMIT_BYTES = 24 << 20  # of inner values at a time
@@ -291,7 +292,7 @@ def collect(
     """
     _require_unique_names(layers)
     results: dict[str, Moments] = {}
-    for part in _passes(layers, gram_limit_bytes):
+    for part in parts_within(layers, gram_bytes, gram_limit_bytes):
         run = _Collection(model, part, reference, kept or {}, positions, seed)
         with one_blas_thread():
             run.stream(data, samples, limit_bytes, progress)
@@ -383,18 +384,19 @@ def _require_unique_names(layers: Iterable[Linear]) -> None:
         seen.add(name)
 
 
-def _passes(layers: Sequence[Linear], limit_bytes: int) -> list[list[Linear]]:
-    """Split `layers` so that the Gram matrices of each part stay within the limit where they can."""
-    parts: list[list[Linear]] = []
+def parts_within(items: Iterable[_Item], size: Callable[[_Item], int], limit: int) -> Iterator[list[_Item]]:
+    """Split `items`, in their order, so that the sizes of each part add up to the limit at most, where they can."""
+    part: list[_Item] = []
     held = 0
-    for layer in layers:
-        size = gram_bytes(layer)
-        if not parts or held + size > limit_bytes:
-            parts.append([])
-            held = 0
-        parts[-1].append(layer)
-        held += size
-    return parts
+    for item in items:
+        needed = size(item)
+        if part and held + needed > limit:
+            yield part
+            part, held = [], 0
+        part.append(item)
+        held += needed
+    if part:
+        yield part
 
 
 def _join(arrays: Sequence[_Array], axis: int) -> _Array:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias, cast
 
 import pydantic
 
-from onnxpress.passes.base import SiteOptions
+from onnxpress.passes.budget import BudgetOptions
 
 __all__ = ["Budget", "SubstitutionOptions"]
 
 Budget: TypeAlias = Literal["energy", "ratio", "macs", "params", "latency"]
-_BUDGETS: tuple[Budget, ...] = ("energy", "ratio", "macs", "params", "latency")
 
 
-class SubstitutionOptions(SiteOptions):
+class SubstitutionOptions(BudgetOptions):
     """Options of the passes of this family."""
+
+    budgets: ClassVar[tuple[str, ...]] = ("energy", "ratio", *BudgetOptions.budgets)
 
     energy: float | None = pydantic.Field(
         default=None,
@@ -26,15 +27,6 @@ class SubstitutionOptions(SiteOptions):
     )
     ratio: float | None = pydantic.Field(
         default=None, ge=0, lt=1, description="share of the MACs of the operators that can be split that is removed"
-    )
-    macs: float | None = pydantic.Field(
-        default=None, gt=0, le=1, description="share of the model's multiply-accumulates that may remain"
-    )
-    params: float | None = pydantic.Field(
-        default=None, gt=0, le=1, description="share of the model's parameters that may remain"
-    )
-    latency: float | None = pydantic.Field(
-        default=None, gt=0, le=1, description="share of the predicted time that may remain"
     )
     allocation: Literal["measured", "modelled"] = pydantic.Field(
         default="measured", description="how the cut is shared out: by its measured effect on the outputs, or modelled"
@@ -48,22 +40,8 @@ class SubstitutionOptions(SiteOptions):
         "are narrower",
     )
     max_sites: int | None = pydantic.Field(default=None, ge=1, description="change at most so many operators")
-    samples: int = pydantic.Field(default=512, ge=2, description="calibration samples to use, at most")
-    error_samples: int = pydantic.Field(
-        default=128, ge=2, description="samples, at most a third of all, that measure a form's effect and fit nothing"
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _one_budget(self) -> SubstitutionOptions:
-        given = [name for name in _BUDGETS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are given: give one of {', '.join(_BUDGETS)}")
-        return self
 
     def budget(self) -> tuple[Budget, float] | None:
         """Return what is bounded, with its number, or None where nothing was given."""
-        for name in _BUDGETS:
-            number = getattr(self, name)
-            if number is not None:
-                return name, float(number)
-        return None
+        given = self.given_budget()
+        return None if given is None else (cast("Budget", given[0]), given[1])

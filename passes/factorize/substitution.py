@@ -23,7 +23,7 @@ import onnx_ir
 from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.analysis.divergence import Divergence, NotMeasurableError
 from onnxpress.ir.analysis.execute import stream
-from onnxpress.ir.analysis.moments import Moments, collect, gram_bytes
+from onnxpress.ir.analysis.moments import Moments, collect, gram_bytes, parts_within
 from onnxpress.ir.analysis.patches import why_no_patches
 from onnxpress.ir.analysis.stepwise import ancestors
 from onnxpress.ir.errors import BudgetError, UsageError
@@ -257,7 +257,7 @@ class _Run:
     def _places(self, layers: Sequence[Linear], budget: Budget) -> Iterator[Place]:
         """Yield the operators with what they can become. Moments are held for a part of them at a time."""
         with self.progress.task("fitting forms", len(layers)) as task:
-            for part in _parts(layers):
+            for part in parts_within(layers, gram_bytes, _GRAM_BYTES):
                 moments: dict[str, Moments] = {}
                 if self.data is not None and self.split is not None:
                     moments = collect(self.model, part, self.data, samples=self.split.fitted, seed=self.context.seed)
@@ -455,18 +455,3 @@ def _chosen(places: Sequence[Place], levels: Levels) -> dict[str, Candidate]:
 def _reasons(record: Rewrites) -> str:
     reasons = list(dict.fromkeys(each.reason for each in record.declined))[:3]
     return f"no operator can be split ({'; '.join(reasons)})"
-
-
-def _parts(layers: Sequence[Linear]) -> Iterator[list[Linear]]:
-    """Split the operators so that the moments of each part stay within bounds where they can."""
-    part: list[Linear] = []
-    held = 0
-    for layer in layers:
-        size = gram_bytes(layer)
-        if part and held + size > _GRAM_BYTES:
-            yield part
-            part, held = [], 0
-        part.append(layer)
-        held += size
-    if part:
-        yield part

@@ -44,6 +44,7 @@ from onnxpress.ir.errors import BudgetError, UsageError
 from onnxpress.ir.linear import Linear, linear_ops
 from onnxpress.ir.shapes import static_shape
 from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
+from onnxpress.passes.budget import BudgetOptions
 from onnxpress.passes.cleanup.graph_edits import drop_unused_constant, quote_names
 from onnxpress.passes.instrument import Progress, Task
 from onnxpress.passes.prune.residual_blocks import Block, find_blocks, remove_block
@@ -66,47 +67,30 @@ _POSITIONS = 64  # of each sample that a repaired layer is fitted to
 # without 3 blocks, 68 images, 0.336 / 0.350 / 0.350 / 0.481; without 1, - / 0.077 / - / 0.131, unrepaired 0.135;
 # resnet56 without 6, 224 images, 0.295 / 0.270 / 0.271 / 0.271. Far behind, least squares fits noise.
 _REACH = 6
-_BUDGETS = ("ratio", "macs", "params", "latency")
 _SUBJECTS = {"ratio": "blocks", "macs": "MACs", "params": "parameters", "latency": "predicted time"}
 
 
-class PruneBlocksOptions(SiteOptions):
+class PruneBlocksOptions(BudgetOptions):
     """Options of `prune-blocks`. `include` and `exclude` select a block by the name of any of its nodes."""
+
+    budgets: ClassVar[tuple[str, ...]] = ("ratio", *BudgetOptions.budgets)
 
     ratio: float | None = pydantic.Field(
         default=None, ge=0, lt=1, description="share of the removable blocks to remove; 0.25 where no budget is given"
-    )
-    macs: float | None = pydantic.Field(
-        default=None, gt=0, le=1, description="share of the model's MACs that may remain, instead of ratio"
-    )
-    params: float | None = pydantic.Field(
-        default=None, gt=0, le=1, description="share of the model's parameters that may remain, instead of ratio"
-    )
-    latency: float | None = pydantic.Field(
-        default=None, gt=0, le=1, description="share of the target's predicted time that may remain, instead of ratio"
     )
     max_sites: int | None = pydantic.Field(default=None, ge=0, description="most blocks to remove")
     max_error: float | None = pydantic.Field(
         default=None, ge=0, description="largest divergence of the outputs, before repair, that a removal may lead to"
     )
-    samples: int = pydantic.Field(default=512, ge=2, description="calibration samples to use, at most")
     error_samples: int = pydantic.Field(
         default=_ERROR_SAMPLES, ge=2, description="samples that measure each candidate: at most a third of all"
     )
     repair: bool = pydantic.Field(default=True, description="refit the layers behind the removed blocks")
 
-    @pydantic.model_validator(mode="after")
-    def _has_one_budget(self) -> Self:
-        given = [f"{name}={getattr(self, name)}" for name in _BUDGETS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are {len(given)} budgets. Give one")
-        return self
-
     @property
     def budget(self) -> tuple[str, float]:
         """Name and value of the budget."""
-        given = [(name, float(getattr(self, name))) for name in _BUDGETS if getattr(self, name) is not None]
-        return given[0] if given else ("ratio", _DEFAULT_RATIO)
+        return self.given_budget() or ("ratio", _DEFAULT_RATIO)
 
 
 class PruneBlocks(Pass):

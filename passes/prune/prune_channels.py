@@ -26,7 +26,7 @@ Sources: Hassibi & Stork 1993 (order); He et al. 2017, https://arxiv.org/abs/170
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -37,11 +37,12 @@ import pydantic
 from onnxpress.ir.analysis.channels import ChannelGroup, couple
 from onnxpress.ir.analysis.divergence import Divergence, NotMeasurableError
 from onnxpress.ir.analysis.execute import stream
-from onnxpress.ir.analysis.moments import Moments, collect, gram_bytes
+from onnxpress.ir.analysis.moments import Moments, collect, gram_bytes, parts_within
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.errors import BudgetError, UsageError
 from onnxpress.passes.allocation import Levels
-from onnxpress.passes.base import Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
+from onnxpress.passes.base import Context, Declined, Fidelity, Options, Pass, Rewrites, Site
+from onnxpress.passes.budget import BudgetOptions
 from onnxpress.passes.instrument import Progress
 from onnxpress.passes.prune.channel_allocation import at_least_loss, in_equal_shares, most_saving
 from onnxpress.passes.prune.channel_costs import Budget, ChannelCosts
@@ -65,20 +66,13 @@ _SHOWN_STEPS = 1000  # shares are told in steps of a thousandth
 _SHOWN = 3  # names or reasons in a message
 
 
-class PruneChannelsOptions(SiteOptions):
+class PruneChannelsOptions(BudgetOptions):
     """Options of `prune-channels`."""
+
+    budgets: ClassVar[tuple[str, ...]] = ("ratio", *BudgetOptions.budgets)
 
     ratio: float | None = pydantic.Field(
         default=None, ge=0, lt=1, description="share of the channels that can go that is removed; 0.25 by default"
-    )
-    macs: float | None = pydantic.Field(
-        default=None, gt=0, le=1, description="share of the model's multiply-accumulates that may remain"
-    )
-    params: float | None = pydantic.Field(
-        default=None, gt=0, le=1, description="share of the model's parameters that may remain"
-    )
-    latency: float | None = pydantic.Field(
-        default=None, gt=0, le=1, description="share of the predicted time that may remain"
     )
     score: Score = pydantic.Field(
         default="obs",
@@ -95,17 +89,6 @@ class PruneChannelsOptions(SiteOptions):
         default=None, ge=1, description="widths are multiples of this; by default what the target's kernels take"
     )
     max_sites: int | None = pydantic.Field(default=None, ge=1, description="cut at most so many groups")
-    samples: int = pydantic.Field(default=512, ge=2, description="calibration samples to use, at most")
-    error_samples: int = pydantic.Field(
-        default=128, ge=2, description="samples, at most a third of all, that measure a cut's effect and fit nothing"
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _one_budget(self) -> PruneChannelsOptions:
-        given = [name for name in ("ratio", "macs", "params", "latency") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are given: give one of ratio, macs, params and latency")
-        return self
 
     def budget(self) -> tuple[Budget, float]:
         """Return what is bounded, and the share of it that may remain."""
@@ -431,7 +414,7 @@ class _Chooser:
         options: list[Option] = []
         present = 0.0 if self.divergence is None else self.divergence.of(self.model)
         with self.progress.task("measuring channels", len(groups)) as task:
-            for part in _parts(groups):
+            for part in parts_within(groups, _gram_bytes_of, _GRAM_BYTES):
                 layers = {op.node.name: op for group in part for op in reading_consumers(group)}
                 moments = collect(self.model, list(layers.values()), self.data, samples=self.fitted, seed=self.seed)
                 zeros = self._zeros(part)
@@ -472,16 +455,5 @@ class _Chooser:
         return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _parts(groups: Sequence[ChannelGroup]) -> Iterator[list[ChannelGroup]]:
-    """Split the groups so that the moments of each part stay within bounds where they can."""
-    part: list[ChannelGroup] = []
-    held = 0
-    for group in groups:
-        size = sum(gram_bytes(op) for op in reading_consumers(group))
-        if part and held + size > _GRAM_BYTES:
-            yield part
-            part, held = [], 0
-        part.append(group)
-        held += size
-    if part:
-        yield part
+def _gram_bytes_of(group: ChannelGroup) -> int:
+    return sum(gram_bytes(op) for op in reading_consumers(group))

@@ -355,7 +355,7 @@ def test_large_grams_take_several_passes_and_give_the_same(monkeypatch: pytest.M
     apart = collect(model, layers, data, gram_limit_bytes=6000)
     assert passes == [2, 1, 1]
     first, second = layers
-    assert [len(part) for part in moments_module._passes([first, second, second], 6000)] == [1, 2]
+    assert [len(part) for part in moments_module.parts_within([first, second, second], gram_bytes, 6000)] == [1, 2]
     assert all(np.array_equal(whole[name].gram, apart[name].gram) for name in whole)
 
 

@@ -401,7 +401,7 @@ def test_an_excluded_node_keeps_its_block() -> None:
 def test_two_budgets_are_refused() -> None:
     with pytest.raises(UsageError) as error:
         PruneBlocks(ratio=0.3, macs=0.5)
-    assert str(error.value) == "prune-blocks: ratio=0.3 and macs=0.5 are 2 budgets. Give one"
+    assert str(error.value) == "prune-blocks: ratio and macs are given: give one of ratio, macs, params, latency"
 
 
 @pytest.mark.parametrize("options", [{"ratio": 1.0}, {"ratio": -0.1}, {"macs": 0.0}, {"params": 1.1}, {"samples": 0}])

@@ -140,7 +140,7 @@ def test_a_budget_with_nothing_to_cut_is_an_error_with_the_reasons(options: dict
         ({"macs": 0.0}, "prune-channels: option macs=0.0: input should be greater than 0"),
         (
             {"ratio": 0.5, "macs": 0.5},
-            "prune-channels: ratio and macs are given: give one of ratio, macs, params and latency",
+            "prune-channels: ratio and macs are given: give one of ratio, macs, params, latency",
         ),
     ],
 )  # fmt: skip
