@@ -74,6 +74,6 @@ class Constraints:
     target: str = "any"
     channel_multiple: int = 1
     max_opset: int | None = None
-    encodings: tuple[str, ...] = ("affine8", "dense")
+    encodings: tuple[str, ...] = ("affine8", "float16", "dense")
     quantization: QuantizationScheme = QuantizationScheme()
     costs: CostEstimator | None = None

@@ -31,8 +31,9 @@ __all__ = [
 # illegal: the runtime refuses the model. slow: it runs, but misses the fast kernels. inexact: it runs, but
 # the runtime's own rewrites change the numbers.
 Severity = Literal["illegal", "slow", "inexact"]
-# affine8: 8-bit integers with a scale. dense: numbers as they are, what every weight without an encoding is.
-EncodingName = Literal["affine8", "dense"]
+# affine8: 8-bit integers with a scale. float16: half precision behind a Cast. dense: numbers as they are, what every
+# weight without an encoding is.
+EncodingName = Literal["affine8", "float16", "dense"]
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 # Sorted when dumped: the order of a set changes from run to run.
 Names = Annotated[frozenset[str], pydantic.PlainSerializer(sorted, return_type=list[str])]

@@ -2,6 +2,7 @@
 
     W of a node whose input is integers   =>   integer initializer -> DequantizeLinear (axis) -> weight input
     W of a node whose input is float      =>   integer initializer -> Cast -> Mul -> weight input
+    W in half precision                   =>   float16 initializer -> Cast -> every reader
     B                                     =>   as it is, or int32 -> DequantizeLinear at scale x*w, as the scheme asks
     everything else                       =>   dense, and said so
 
@@ -27,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from onnxpress.ir.encodings import Affine, Sparse, encoding_of
+from onnxpress.ir.encodings import Affine, Float16, Sparse, encoding_of
 from onnxpress.ir.linear import Linear, as_linear
 from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
@@ -60,6 +61,7 @@ def lower_weights(
         view = as_linear(node)
         if isinstance(view, Linear):
             weights.lower(view)
+    _lower_half(emit, report)
     sparse: list[Sparse] = []
     for value in emit.graph.initializers.values():
         encoded = encoding_of(value)
@@ -72,6 +74,24 @@ def lower_weights(
                 report.notes.append(f"{value.name!r} ({encoded.label}) is stored dense: no smaller form is legal here")
     if sparse:
         report.notes.append(_say_dense(sparse))
+
+
+def _lower_half(emit: Emitter, report: LoweringReport) -> None:
+    """Store float16 weights as they are, with a Cast at the front of the graph that runtimes fold as they load."""
+    casts = []
+    for value in list(emit.graph.initializers.values()):
+        encoded = encoding_of(value)
+        if not isinstance(encoded, Float16):
+            continue
+        stored = emit.constant(f"{value.name}_half", encoded.codes)
+        real = emit.value(f"{value.name}_dense", onnx_ir.DataType.FLOAT, encoded.codes.shape)
+        casts.append(emit.node("Cast", [stored], real, {"to": onnx_ir.DataType.FLOAT.value}))
+        for node, index in [(use.node, use.idx) for use in value.uses()]:
+            emit.swap(node, index, real)
+        report.forms[f"{encoded.label} -> Cast"] += 1
+    if casts:
+        first = next(iter(emit.graph))
+        emit.graph.insert_before(first, casts)
 
 
 def _say_dense(sparse: Sequence[Sparse]) -> str:

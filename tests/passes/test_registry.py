@@ -40,6 +40,7 @@ _BUILT_IN = [
     "prune-nm",
     "equalize",
     "quantize-int8",
+    "float16",
 ]
 InstallPlugin = Callable[..., None]
 

@@ -66,7 +66,7 @@ def test_constraints_are_the_profile_as_plain_data() -> None:
     assert isinstance(constraints, Constraints)
     assert constraints is target.constraints  # made once: passes may compare it
     assert (constraints.target, constraints.channel_multiple, constraints.max_opset) == ("x86-vnni", 16, 26)
-    assert constraints.encodings == ("affine8", "dense")
+    assert constraints.encodings == ("affine8", "float16", "dense")
     assert isinstance(constraints.costs, CostEstimator)
     scheme = constraints.quantization
     assert (scheme.activation.signed, scheme.activation.symmetric, scheme.activation.bits) == (
@@ -246,7 +246,10 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         ),
         (_HEAD + "rules = 3", "rules = 3: must be a list"),
         (_HEAD + 'encodings = ["dense", "affine8", "dense"]', "encodings: 'dense' appears twice"),
-        (_HEAD + 'encodings = ["affine7", "dense"]', "encodings.0 = 'affine7': must be 'affine8' or 'dense'"),
+        (
+            _HEAD + 'encodings = ["affine7", "dense"]',
+            "encodings.0 = 'affine7': must be 'affine8', 'float16' or 'dense'",
+        ),
         (
             _HEAD + 'encodings = ["affine8"]',
             "encodings = ['affine8']: must hold 'dense': that is what a weight is until a pass encodes it",

@@ -238,7 +238,7 @@ _WRONG_USE = {
         ["digits.onnx", "out.onnx", "--passes", "cleanup, quantise-int8"],
         "unknown pass 'quantise-int8'. Did you mean 'quantize-int8'? "
         "There are: cleanup, fold-batchnorm, prune-channels, prune-blocks, low-rank, separable, prune-weights, "
-        "prune-nm, equalize, quantize-int8",
+        "prune-nm, equalize, quantize-int8, float16",
     ),
     "no such option of a pass": (
         ["digits.onnx", "out.onnx", "--passes", "quantize-int8{smaples=3}"],
