@@ -22,10 +22,11 @@ import onnx_ir
 
 from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.analysis.divergence import Divergence, NotMeasurableError
-from onnxpress.ir.analysis.execute import stream
+from onnxpress.ir.analysis.execute import BatchRunner, Session, batch_size_within
 from onnxpress.ir.analysis.moments import Moments, collect, gram_bytes, parts_within
 from onnxpress.ir.analysis.patches import why_no_patches
 from onnxpress.ir.analysis.stepwise import ancestors
+from onnxpress.ir.data import bind
 from onnxpress.ir.errors import BudgetError, UsageError
 from onnxpress.ir.linear import Linear, as_linear, linear_ops
 from onnxpress.passes.allocation import Levels
@@ -50,6 +51,7 @@ __all__ = ["objective_of", "substitute"]
 _Array: TypeAlias = npt.NDArray[Any]
 
 _GRAM_BYTES = 512 << 20  # moments held at once
+_LIMIT_BYTES = 24 << 20  # of inner values at a time
 _MEASURED = 3  # forms of an operator whose effect on the outputs is measured; between them the error curve tells
 _ERROR_SAMPLES = 64  # that the record's errors are measured on
 _TRIES = 8  # to meet a budget with what chains cost among their neighbours
@@ -337,11 +339,12 @@ class _Run:
         ops = {op.node.name or "": op for op in linear_ops(self.original, subgraphs=False)}
         values = {name: ops[name].output.name or "" for name in chosen}
         errors, energies = dict.fromkeys(chosen, 0.0), dict.fromkeys(chosen, _TINY)
-        found, wanted = (
-            stream(model, self.data, list(values.values()), samples=_ERROR_SAMPLES)
-            for model in (self.model, self.original)
-        )
-        for present, before in zip(found, wanted, strict=True):
+        names = list(values.values())
+        models = (self.model, self.original)
+        size = min(batch_size_within(model, names, _LIMIT_BYTES) for model in models)
+        runners = [BatchRunner(model, Session(model, outputs=names, optimize=True)) for model in models]
+        for batch in bind(self.data, self.original).batches(size, limit=_ERROR_SAMPLES):
+            present, before = (runner.run(batch) for runner in runners)
             for name, value in values.items():
                 axis = ops[name].output_axis % before[value].ndim
                 others = tuple(each for each in range(before[value].ndim) if each != axis)

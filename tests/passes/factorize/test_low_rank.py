@@ -21,6 +21,7 @@ from onnxpress.ir.model_io import to_proto_bytes
 from onnxpress.ir.verify import interface, verify
 from onnxpress.passes.base import Context, Rewrites
 from onnxpress.passes.constraints import Constraints, Precision
+from onnxpress.passes.factorize import substitution
 from onnxpress.passes.factorize.low_rank import LowRank
 from onnxpress.passes.factorize.separable import Separable
 from onnxpress.targets.base import load_target
@@ -173,6 +174,15 @@ def test_the_output_error_is_the_measured_one() -> None:
         a = wanted.astype(np.float64)
         variance = np.square(a - a.mean(axis=(0, 2, 3), keepdims=True)).sum()
         assert site.error["output_error"] == pytest.approx(np.square(found - a).sum() / variance, rel=0.02)
+
+
+def test_the_output_error_does_not_depend_on_the_size_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The changed model has other values between, so that other batches fit: both models must get the same ones."""
+    errors = [dict(site.error) for site in _run(LowRank, residual_net(), macs=0.5).sites]
+    monkeypatch.setattr(substitution, "_LIMIT_BYTES", 100_000)
+    again = [dict(site.error) for site in _run(LowRank, residual_net(), macs=0.5).sites]
+    for one, other in zip(errors, again, strict=True):
+        assert one["output_error"] == pytest.approx(other["output_error"], rel=1e-5)
 
 
 def test_repair_pays() -> None:
