@@ -338,7 +338,9 @@ class _Run:
             return {}
         ops = {op.node.name or "": op for op in linear_ops(self.original, subgraphs=False)}
         values = {name: ops[name].output.name or "" for name in chosen}
-        errors, energies = dict.fromkeys(chosen, 0.0), dict.fromkeys(chosen, _TINY)
+        errors, squares = dict.fromkeys(chosen, 0.0), dict.fromkeys(chosen, 0.0)
+        sums: dict[str, _Array] = {}
+        counts = dict.fromkeys(chosen, 0)
         names = list(values.values())
         models = (self.model, self.original)
         size = min(batch_size_within(model, names, _LIMIT_BYTES) for model in models)
@@ -350,8 +352,14 @@ class _Run:
                 others = tuple(each for each in range(before[value].ndim) if each != axis)
                 a = before[value].astype(np.float64)
                 errors[name] += float(np.square(present[value] - a).sum())
-                energies[name] += float(np.square(a - a.mean(axis=others, keepdims=True)).sum())
-        return {name: errors[name] / energies[name] for name in chosen}
+                squares[name] += float(np.square(a).sum())
+                total = a.sum(axis=others)
+                sums[name] = sums.get(name, np.zeros_like(total)) + total
+                counts[name] += a.size // len(total)
+        return {
+            name: errors[name] / max(squares[name] - float(np.square(sums[name]).sum()) / counts[name], _TINY)
+            for name in chosen
+        }
 
     def _steps(self, chosen: Mapping[str, Candidate], *, rectified: bool) -> Iterator[LayerMoments]:
         assert self.data is not None
