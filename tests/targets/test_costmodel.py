@@ -404,3 +404,13 @@ def test_an_add_behind_a_convolution_is_part_of_it() -> None:
 def _named(name: str, *shape: int) -> onnx_ir.Value:
     tensor = onnx_ir.tensor(np.zeros(shape, np.float32), name=name)
     return onnx_ir.val(name, onnx_ir.DataType.FLOAT, list(shape), const_value=tensor)
+
+
+def test_what_belongs_to_the_blocked_layout_of_x86_stays_there() -> None:
+    """Arm's kernels have none: groups of 12 channels cost what their MACs say, and so do few output channels."""
+    costs = load_target("mobile-cpu").constraints.costs
+    assert costs is not None
+    groups = [costs.node_seconds(_conv(channels=4 * each, outputs=4 * each, group=4)) for each in (16, 12)]
+    assert groups[1] < groups[0]
+    split = costs.node_seconds(_conv(64, 16, 28)) + costs.node_seconds(_conv(16, 64, 28, kernel=1))
+    assert split / costs.node_seconds(_conv(64, 64, 28)) < 0.35
