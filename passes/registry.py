@@ -49,7 +49,7 @@ _BUILT_IN = {
     "prune-nm": "onnxpress.passes.prune.prune_nm:PruneNm",
     "equalize": "onnxpress.passes.quantize.equalize:Equalize",
     "quantize-int8": "onnxpress.passes.quantize.quantize_int8:QuantizeInt8",
-    "float16": "onnxpress.passes.quantize.float16:HalfPrecision",
+    "float16": "onnxpress.passes.quantize.float16:Float16",
 }
 
 

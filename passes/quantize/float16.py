@@ -19,17 +19,17 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir
 
+from onnxpress.ir import encodings
 from onnxpress.ir.analysis.decibels import sqnr_db
-from onnxpress.ir.encodings import Float16, is_encoded
 from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
 from onnxpress.passes.selectors import Selection
 
-__all__ = ["HalfPrecision"]
+__all__ = ["Float16"]
 
 _FEWEST = 256  # numbers of a weight that is worth a node
 
 
-class HalfPrecision(Pass):
+class Float16(Pass):
     """Store weights in float16, which halves the file; the runtime computes in float32 as before."""
 
     name: ClassVar[str] = "float16"
@@ -73,7 +73,7 @@ class HalfPrecision(Pass):
                 record.declined.append(Declined(value.name or "", kind, reason))
                 continue
             weights = tensor.numpy()
-            encoded = Float16.quantize(weights, name=value.name)
+            encoded = encodings.Float16.quantize(weights, name=value.name)
             value.const_value = encoded
             energy = float(np.square(weights, dtype=np.float64).sum())
             noise = float(np.square(weights - encoded.dense(), dtype=np.float64).sum())
@@ -91,7 +91,7 @@ class HalfPrecision(Pass):
 
 
 def _why_not(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> str | None:
-    if is_encoded(value):
+    if encodings.is_encoded(value):
         return "it is encoded already"
     if tensor.size < _FEWEST:
         return f"it has {tensor.size} numbers, too few to be worth a node"

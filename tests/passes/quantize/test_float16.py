@@ -8,13 +8,13 @@ import numpy as np
 import onnx_ir
 import pytest
 
-from onnxpress.ir.encodings import Float16
+from onnxpress.ir import encodings
 from onnxpress.ir.errors import UsageError
 from onnxpress.ir.model_io import load
 from onnxpress.ir.verify import interface, verify
 from onnxpress.passes.base import Context, Rewrites
 from onnxpress.passes.constraints import Constraints, QuantizationScheme
-from onnxpress.passes.quantize.float16 import HalfPrecision
+from onnxpress.passes.quantize.float16 import Float16
 from onnxpress.targets.lowering.qdq import lower_qdq
 from onnxpress.tools.compress import compress
 from tests.passes.residual_net import residual_net
@@ -22,7 +22,7 @@ from tests.support import random_feeds, run
 
 
 def _run(model: onnx_ir.Model, **options: object) -> Rewrites:
-    return HalfPrecision(**options).run(model, Context(constraints=Constraints()))
+    return Float16(**options).run(model, Context(constraints=Constraints()))
 
 
 def _reasons(record: Rewrites) -> dict[str, str]:
@@ -41,7 +41,7 @@ def test_weights_are_rounded_to_half_precision_and_small_ones_are_left() -> None
         assert site.after.size_bytes * 2 == site.before.size_bytes and site.after.params == site.before.params
         assert site.error["weight_sqnr_db"] == pytest.approx(73, abs=3)
         encoded, before = (each.graph.initializers[site.name].const_value for each in (model, original))
-        assert isinstance(encoded, Float16) and before is not None
+        assert isinstance(encoded, encodings.Float16) and before is not None
         np.testing.assert_array_equal(encoded.dense(), before.numpy().astype(np.float16).astype(np.float32))
     assert not _run(model).modified
 
@@ -84,7 +84,7 @@ def test_selectors_and_targets_are_respected() -> None:
     with pytest.raises(UsageError, match=r"^float16: exclude='conv7' matches no node"):
         _run(residual_net(), exclude=["conv7"])
     context = Context(constraints=Constraints(target="bare", encodings=("dense",)))
-    record = HalfPrecision().run(residual_net(), context)
+    record = Float16().run(residual_net(), context)
     assert _reasons(record) == {"model": "bare stores no float16 weights"}
 
 
