@@ -141,9 +141,8 @@ class _Run:
         """Choose, fit and emit."""
         record = Rewrites()
         if (budget in ("macs", "params", "latency") and number >= 1) or (budget == "ratio" and number == 0):
-            record.declined = [
-                Declined(op.node.name or "", op.node.op_type, "the budget is met") for op in self._eligible(record)
-            ]
+            met = self._eligible(record)
+            record.declined += [Declined(op.node.name or "", op.node.op_type, "the budget is met") for op in met]
             return record
         if budget in ("macs", "params", "latency") and not any(map(as_linear, self.model.graph.all_nodes())):
             raise BudgetError(f"{self.name}: {budget}={number:g} cannot be reached: the model has no linear operator")
