@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,13 +18,15 @@ import onnx_ir
 from onnxpress.ir.analysis.execute import ProgressLike
 from onnxpress.ir.analysis.moments import Moments
 from onnxpress.ir.analysis.patches import why_no_patches
+from onnxpress.ir.analysis.stepwise import ancestors
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.linear import Linear, as_linear, constant_tensor, linear_ops
 from onnxpress.passes.cleanup.graph_edits import drop_unused_constant
 from onnxpress.passes.layer_moments import LayerMoments, layer_moments
 from onnxpress.passes.least_squares import DEFAULT_RIDGE, least_squares
+from onnxpress.passes.selectors import Selection
 
-__all__ = ["Repaired", "refit_layer", "refit_step", "repair_sequentially", "write_parameters"]
+__all__ = ["Repaired", "layers_behind", "refit_layer", "refit_step", "repair_sequentially", "write_parameters"]
 
 _Array: TypeAlias = npt.NDArray[Any]
 
@@ -170,6 +172,22 @@ def refit_step(
         new_bias = None
     write_parameters(layer, new_weight, new_bias)
     return Repaired(layer.node.name or "", before, after, step.corrected, fitted=True)
+
+
+def layers_behind(model: onnx_ir.Model, changed: Collection[str], but: Selection) -> list[Linear]:
+    """Return the linear operators named in `changed`, and those behind them, that a refit may give other numbers.
+
+    Not those that `but` excludes, nor those that share a constant: a refit would untie them, and the model grow.
+    """
+    seeds = {node for node in model.graph if (node.name or "") in changed}
+    return [
+        op
+        for op in linear_ops(model, subgraphs=False)
+        if why_no_patches(op) is None
+        and all(len(value.uses()) == 1 for value in (op.weight_value, op.bias_value) if value is not None)
+        and not but.excludes(op.node)
+        and (op.node in seeds or not seeds.isdisjoint(ancestors([op.data])))
+    ]
 
 
 def _added_bias(layer: Linear | str | None) -> onnx_ir.Value | None:

@@ -12,8 +12,8 @@ exactly, from the moments of what it reads; any other by conjugate gradients, as
 of the others with P C - D. Every step lowers the error.
 
 Starts: the closed forms. `channel`: the exact optimum, from the eigenvectors of W C W^T (reduced-rank regression);
-`spatial`, `tucker`, `separable`: singular vectors of the weight, unfolded, its inputs scaled by their deviation; `cp`:
-tensorly's, on the same scaled weight.
+`spatial`, `tucker`: singular vectors of the weight, unfolded, its inputs scaled by their deviation; `separable`, `cp`:
+those of each input channel's [out, taps], for `cp` the largest of all channels.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ so that zeros from padding stay zeros on the way. Its fit can so be tried, measu
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -99,10 +98,6 @@ class Form:
         """Return the product of the factors, [outputs, inputs, rows, columns]."""
         result: Array = np.einsum(self.spec, *factors, optimize=EINSUM_PATH)
         return result
-
-    def params(self, kernel: Kernel, ranks: Ranks) -> int:
-        """Return how many numbers the factors hold, without biases."""
-        return sum(math.prod(shape) for shape in self.shapes(kernel, ranks))
 
     @property
     def counts_terms(self) -> bool:

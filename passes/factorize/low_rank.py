@@ -2,8 +2,8 @@
 
     W = U V       channel, spatial, tucker, cp, cp-rows: see `forms`
 
-scheme=auto tries channel, spatial and cp at several ranks, for each operator: tucker and cp-rows never won by more than
-their fit costs. A chain whose product is cheaper is multiplied out
+scheme=auto tries channel, spatial and cp at several ranks, for each operator. On layers of resnet56, tucker had more
+error than cp at equal MACs, and cp-rows the same with one operator more. A chain whose product is cheaper is multiplied out
 first (`merge`), which is exact. Fitted to data (`fit`): the error is that of the operator's output, and a budget is
 shared out over the operators by what the model's outputs lose (`substitution`).
 
@@ -25,6 +25,7 @@ from onnxpress.passes.base import Context, Fidelity, Options, Pass, Rewrites
 from onnxpress.passes.factorize.forms import FORMS, FormName
 from onnxpress.passes.factorize.options import SubstitutionOptions
 from onnxpress.passes.factorize.substitution import substitute
+from onnxpress.passes.order import STRUCTURE
 
 __all__ = ["LowRank", "LowRankOptions"]
 
@@ -50,7 +51,7 @@ class LowRank(Pass):
     name: ClassVar[str] = "low-rank"
     fidelity: ClassVar[Fidelity] = "lossy"
     options_type: ClassVar[type[Options]] = LowRankOptions
-    after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-batchnorm", "prune-channels", "prune-blocks")
+    after: ClassVar[tuple[str, ...]] = STRUCTURE[: STRUCTURE.index("low-rank")]
     options: LowRankOptions
 
     def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:

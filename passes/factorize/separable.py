@@ -24,6 +24,7 @@ from onnxpress.passes.base import Context, Fidelity, Options, Pass, Rewrites
 from onnxpress.passes.factorize.forms import FORMS, Form
 from onnxpress.passes.factorize.options import Budget, SubstitutionOptions
 from onnxpress.passes.factorize.substitution import substitute
+from onnxpress.passes.order import STRUCTURE
 
 __all__ = ["Separable", "SeparableOptions"]
 
@@ -48,7 +49,7 @@ class Separable(Pass):
     name: ClassVar[str] = "separable"
     fidelity: ClassVar[Fidelity] = "lossy"
     options_type: ClassVar[type[Options]] = SeparableOptions
-    after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-batchnorm", "prune-channels", "prune-blocks", "low-rank")
+    after: ClassVar[tuple[str, ...]] = STRUCTURE[: STRUCTURE.index("separable")]
     options: SeparableOptions
 
     def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:

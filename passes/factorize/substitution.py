@@ -24,8 +24,6 @@ from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.analysis.divergence import Divergence, NotMeasurableError
 from onnxpress.ir.analysis.execute import BatchRunner, Session, batch_size_within
 from onnxpress.ir.analysis.moments import Moments, collect, gram_bytes, parts_within
-from onnxpress.ir.analysis.patches import why_no_patches
-from onnxpress.ir.analysis.stepwise import ancestors
 from onnxpress.ir.data import bind
 from onnxpress.ir.errors import BudgetError, UsageError
 from onnxpress.ir.linear import Linear, as_linear, linear_ops
@@ -42,7 +40,7 @@ from onnxpress.passes.factorize.options import Budget, SubstitutionOptions
 from onnxpress.passes.instrument import Progress
 from onnxpress.passes.layer_moments import LayerMoments, layer_moments
 from onnxpress.passes.least_squares import DEFAULT_RIDGE
-from onnxpress.passes.repair import refit_step, write_parameters
+from onnxpress.passes.repair import layers_behind, refit_step, write_parameters
 from onnxpress.passes.samples import Split, split_samples
 from onnxpress.passes.selectors import Selection
 
@@ -362,24 +360,14 @@ class _Run:
 
     def _steps(self, chosen: Mapping[str, Candidate], *, rectified: bool) -> Iterator[LayerMoments]:
         assert self.data is not None
-        seeds = {node for node in self.model.graph if node.name in chosen}
-        layers = [
-            op
-            for op in linear_ops(self.model, subgraphs=False)
-            if op.node in seeds
-            or (self.options.repair and self._may_refit(op) and not seeds.isdisjoint(ancestors([op.data])))
-        ]
+        behind = layers_behind(self.model, chosen, self.selection) if self.options.repair else []
+        refitted = {op.node for op in behind}
+        layers = [op for op in linear_ops(self.model, subgraphs=False) if op.node in refitted or op.node.name in chosen]
         return layer_moments(
             self.model, self.original, self.data, layers,
             residual=self.options.repair, rectified=rectified, samples=self.options.samples, seed=self.context.seed,
             progress=self.progress, label="fitting operators",
         )  # fmt: skip
-
-    def _may_refit(self, op: Linear) -> bool:
-        """Whether an operator that keeps its form may get other numbers: not where it was excluded, or shares them."""
-        held = [value for value in (op.weight_value, op.bias_value) if value is not None]
-        is_own = all(len(value.uses()) == 1 for value in held)
-        return is_own and why_no_patches(op) is None and not self.selection.excludes(op.node)
 
     def _fit_step(self, step: LayerMoments, candidate: Candidate, start: Factors) -> Factors:
         """Fit one operator's factors to what it gets and should give by now, and write them as a dense weight."""
@@ -401,8 +389,9 @@ class _Run:
         errors: Mapping[str, float],
         budget: Budget,
     ) -> None:
+        kinds = {node.name or "": node.op_type for node in self.original.graph}
         for place, level in zip(places, levels, strict=True):
-            kind = next(op.node.op_type for op in linear_ops(self.original) if op.node.name == place.name)
+            kind = kinds[place.name]
             if not level:
                 record.declined.append(Declined(place.name, kind, self._why_kept(place, budget)))
                 continue

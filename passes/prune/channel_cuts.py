@@ -10,11 +10,9 @@ import onnx_ir
 
 from onnxpress.ir.analysis.channels import ChannelGroup, remove, removed_indices
 from onnxpress.ir.analysis.execute import ProgressLike
-from onnxpress.ir.analysis.patches import why_no_patches
-from onnxpress.ir.analysis.stepwise import ancestors
 from onnxpress.ir.data import DataSource
-from onnxpress.ir.linear import Linear, linear_ops
-from onnxpress.passes.repair import repair_sequentially
+from onnxpress.ir.linear import linear_ops
+from onnxpress.passes.repair import layers_behind, repair_sequentially
 from onnxpress.passes.selectors import Selection
 
 __all__ = ["ChannelCuts"]
@@ -65,27 +63,8 @@ class ChannelCuts:
         but: what it excludes keeps its numbers.
         """
         for sweep in range(sweeps):
-            layers = [
-                op
-                for op in _behind(self.model, touched)
-                if (op.node.name or "") not in self._unfit and not but.excludes(op.node)
-            ]
+            layers = [op for op in layers_behind(self.model, touched, but) if (op.node.name or "") not in self._unfit]
             repair_sequentially(
                 self.model, self.original, data, layers,
                 kept=self._kept, rectified=sweep > 0, samples=samples, seed=seed, progress=progress,
             )  # fmt: skip
-
-
-def _behind(model: onnx_ir.Model, touched: set[str]) -> list[Linear]:
-    """Return the linear operators named, and those that depend on them, that can be refitted.
-
-    Not those that share a constant: a refit would untie them, and the model grow.
-    """
-    seeds = {node for node in model.graph if (node.name or "") in touched}
-    return [
-        op
-        for op in linear_ops(model, subgraphs=False)
-        if why_no_patches(op) is None
-        and all(len(value.uses()) == 1 for value in (op.weight_value, op.bias_value) if value is not None)
-        and (op.node in seeds or not seeds.isdisjoint(ancestors([op.data])))
-    ]

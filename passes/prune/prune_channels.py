@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -92,12 +92,8 @@ class PruneChannelsOptions(BudgetOptions):
 
     def budget(self) -> tuple[Budget, float]:
         """Return what is bounded, and the share of it that may remain."""
-        names: tuple[Budget, ...] = ("macs", "params", "latency")
-        for name in names:
-            share = getattr(self, name)
-            if share is not None:
-                return name, share
-        return "channels", 1 - (_DEFAULT_RATIO if self.ratio is None else self.ratio)
+        name, number = self.given_budget() or ("ratio", _DEFAULT_RATIO)
+        return ("channels", 1 - number) if name == "ratio" else (cast("Budget", name), number)
 
     def describe_budget(self) -> str:
         """Return the budget as it is written in a pipeline."""

@@ -31,6 +31,7 @@ import pydantic
 
 from onnxpress.ir.linear import Linear
 from onnxpress.passes.base import Context, Fidelity, Options, Pass, Rewrites
+from onnxpress.passes.order import STRUCTURE
 from onnxpress.passes.prune.sparse_sites import SparseOptions, find_layers, sparsify
 from onnxpress.passes.prune.sparse_update import Runs, magnitude_runs_mask, obs_runs_mask
 
@@ -60,9 +61,7 @@ class PruneNm(Pass):
     name: ClassVar[str] = "prune-nm"
     fidelity: ClassVar[Fidelity] = "lossy"
     options_type: ClassVar[type[Options]] = PruneNmOptions
-    after: ClassVar[tuple[str, ...]] = (
-        "cleanup", "fold-batchnorm", "prune-channels", "prune-blocks", "low-rank", "separable", "equalize",
-    )  # fmt: skip
+    after: ClassVar[tuple[str, ...]] = (*STRUCTURE, "equalize")
     options: PruneNmOptions
 
     @property

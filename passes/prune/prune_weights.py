@@ -33,6 +33,7 @@ import pydantic
 
 from onnxpress.ir.linear import Linear
 from onnxpress.passes.base import Context, Declined, Fidelity, Options, Pass, Rewrites
+from onnxpress.passes.order import STRUCTURE
 from onnxpress.passes.prune.sparse_sites import (
     SparseOptions,
     count_zeros,
@@ -65,9 +66,7 @@ class PruneWeights(Pass):
     name: ClassVar[str] = "prune-weights"
     fidelity: ClassVar[Fidelity] = "lossy"
     options_type: ClassVar[type[Options]] = PruneWeightsOptions
-    after: ClassVar[tuple[str, ...]] = (
-        "cleanup", "fold-batchnorm", "prune-channels", "prune-blocks", "low-rank", "separable", "equalize",
-    )  # fmt: skip
+    after: ClassVar[tuple[str, ...]] = (*STRUCTURE, "equalize")
     options: PruneWeightsOptions
 
     @property

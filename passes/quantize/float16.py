@@ -22,6 +22,7 @@ import onnx_ir
 from onnxpress.ir import encodings
 from onnxpress.ir.analysis.decibels import sqnr_db
 from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
+from onnxpress.passes.order import BEFORE_ENCODING
 from onnxpress.passes.selectors import Selection
 
 __all__ = ["Float16"]
@@ -35,18 +36,7 @@ class Float16(Pass):
     name: ClassVar[str] = "float16"
     fidelity: ClassVar[Fidelity] = "lossy"
     options_type: ClassVar[type[Options]] = SiteOptions
-    after: ClassVar[tuple[str, ...]] = (
-        "cleanup",
-        "fold-batchnorm",
-        "prune-channels",
-        "prune-blocks",
-        "low-rank",
-        "separable",
-        "prune-weights",
-        "prune-nm",
-        "equalize",
-        "quantize-int8",
-    )
+    after: ClassVar[tuple[str, ...]] = (*BEFORE_ENCODING, "quantize-int8")
     options: SiteOptions
 
     def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:

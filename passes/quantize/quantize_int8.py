@@ -50,6 +50,7 @@ from onnxpress.passes.base import (
 )
 from onnxpress.passes.cleanup.graph_edits import drop_unused_constant, fresh_name, set_bias, value_names
 from onnxpress.passes.constraints import QuantizationScheme
+from onnxpress.passes.order import BEFORE_ENCODING
 from onnxpress.passes.quantize.calibration import observe_ranges
 from onnxpress.passes.quantize.pair_sums import within_pair_limit
 from onnxpress.passes.quantize.placement import place, values_between
@@ -100,17 +101,7 @@ class QuantizeInt8(Pass):
     name: ClassVar[str] = "quantize-int8"
     fidelity: ClassVar[Fidelity] = "lossy"
     options_type: ClassVar[type[Options]] = QuantizeInt8Options
-    after: ClassVar[tuple[str, ...]] = (
-        "cleanup",
-        "fold-batchnorm",
-        "prune-channels",
-        "prune-blocks",
-        "low-rank",
-        "separable",
-        "prune-weights",
-        "prune-nm",
-        "equalize",
-    )
+    after: ClassVar[tuple[str, ...]] = BEFORE_ENCODING
     options: QuantizeInt8Options
 
     @property
