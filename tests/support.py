@@ -12,7 +12,9 @@ import numpy.typing as npt
 import onnx
 import onnx_ir
 
-__all__ = ["Array", "growth", "random_feeds", "run", "run_named", "tensor_of", "text_model"]
+from onnxpress.ir.inference import infer_shapes
+
+__all__ = ["Array", "fill_weights", "growth", "random_feeds", "run", "run_named", "tensor_of", "text_model"]
 
 Array = npt.NDArray[Any]
 AnyModel = onnx_ir.Model | onnx.ModelProto | bytes | str | os.PathLike[str]
@@ -24,6 +26,23 @@ _SYMBOL_SIZES = (5, 7, 3, 11, 13)
 def text_model(text: str) -> onnx_ir.Model:
     """Return the model of an ONNX text form; weights belong in the text or are set by the test."""
     return onnx_ir.from_onnx_text(text)
+
+
+def fill_weights(model: onnx_ir.Model, arrays: Mapping[str, Array]) -> None:
+    """Make the values that nodes read by these names float32 initializers, one for each name, and infer shapes."""
+    for node in model.graph.all_nodes():
+        for index, value in enumerate(node.inputs):
+            if value is None or value.name is None or value.name not in arrays:
+                continue
+            held = model.graph.initializers.get(value.name)
+            if held is None:
+                array = np.asarray(arrays[value.name], np.float32)
+                value.const_value = onnx_ir.tensor(array, name=value.name)
+                value.shape, value.dtype = onnx_ir.Shape(array.shape), onnx_ir.DataType.FLOAT
+                model.graph.register_initializer(value)
+            elif held is not value:
+                node.replace_input_with(index, held)
+    infer_shapes(model)
 
 
 def tensor_of(model: onnx_ir.Model, name: str) -> onnx_ir.TensorProtocol:

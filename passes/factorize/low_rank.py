@@ -3,8 +3,8 @@
     W = U V       channel, spatial, tucker, cp, cp-rows: see `forms`
 
 scheme=auto tries channel, spatial and cp at several ranks, for each operator. On layers of resnet56, tucker had more
-error than cp at equal MACs, and cp-rows the same with one operator more. A chain whose product is cheaper is multiplied out
-first (`merge`), which is exact. Fitted to data (`fit`): the error is that of the operator's output, and a budget is
+error than cp at equal MACs, and cp-rows the same with one operator more. A chain whose product is cheaper is multiplied
+out first (`merge`), which is exact. Fitted to data (`fit`): the error is that of the operator's output, and a budget is
 shared out over the operators by what the model's outputs lose (`substitution`).
 
 Legal when: Conv (one group, at most two spatial axes, explicit padding), Gemm or MatMul with a weight of its own, of

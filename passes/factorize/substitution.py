@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.analysis.blas import one_blas_thread
 from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.analysis.divergence import Divergence, NotMeasurableError
 from onnxpress.ir.analysis.execute import BatchRunner, Session, batch_size_within
@@ -82,8 +83,11 @@ def substitute(
             f"{pass_name}: latency={budget[1]:g} needs a target that estimates time, and "
             f"{context.constraints.target!r} does not. Give macs instead"
         )
+    from scipy import linalg  # noqa: F401  # before its threads are counted
+
     try:
-        return _Run(model, forms, options, context, pass_name).run(*budget, merge=merge)
+        with one_blas_thread():  # the systems are small, and threads that wait for each other cost more than they win
+            return _Run(model, forms, options, context, pass_name).run(*budget, merge=merge)
     except NotMeasurableError as error:
         raise UsageError(f"{pass_name}: {error}. allocation=modelled does without") from error
 

@@ -8,9 +8,8 @@ import numpy as np
 import onnx_ir
 
 from onnxpress.ir.data import DataSource, open_data
-from onnxpress.ir.inference import infer_shapes
 from onnxpress.ir.verify import verify
-from tests.support import Array, text_model
+from tests.support import Array, fill_weights, text_model
 
 __all__ = ["CLASSES", "INNER", "STREAM", "residual_data", "residual_net", "residual_weights"]
 
@@ -46,12 +45,7 @@ def residual_net(weights: dict[str, Array] | None = None) -> onnx_ir.Model:
         <ir_version: 8, opset_import: ["": 17]>
         g (float[N, 3, 7, 6] x) => (float[N, {CLASSES}] y) {{ {_BODY} }}
     """)
-    for name, array in (weights or residual_weights()).items():
-        value = next(v for node in model.graph for v in node.inputs if v is not None and v.name == name)
-        value.const_value = onnx_ir.tensor(array.astype(np.float32), name=name)
-        value.shape, value.dtype = onnx_ir.Shape(array.shape), onnx_ir.DataType.FLOAT
-        model.graph.register_initializer(value)
-    infer_shapes(model)
+    fill_weights(model, weights or residual_weights())
     verify(model)
     return model
 

@@ -16,7 +16,7 @@ from onnxpress.ir.verify import interface, verify
 from onnxpress.passes.factorize.emit import build, replace
 from onnxpress.passes.factorize.forms import FORMS, Form, Kernel, kernel_of
 from onnxpress.passes.repair import write_parameters
-from tests.support import Array, random_feeds, run, text_model
+from tests.support import Array, fill_weights, random_feeds, run, text_model
 
 _HEADER = '<ir_version: 8, opset_import: ["": 17]>'
 
@@ -26,19 +26,8 @@ def _conv(rng: np.random.Generator, kernel: tuple[int, int], attributes: str, *,
     model = text_model(f"""{_HEADER} g (float[N, 6, 9, 8] x) => (float[N, 5, H, W] y) {{
         [relu] r = Relu(x) [conv] y = Conv<{attributes}> (r, w{", b" if bias else ""})
     }}""")
-    _fill(model, {"w": rng.standard_normal((5, 6, *kernel)), "b": rng.standard_normal(5)})
+    fill_weights(model, {"w": rng.standard_normal((5, 6, *kernel)), "b": rng.standard_normal(5)})
     return model
-
-
-def _fill(model: onnx_ir.Model, arrays: dict[str, Array]) -> None:
-    for node in model.graph:
-        for value in node.inputs:
-            if value is not None and value.name in arrays:
-                array = arrays[value.name].astype(np.float32)
-                value.const_value = onnx_ir.tensor(array, name=value.name)
-                value.shape, value.dtype = onnx_ir.Shape(array.shape), onnx_ir.DataType.FLOAT
-                model.graph.register_initializer(value)
-    infer_shapes(model)
 
 
 def _layer(model: onnx_ir.Model, name: str) -> Linear:
@@ -98,7 +87,9 @@ def test_a_chain_computes_its_product(
 def test_products_are_split_too(product: str) -> None:
     rng = np.random.default_rng(0)
     model = text_model(f"{_HEADER} g (float[N, 6] x) => (float[N, 5] y) {{ [dense] y = {product} }}")
-    _fill(model, {"w": rng.standard_normal((5, 6) if "transB" in product else (6, 5)), "b": rng.standard_normal(5)})
+    fill_weights(
+        model, {"w": rng.standard_normal((5, 6) if "transB" in product else (6, 5)), "b": rng.standard_normal(5)}
+    )
     layer = _layer(model, "dense")
     form = FORMS["channel"]
     factors = _factors(form, kernel_of(layer), (2,), rng)
@@ -115,9 +106,9 @@ def test_products_are_split_too(product: str) -> None:
 def test_a_weight_on_the_left_and_a_convolution_over_time() -> None:
     rng = np.random.default_rng(0)
     left = text_model(f"{_HEADER} g (float[N, 6, 4] x) => (float[N, 5, 4] y) {{ [m] y = MatMul (w, x) }}")
-    _fill(left, {"w": rng.standard_normal((5, 6))})
+    fill_weights(left, {"w": rng.standard_normal((5, 6))})
     time = text_model(f"{_HEADER} g (float[N, 6, 9] x) => (float[N, 5, L] y) {{ [m] y = Conv<pads = [1, 1]> (x, w) }}")
-    _fill(time, {"w": rng.standard_normal((5, 6, 3))})
+    fill_weights(time, {"w": rng.standard_normal((5, 6, 3))})
     for model, name in ((left, "channel"), (time, "channel"), (time.clone(), "separable"), (time.clone(), "cp")):
         layer, form = _layer(model, "m"), FORMS[name]
         factors = _factors(form, kernel_of(layer), (2,), rng)

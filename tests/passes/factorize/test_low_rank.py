@@ -27,7 +27,7 @@ from onnxpress.passes.factorize.separable import Separable
 from onnxpress.targets.base import load_target
 from tests.ir.analysis.channel_graphs import BLOCKS, random_model
 from tests.passes.residual_net import residual_data, residual_net
-from tests.support import Array, random_feeds, run, text_model
+from tests.support import Array, fill_weights, random_feeds, run, text_model
 
 
 def _run(
@@ -263,7 +263,7 @@ def test_unknown_shapes_are_split_by_parameters_and_not_by_macs() -> None:
     model = text_model(
         f"{_HEADER} g (float[N, S, 24] x) => (float[N, S, 24] y) {{ [p] h = MatMul(x, w) [r] y = Relu(h) }}"
     )
-    _fill(model, {"w": rng.standard_normal((24, 4)) @ rng.standard_normal((4, 24)) / 10})
+    fill_weights(model, {"w": rng.standard_normal((24, 4)) @ rng.standard_normal((4, 24)) / 10})
     data = open_data([{"x": rng.standard_normal((1, 5, 24)).astype(np.float32)} for _ in range(40)])
     split = model.clone()
     (site,) = _run(LowRank, split, data=data, params=0.4).sites
@@ -277,7 +277,7 @@ def test_gemm_before_opset_11_has_its_third_input() -> None:
         [d] y = Gemm(x, w, b)
     }""")
     rng = np.random.default_rng(0)
-    _fill(model, {"w": rng.standard_normal((32, 24)), "b": rng.standard_normal(24)})
+    fill_weights(model, {"w": rng.standard_normal((32, 24)), "b": rng.standard_normal(24)})
     data = open_data(rng.standard_normal((40, 32)).astype(np.float32))
     _run(LowRank, model, data=data, params=0.5)
     assert [len(node.inputs) for node in model.graph] == [3, 3]
@@ -401,27 +401,11 @@ def _filled(
     """Return a model of `body` with seeded weights of these shapes; those of one name are one."""
     model = text_model(f"{_HEADER} {face} {{ {body} }}")
     rng = np.random.default_rng(0)
-    _fill(
+    fill_weights(
         model,
         {name: rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:])) for name, shape in shapes.items()},
     )
     return model
-
-
-def _fill(model: onnx_ir.Model, arrays: dict[str, Array]) -> None:
-    for node in model.graph.all_nodes():
-        for index, value in enumerate(node.inputs):
-            if value is None or value.name not in arrays:
-                continue
-            shared = model.graph.initializers.get(value.name)
-            if shared is None:
-                array = arrays[value.name].astype(np.float32)
-                value.const_value = onnx_ir.tensor(array, name=value.name)
-                value.shape, value.dtype = onnx_ir.Shape(array.shape), onnx_ir.DataType.FLOAT
-                model.graph.register_initializer(value)
-            elif shared is not value:
-                node.replace_input_with(index, shared)
-    infer_shapes(model)
 
 
 def test_a_selector_that_matches_nothing_is_an_error() -> None:

@@ -11,7 +11,7 @@ from onnxpress.ir.inference import infer_shapes
 from onnxpress.ir.verify import interface, verify
 from onnxpress.passes.factorize.merge import merge_chains
 from onnxpress.passes.selectors import Selection
-from tests.support import random_feeds, run, text_model
+from tests.support import fill_weights, random_feeds, run, text_model
 
 _HEADER = '<ir_version: 8, opset_import: ["": 17]>'
 
@@ -20,14 +20,7 @@ def _model(body: str, shapes: dict[str, tuple[int, ...]], face: str = "") -> onn
     face = face or "g (float[N, 6, 9, 8] x) => (float[N, C, H, W] out)"
     model = text_model(f"{_HEADER} {face} {{ {body} [end] out = Identity(y) }}")
     rng = np.random.default_rng(0)
-    for node in model.graph:
-        for value in node.inputs:
-            if value is not None and value.name in shapes:
-                array = rng.standard_normal(shapes[value.name]).astype(np.float32)
-                value.const_value = onnx_ir.tensor(array, name=value.name)
-                value.shape, value.dtype = onnx_ir.Shape(array.shape), onnx_ir.DataType.FLOAT
-                model.graph.register_initializer(value)
-    infer_shapes(model)
+    fill_weights(model, {name: rng.standard_normal(shape) for name, shape in shapes.items()})
     return model
 
 

@@ -9,27 +9,15 @@ import onnx_ir
 import pytest
 
 from onnxpress.ir.analysis.channels import couple
-from onnxpress.ir.inference import infer_shapes
 from onnxpress.passes.prune.eligibility import why_not_prunable
-from tests.support import text_model
+from tests.support import fill_weights, text_model
 
 _HEAD = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 6] x, bool c) => (float[N, 4] y)'
 
 
 def _model(body: str, constants: Mapping[str, tuple[int, ...]], header: str = _HEAD) -> onnx_ir.Model:
     model = text_model(f"{header} {{ {body} }}")
-    for node in model.graph.all_nodes():
-        for index, value in enumerate(node.inputs):
-            if value is None or value.name is None or value.name not in constants:
-                continue
-            shared = model.graph.initializers.get(value.name)
-            if shared is None:
-                value.const_value = onnx_ir.tensor(np.ones(constants[value.name], np.float32), name=value.name)
-                value.shape, value.dtype = onnx_ir.Shape(constants[value.name]), onnx_ir.DataType.FLOAT
-                model.graph.register_initializer(value)
-            elif shared is not value:
-                node.replace_input_with(index, shared)
-    infer_shapes(model)
+    fill_weights(model, {name: np.ones(shape) for name, shape in constants.items()})
     return model
 
 
