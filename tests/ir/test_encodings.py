@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import io
 import re
+import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,16 +19,26 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxpress.ir import encodings
 from onnxpress.ir.encodings import (
     Affine,
+    BFloat16,
+    Binary,
+    Codebook,
     Dense,
     Encoded,
+    Float8,
     Float16,
+    Levels,
+    PowerOfTwo,
     Sparse,
+    Ternary,
+    affine,
     encode,
     encoding_of,
     is_encoded,
+    kind_named,
+    levels,
+    sparse,
 )
 from onnxpress.ir.quantization import BITS
 from tests.support import run, text_model
@@ -51,8 +63,9 @@ def _quantized(draw: st.DrawFn) -> tuple[Array, Affine]:
     return w, Affine.quantize(w, bits=bits, signed=signed, symmetric=symmetric, axis=axis, block_size=block)
 
 
-def test_examples_in_docstrings() -> None:
-    result = doctest.testmod(encodings)
+@pytest.mark.parametrize("module", [affine, levels, sparse], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module: types.ModuleType) -> None:
+    result = doctest.testmod(module, extraglobs={"Affine": Affine})
     assert result.attempted and not result.failed
 
 
@@ -87,12 +100,104 @@ def test_float16_survives_packing_bit_for_bit(codes: Array) -> None:
     assert encoded.packed_bytes == 2 * codes.size == len(encoded.packed())
 
 
+_SCALES = st.floats(0.015625, 64, width=32)
+
+
+@st.composite
+def _levels(draw: st.DrawFn) -> Levels:
+    """Codes of any shape, empty ones included, with parameters for the tensor or any axis of it."""
+    shape = draw(_SHAPES)
+    axis = draw(st.none() | st.integers(-len(shape), len(shape) - 1)) if shape else None
+    per = () if axis is None else (shape[axis],)
+    scales = hnp.arrays(np.float32, per, elements=_SCALES)
+    kind = draw(st.sampled_from([Codebook, Ternary, Binary, PowerOfTwo]))
+    if kind is Ternary:
+        codes = draw(hnp.arrays(np.int8, shape, elements=st.integers(-1, 1)))
+        return Ternary(codes, draw(scales), draw(st.none() | scales), axis=axis)
+    if kind is Binary:
+        bases = draw(st.integers(1, 8))
+        codes = draw(hnp.arrays(np.uint8, shape, elements=st.integers(0, (1 << bases) - 1)))
+        return Binary(codes, draw(hnp.arrays(np.float32, (bases, *per), elements=_SCALES)), axis=axis)
+    if kind is PowerOfTwo:
+        bits = draw(st.integers(2, 6))
+        codes = draw(hnp.arrays(np.int8, shape, elements=st.integers(1 - (1 << bits - 1), (1 << bits - 1) - 1)))
+        return PowerOfTwo(codes, draw(hnp.arrays(np.int32, per, elements=st.integers(-40, 40))), bits=bits, axis=axis)
+    count = draw(st.integers(1, 17) | st.just(300))
+    number = np.uint8 if count <= 256 else np.uint16
+    codes = draw(hnp.arrays(number, shape, elements=st.integers(0, count - 1)))
+    if axis is None:
+        return Codebook(codes, draw(hnp.arrays(np.float32, count, elements=st.floats(-8, 8, width=32))))
+    groups = draw(st.sampled_from([each for each in range(1, shape[axis] + 1) if shape[axis] % each == 0] or [1]))
+    numbers = hnp.arrays(np.float32, (groups, count), elements=st.floats(-8, 8, width=32))
+    return Codebook(codes, draw(numbers), axis=axis)
+
+
+@given(_levels())
+def test_levels_survive_packing_bit_for_bit(encoded: Levels) -> None:
+    packed = encoded.packed()
+    back = kind_named(encoded.kind).unpack(packed, encoded.shape.numpy(), encoded.parameters)
+    assert type(back) is type(encoded) and back.label == encoded.label and back.packed() == packed
+    assert back.codes.dtype == encoded.codes.dtype and back.codes.tobytes() == encoded.codes.tobytes()
+    assert back.dense().tobytes() == encoded.dense().tobytes()
+    assert encoded.packed_bytes == len(packed) + -(-encoded.parameter_bits // 8)
+    assert 0 <= encoded.entropy_bits <= encoded.bits
+
+
+@given(_levels())
+def test_each_weight_is_the_level_that_its_group_and_index_say(encoded: Levels) -> None:
+    dense, table, indices = encoded.dense(), encoded.table, encoded.indices
+    assert dense.dtype == table.dtype == np.float32 and dense.shape == indices.shape
+    for at in np.ndindex(dense.shape):
+        channels, channel = (1, 0) if encoded.axis is None else (dense.shape[encoded.axis], at[encoded.axis])
+        assert dense[at] == table[channel * len(table) // channels, indices[at]]
+
+
+@given(_levels())
+def test_levels_mean_what_their_definitions_say(encoded: Levels) -> None:
+    """The formulas of the docstrings, one weight after the other."""
+    dense = encoded.dense()
+    for at in np.ndindex(dense.shape):
+        channel = () if encoded.axis is None else (at[encoded.axis],)
+        code = int(encoded.codes[at])
+        if isinstance(encoded, Ternary):
+            negative = encoded.positive if encoded.negative is None else encoded.negative
+            assert dense[at] == (0.0, encoded.positive[channel], -negative[channel])[code]
+        elif isinstance(encoded, Binary):
+            signs = [1 if code >> base & 1 else -1 for base in range(encoded.bits)]
+            exact = sum(sign * float(scale[channel]) for sign, scale in zip(signs, encoded.scale, strict=True))
+            assert dense[at] == pytest.approx(exact, rel=1e-6, abs=1e-5)
+        elif isinstance(encoded, PowerOfTwo):
+            size = 2.0 ** (int(encoded.exponent[channel]) - encoded.largest + abs(code))
+            assert dense[at] == np.sign(code) * size
+
+
+@given(hnp.arrays(np.float32, _SHAPES, elements=st.floats(-1e4, 1e4, width=32)), st.sampled_from(["e4m3fn", "e5m2"]))
+def test_float8_survives_packing_and_rounds_to_its_precision(w: Array, form: str) -> None:
+    encoded = Float8.quantize(w, format=form, axis=0 if w.ndim else None)
+    back = Float8.unpack(encoded.packed(), encoded.shape.numpy(), encoded.parameters)
+    assert back.packed() == encoded.packed() and back.dense().tobytes() == encoded.dense().tobytes()
+    assert encoded.label == f"float8{form}" and encoded.packed_bytes == w.size + 4 * encoded.scale.size
+    step = {"e4m3fn": 2.0**-4, "e5m2": 2.0**-3}[form]  # half a unit in the last place
+    smallest = {"e4m3fn": 2.0**-10, "e5m2": 2.0**-17}[form]  # half of the smallest subnormal
+    scale = encoded.scale.reshape(-1, *[1] * (w.ndim - 1)) if w.ndim else encoded.scale
+    assert np.all(np.abs(encoded.dense() - w) <= np.maximum(np.abs(w) * step, scale * smallest) * (1 + 1e-5))
+
+
+@given(hnp.arrays(np.float32, _SHAPES, elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+def test_bfloat16_survives_packing_and_rounds_to_its_precision(w: Array) -> None:
+    encoded = BFloat16.quantize(w)
+    back = BFloat16.unpack(encoded.packed(), encoded.shape.numpy(), encoded.parameters)
+    assert back.packed() == encoded.packed() and back.dense().tobytes() == encoded.dense().tobytes()
+    assert encoded.packed_bytes == 2 * w.size and encoded.label == "bfloat16"
+    assert np.all(np.abs(encoded.dense() - w) <= np.abs(w) * 2.0**-8 + 1e-38)
+
+
 @st.composite
 def _sparse(draw: st.DrawFn) -> Sparse:
-    """A random mask over a random encoding: plain, half or affine."""
+    """A random mask over a random encoding: plain, half, affine or a table."""
     w, affine = draw(_quantized())
-    inner = draw(st.sampled_from([Dense(w), Float16.quantize(w), affine]))
-    return Sparse(draw(hnp.arrays(np.bool_, w.shape)), inner)
+    inner = draw(st.sampled_from([Dense(w), Float16.quantize(w), BFloat16.quantize(w), affine]) | _levels())
+    return Sparse(draw(hnp.arrays(np.bool_, tuple(inner.shape.numpy()))), inner)
 
 
 @given(_sparse())
@@ -112,9 +217,8 @@ def test_sparse_is_zero_outside_its_mask_and_what_it_holds_inside(encoded: Spars
     assert not dense[~encoded.mask].view(np.int32).any() and not encoded.codes[~encoded.mask].any()
     np.testing.assert_array_equal(dense[encoded.mask], encoded.inner.dense()[encoded.mask])
     assert 0 <= encoded.entropy_bits <= 1 + encoded.bits
-    assert encoded.bits_per_weight == (encoded.size + encoded.stored * encoded.bits + encoded.parameter_bits) / (
-        encoded.size
-    )
+    bits = encoded.size + encoded.stored * encoded.bits + encoded.parameter_bits
+    assert encoded.bits_per_weight == (bits / encoded.size if encoded.size else 0.0)
 
 
 @given(hnp.arrays(np.float32, _SHAPES, elements=st.floats(width=32) | st.just(0.0)))
@@ -132,6 +236,37 @@ def test_sparse_counts_the_mask_and_what_is_stored() -> None:
     assert encoded.entropy_bits == pytest.approx(1.0 + 0.5 * 1.0)
     empty = Sparse.of(np.zeros((0, 3)))
     assert (empty.entropy_bits, empty.bits_per_weight, empty.packed()) == (0.0, 0.0, b"")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Ternary(np.array([2], np.int8), 1.0), "ternary codes must be int8 -1, 0 or 1"),
+        (lambda: Ternary(np.array([1], np.int8), [1.0]), "scale has shape [1], needs []"),
+        (lambda: Binary(np.array([2], np.uint8), [1.0]), "codes of 1 bases must be uint8 below 2"),
+        (lambda: Binary(np.array([0], np.uint8), 1.0),
+         "scale has shape []: its first dimension must be 1 to 8 bases"),
+        (lambda: PowerOfTwo(np.array([4], np.int8), 0, bits=3), "codes of 3 bits must be int8 in [-3, 3]"),
+        (lambda: PowerOfTwo(np.array([0], np.int8), 128, bits=3), "exponents of 3 bits must lie in [-124, 127]"),
+        (lambda: PowerOfTwo(np.array([0], np.int8), [0], bits=3), "exponent has shape [1], needs []"),
+        (lambda: PowerOfTwo(np.array([0], np.int8), 0, bits=7), "bits must be 2 to 6, not 7"),
+        (lambda: Codebook(np.array([2], np.uint8), [0.0, 1.0]), "code 2 lies beyond a codebook of 2 levels"),
+        (lambda: Codebook(np.array([0], np.int8), [0.0]), "codes of 1 levels must be uint8, not int8"),
+        (lambda: Codebook(np.array([0], np.uint8), [np.nan]), "the codebook holds NaN or infinite values"),
+        (lambda: Codebook(np.array([0], np.uint8), [[0.0]]),
+         "codebook has shape [1, 1], needs [levels] of 1 to 65536 levels"),
+        (lambda: Codebook(np.zeros((3, 2), np.uint8), [[0.0], [1.0]], axis=0),
+         "3 channels cannot share 2 codebooks equally"),
+        (lambda: Float8(np.zeros(1, np.uint8), 1.0), "codes must be of float8_e4m3fn or float8_e5m2, not uint8"),
+        (lambda: Float8.quantize([1.0], format="e3m4"), "format must be one of e4m3fn, e5m2, not 'e3m4'"),
+        (lambda: BFloat16.quantize([3.4e38]), "a magnitude of 3.4e+38 lies beyond bfloat16's 3.38953e+38"),
+        (lambda: kind_named("quaternary"), "there is no encoding 'quaternary'. There are: affine, bfloat16, binary, "
+         "codebook, dense, float16, float8, power-of-two, sparse, ternary"),
+    ],
+)  # fmt: skip
+def test_wrong_codes_and_parameters_are_refused(make: Callable[[], Encoded], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make()
 
 
 def test_wrong_sparse_encodings_are_refused() -> None:
@@ -325,7 +460,21 @@ def _encodings() -> list[Encoded]:
     w = np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
     w[1] = 0.0
     affine = Affine.quantize(w, bits=4, axis=1)
-    return [Dense(w), Float16.quantize(w), affine, Sparse.of(w), Sparse(w > 0, affine)]
+    codes = np.array([[0, 1], [1, 0], [2, 2]], np.uint8)
+    return [
+        Dense(w),
+        Float16.quantize(w),
+        affine,
+        Sparse.of(w),
+        Sparse(w > 0, affine),
+        BFloat16.quantize(w),
+        Float8.quantize(w),
+        Codebook(codes, [[-1.0, 0.0, 0.5], [-2.0, 0.0, 3.0]], axis=1),
+        Ternary((codes - 1).astype(np.int8), 0.5, 0.75),
+        Binary(codes, [[1.0, 2.0], [0.5, 0.25]], axis=1),
+        PowerOfTwo((codes - 1).astype(np.int8), -1, bits=3),
+        Sparse(w > 0, Codebook(codes, [-1.0, 0.0, 0.5])),
+    ]
 
 
 @pytest.mark.parametrize("encoded", _encodings(), ids=lambda encoded: encoded.label)
