@@ -17,6 +17,7 @@ The packed form is that of `bitpack`; `unpack(packed(), shape, parameters)` give
 from onnxpress.ir.encodings.affine import Affine
 from onnxpress.ir.encodings.base import Encoded, Parameter, encode, encoding_of, is_encoded, kind_named
 from onnxpress.ir.encodings.floats import BFloat16, Dense, Float8, Float16
+from onnxpress.ir.encodings.integer_grid import IntegerTable, as_levels, integer_table, on_integer_grid
 from onnxpress.ir.encodings.levels import Binary, Codebook, Levels, PowerOfTwo, Ternary
 from onnxpress.ir.encodings.sparse import Sparse
 from onnxpress.ir.grid import grid_scale
@@ -30,14 +31,18 @@ __all__ = [
     "Encoded",
     "Float8",
     "Float16",
+    "IntegerTable",
     "Levels",
     "Parameter",
     "PowerOfTwo",
     "Sparse",
     "Ternary",
+    "as_levels",
     "encode",
     "encoding_of",
     "grid_scale",
+    "integer_table",
     "is_encoded",
     "kind_named",
+    "on_integer_grid",
 ]
