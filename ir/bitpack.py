@@ -1,6 +1,7 @@
 """Integer codes as bytes: C order, low bits first inside a byte, little endian over bytes.
 
-Codes follow each other without a gap, in two's complement where signed, and the last byte is padded with zeros. For 2 and 4 bits that is the form of ONNX's INT2, UINT2, INT4 and UINT4 tensors.
+Codes follow each other without a gap, in two's complement where signed, and the last byte is padded with zeros. For 2
+and 4 bits that is the form of ONNX's INT2, UINT2, INT4 and UINT4 tensors.
 """
 
 from __future__ import annotations

@@ -33,12 +33,12 @@ import pydantic
 
 from onnxpress.ir.linear import Linear
 from onnxpress.passes.base import Context, Declined, Fidelity, Options, Pass, Rewrites
+from onnxpress.passes.normal_form import normal_form
 from onnxpress.passes.order import STRUCTURE
 from onnxpress.passes.prune.sparse_sites import (
     SparseOptions,
     count_zeros,
     find_layers,
-    normal_form,
     sparse_moments,
     sparsify,
 )

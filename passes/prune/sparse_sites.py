@@ -3,7 +3,7 @@
 Layers are taken in graph order. With `repair`, each is fitted to what the original gives at its place (y) from what
 reaches it through the layers pruned before it (x), so that it makes good for part of their loss, too:
 
-    u, b  = argmin E||W x + b - y||^2 + ridge * mean(diag H) * ||W - W0||^2       (`passes.repair.least_squares`)
+    u, b  = argmin E||W x + b - y||^2 + ridge * mean(diag H) * ||W - W0||^2       (`passes.normal_form`)
     W'    = the weights of the least error around u that keep the pattern          (`sparse_update`)
     b'    = E y - W' E x
 
@@ -21,23 +21,23 @@ import numpy.typing as npt
 import onnx_ir
 import pydantic
 
-from onnxpress.ir.analysis.cost import node_macs
 from onnxpress.ir.analysis.decibels import sqnr_db
 from onnxpress.ir.analysis.moments import Moments, MomentsSum
 from onnxpress.ir.analysis.patches import why_no_patches
 from onnxpress.ir.analysis.stepwise import Stepwise, stepwise_batch_size
 from onnxpress.ir.data import DataSource
-from onnxpress.ir.encodings import Encoded, Sparse, encoding_of
+from onnxpress.ir.encodings import Sparse, encoding_of
 from onnxpress.ir.linear import Linear, as_linear, constant_tensor
-from onnxpress.passes.base import Amount, Context, Declined, Site, SiteOptions
-from onnxpress.passes.cleanup.graph_edits import drop_unused_constant, fresh_name, set_bias, value_names
+from onnxpress.passes.base import Context, Declined, Site, SiteOptions
+from onnxpress.passes.cleanup.graph_edits import set_bias, value_names
 from onnxpress.passes.instrument import Progress
 from onnxpress.passes.layer_moments import layer_moments
-from onnxpress.passes.least_squares import DEFAULT_RIDGE, least_squares
-from onnxpress.passes.prune.sparse_update import refit, with_ridge
+from onnxpress.passes.normal_form import best_bias, normal_form
+from onnxpress.passes.prune.sparse_update import refit
 from onnxpress.passes.selectors import Selection
+from onnxpress.passes.weight_sites import layer_amount, replace_weight
 
-__all__ = ["Chooser", "SparseOptions", "count_zeros", "find_layers", "normal_form", "sparse_moments", "sparsify"]
+__all__ = ["Chooser", "SparseOptions", "count_zeros", "find_layers", "sparse_moments", "sparsify"]
 
 _Array: TypeAlias = npt.NDArray[Any]
 _Float64: TypeAlias = npt.NDArray[np.float64]
@@ -48,10 +48,9 @@ _POSITIONS = 64  # of each sample that moments are taken at
 _CACHE_BYTES = 128 << 20  # of activations that each model keeps between layers
 _READ_BYTES = 24 << 20  # of inner values at a time
 _LABEL = "pruning layers"
-# Little depends on it. Top-1 at a ridge of 0.01 / 0.03 / 0.1 / 0.3, 256 calibration and 4,000 other images (standard
-# error 0.6): resnet20 at ratio 0.75 75.8 / 76.4 / 76.4 / 76.4, at 2:4 79.9 / 79.6 / 79.4 / 79.7; lenet300 at ratio 0.75
-# 98.2 / 98.1 / 98.2 / 98.1, at 2:4 98.0 / 98.1 / 98.2 / 98.2 (standard error 0.2).
-_RIDGE = DEFAULT_RIDGE
+# Little depends on the ridge of the normal form. Top-1 at 0.01 / 0.03 / 0.1 / 0.3, 256 calibration and 4,000 other
+# images (standard error 0.6): resnet20 at ratio 0.75 75.8 / 76.4 / 76.4 / 76.4, at 2:4 79.9 / 79.6 / 79.4 / 79.7;
+# lenet300 at ratio 0.75 98.2 / 98.1 / 98.2 / 98.1, at 2:4 98.0 / 98.1 / 98.2 / 98.2 (standard error 0.2).
 
 
 class SparseOptions(SiteOptions):
@@ -194,26 +193,13 @@ def _write_by_error(
     context: Context,
     names: set[str | None],
 ) -> Site:
-    has_bias = layer.node.op_type != "MatMul"
     gram, rows = normal_form(layer, moments)
     kept, swept = chooser.by_error(layer, rows, gram)
     fitted = np.where(kept, refit(rows, gram, kept, swept), 0.0)
     pruned = fitted.reshape(layer.weight().shape).astype(np.float32)
-    bias = None
-    if has_bias:
-        assert moments.target_mean is not None
-        shift = (pruned.reshape(rows.shape).astype(np.float64) @ moments.mean[:, :, None]).reshape(-1)
-        bias = (moments.target_mean - shift).astype(np.float32)
+    bias = best_bias(layer, moments, pruned)
     error = {"sqnr_db": sqnr_db(1.0, moments.error_of(pruned, bias))}
     return _write(model, layer, pruned, bias, error, context, names)
-
-
-def normal_form(layer: Linear, moments: Moments) -> tuple[_Float64, _Float64]:
-    """Return H [G, K, K] and u [G, out/G, K] such that the output error is (w - u)^T H (w - u) + constant, by row."""
-    has_bias = layer.node.op_type != "MatMul"
-    best, _ = least_squares(moments, layer.weight(), layer.bias(), ridge=_RIDGE, fit_bias=has_bias)
-    gram = with_ridge(moments.covariance() if has_bias else moments.gram, _RIDGE)
-    return gram, best.reshape(moments.groups, -1, moments.width).astype(np.float64)
 
 
 def _write(
@@ -225,8 +211,8 @@ def _write(
     context: Context,
     names: set[str | None],
 ) -> Site:
-    before = _amount(layer)
-    _replace_weight(model, layer, Sparse.of(layer.to_stored(weight)), names)
+    before = layer_amount(layer)
+    replace_weight(model, layer, Sparse.of(layer.to_stored(weight)), names)
     if bias is not None:
         set_bias(layer.node, bias, model, names)
     zeros = weight.size - int(np.count_nonzero(weight))
@@ -234,28 +220,7 @@ def _write(
     if "sparse" not in context.constraints.encodings:
         target = "the target" if context.constraints.target == "any" else context.constraints.target
         detail += f"; {target} stores and multiplies them like the others, so no speed or file size is won"
-    return Site(layer.node.name or "", layer.node.op_type, before, _amount(layer), error, detail)
-
-
-def _replace_weight(model: onnx_ir.Model, layer: Linear, weight: Sparse, names: set[str | None]) -> None:
-    """Give the node the encoded weight, in its initializer, or in a new one where a Constant node held it."""
-    old = layer.weight_value
-    if old.is_initializer():
-        weight.name = old.name
-        old.const_value = weight
-        return
-    weight.name = fresh_name(f"{old.name}_sparse", names)
-    value = onnx_ir.val(weight.name, onnx_ir.DataType.FLOAT, weight.shape.numpy(), const_value=weight)
-    model.graph.register_initializer(value)
-    layer.node.replace_input_with(layer.weight_index, value)
-    drop_unused_constant(old)
-
-
-def _amount(layer: Linear) -> Amount:
-    tensors = [constant_tensor(value) for value in (layer.weight_value, layer.bias_value)]
-    held = [tensor for tensor in tensors if tensor is not None]
-    size_bytes = sum(each.packed_bytes if isinstance(each, Encoded) else int(each.nbytes) for each in held)
-    return Amount(sum(each.size for each in held), node_macs(layer.node) or 0, size_bytes)
+    return Site(layer.node.name or "", layer.node.op_type, before, layer_amount(layer), error, detail)
 
 
 def _energy(array: _Array) -> float:

@@ -29,18 +29,17 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.ir.analysis.blas import one_blas_thread
+from onnxpress.passes.normal_form import inverse_of
 
 __all__ = [
     "Runs",
     "count_of",
-    "inverse_of",
     "magnitude_mask",
     "magnitude_runs_mask",
     "obs_costs",
     "obs_mask",
     "obs_runs_mask",
     "refit",
-    "with_ridge",
 ]
 
 _Array: TypeAlias = npt.NDArray[Any]
@@ -99,24 +98,6 @@ def magnitude_runs_mask(rows: _Array, runs: Runs) -> _Mask:
 
 
 # By second order.
-
-
-def with_ridge(gram: _Float64, ridge: float) -> _Float64:
-    """Return gram [G, K, K] + ridge * mean(diag) * I: positive definite for ridge > 0, also where an input is dead."""
-    damped = gram.copy()
-    diagonal = np.arange(gram.shape[-1])
-    mean = np.trace(gram, axis1=1, axis2=2)[:, None] / max(1, gram.shape[-1])
-    damped[:, diagonal, diagonal] += np.where(mean > 0, ridge * mean, 1.0)  # all inputs dead: any weight is as good
-    return damped
-
-
-def inverse_of(matrix: _Float64) -> _Float64:
-    """Return the inverse of a positive definite matrix [K, K], symmetric to the last bit."""
-    from scipy import linalg
-
-    factor = linalg.cho_factor(matrix, lower=True, check_finite=False)
-    inverse: _Float64 = linalg.cho_solve(factor, np.eye(len(matrix)), check_finite=False)
-    return (inverse + inverse.T) / 2
 
 
 def obs_costs(rows: _Float64, gram: _Float64) -> _Float64:

@@ -48,7 +48,7 @@ from onnxpress.passes.base import (
     Site,
     SiteOptions,
 )
-from onnxpress.passes.cleanup.graph_edits import drop_unused_constant, fresh_name, set_bias, value_names
+from onnxpress.passes.cleanup.graph_edits import set_bias, value_names
 from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.passes.order import BEFORE_ENCODING
 from onnxpress.passes.quantize.calibration import observe_ranges
@@ -56,6 +56,7 @@ from onnxpress.passes.quantize.pair_sums import within_pair_limit
 from onnxpress.passes.quantize.placement import place, values_between
 from onnxpress.passes.quantize.units import Unit, find_units, nodes_before_last_linear
 from onnxpress.passes.selectors import Selection
+from onnxpress.passes.weight_sites import replace_weight
 
 __all__ = ["QuantizeInt8", "QuantizeInt8Options"]
 
@@ -173,7 +174,7 @@ class QuantizeInt8(Pass):
         if unit.linear is None:
             return Site(unit.name, unit.node.op_type, amount, amount, detail=detail)
         weight, error = plan.weights[unit], plan.errors[unit]
-        _replace_weight(model, unit.linear, weight, names)
+        replace_weight(model, unit.linear, weight, names)
         if self.options.bias_correction:
             _shift_bias(model, unit.linear, error.significant_shift(), names)
         after = dataclasses.replace(amount, size_bytes=amount.size_bytes - weight.nbytes + weight.packed_bytes)
@@ -224,20 +225,6 @@ def _least_scale(
     # ConvTranspose stores one scale for the same channel of every group.
     by_scale = least.reshape(linear.groups if scale.size < least.size else 1, -1)
     return np.asarray(by_scale.max(axis=0), np.float32)
-
-
-def _replace_weight(model: onnx_ir.Model, linear: Linear, weight: Affine, names: set[str | None]) -> None:
-    """Give the node the encoded weight; other readers of the old one keep it."""
-    old = linear.weight_value
-    if len(old.uses()) == 1 and old.is_initializer() and not old.is_graph_output():
-        weight.name = old.name
-        old.const_value = weight
-        return
-    weight.name = fresh_name(f"{old.name}_{linear.node.name}", names)
-    value = onnx_ir.val(weight.name, onnx_ir.DataType.FLOAT, weight.shape.numpy(), const_value=weight)
-    model.graph.register_initializer(value)
-    linear.node.replace_input_with(linear.weight_index, value)
-    drop_unused_constant(old)
 
 
 def _shift_bias(model: onnx_ir.Model, linear: Linear, shift: npt.NDArray[np.float64], names: set[str | None]) -> None:

@@ -18,7 +18,6 @@ from hypothesis.extra import numpy as hnp
 
 from onnxpress.ir import bitpack
 from onnxpress.ir.bitpack import code_type, pack_bits, unpack_bits
-from onnxpress.ir.quantization import BITS, integer_range
 
 Array = npt.NDArray[Any]
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxpress.passes.normal_form import with_ridge
 from onnxpress.passes.prune import prune_weights, sparse_update
 from onnxpress.passes.prune.sparse_update import (
     Runs,
@@ -19,7 +20,6 @@ from onnxpress.passes.prune.sparse_update import (
     obs_mask,
     obs_runs_mask,
     refit,
-    with_ridge,
 )
 
 Floats = npt.NDArray[np.float64]
