@@ -35,7 +35,7 @@ from onnxpress.passes.constraints import Constraints, QuantizationScheme
 from onnxpress.targets.costmodel import RooflineCost
 from onnxpress.targets.legality import CHECKS, Illegal, check_model
 from onnxpress.targets.lowering.report import LoweringReport
-from onnxpress.targets.schema import Profile
+from onnxpress.targets.schema import Profile, Storage
 
 __all__ = ["Target", "load_target", "target_names"]
 
@@ -51,7 +51,9 @@ _LOWERINGS = {"qdq": "onnxpress.targets.lowering.qdq:lower_qdq"}
 
 
 class _Lowering(Protocol):
-    def __call__(self, model: onnx_ir.Model, scheme: QuantizationScheme) -> LoweringReport: ...
+    def __call__(
+        self, model: onnx_ir.Model, scheme: QuantizationScheme, storage: Storage, *, max_opset: int
+    ) -> LoweringReport: ...
 
 
 class Target:
@@ -102,7 +104,8 @@ class Target:
         """Turn notes and encodings of `model` into operators of the target's runtime, in place."""
         report = LoweringReport()
         for step in self.profile.lowering:
-            report.add(_lowering(step)(model, self.profile.quantization.scheme()))
+            scheme, storage = self.profile.quantization.scheme(), self.profile.storage
+            report.add(_lowering(step)(model, scheme, storage, max_opset=self.profile.opset.max))
         return report
 
 

@@ -25,15 +25,20 @@ __all__ = [
     "Rule",
     "Severity",
     "Steps",
+    "Storage",
     "WeightInteger",
 ]
 
 # illegal: the runtime refuses the model. slow: it runs, but misses the fast kernels. inexact: it runs, but
 # the runtime's own rewrites change the numbers.
 Severity = Literal["illegal", "slow", "inexact"]
-# affine8: 8-bit integers with a scale. float16: half precision behind a Cast. dense: numbers as they are, what every
-# weight without an encoding is.
-EncodingName = Literal["affine8", "float16", "dense"]
+# affineN: N-bit integers with a scale. codebook, ternary, binary, power-of-two: indices into a few numbers. float16,
+# bfloat16, float8: narrower floats. sparse: only what is not zero, whatever encodes it. dense: numbers as they are,
+# what every weight without an encoding is.
+EncodingName = Literal[
+    "affine2", "affine4", "affine8", "affine16", "binary", "ternary", "power-of-two", "codebook", "float8", "bfloat16",
+    "float16", "sparse", "dense",
+]  # fmt: skip
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 # Sorted when dumped: the order of a set changes from run to run.
 Names = Annotated[frozenset[str], pydantic.PlainSerializer(sorted, return_type=list[str])]
@@ -136,6 +141,17 @@ class Quantization(_Table):
             input_channel_multiple=self.input_channel_multiple,
             bias=self.bias,
         )
+
+
+class Storage(_Table):
+    """What decides which operators stand for an encoded weight.
+
+    folds: the runtime computes once, as it loads, what follows from constants; so weights may be packed, and unpacked
+    by ordinary operators.
+    """
+
+    folds: bool = True
+    source: str = pydantic.Field(default="onnxruntime", min_length=1, description="where this is written or measured")
 
 
 class Rule(_Table):
@@ -270,6 +286,7 @@ class Profile(_Table):
     encodings: tuple[EncodingName, ...] = pydantic.Field(
         description="how the target can store weights, in order of preference; passes encode in no other way"
     )
+    storage: Storage = Storage()
     quantization: Quantization
     rules: tuple[Rule, ...] = ()
     roofline: Roofline | None = None

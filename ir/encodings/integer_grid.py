@@ -22,7 +22,7 @@ from onnxpress.ir.encodings.sparse import Sparse
 __all__ = ["IntegerTable", "as_levels", "integer_table", "on_integer_grid"]
 
 _TINY = float(np.finfo(np.float32).tiny)
-_MOST_LEVELS = 256  # more need 16-bit indices, and the grid has no more integers
+_MOST_LEVELS = 256  # the grid has no more integers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +37,14 @@ class IntegerTable:
 
 
 def as_levels(encoded: Encoded) -> Levels | None:
-    """Return a weight as indices into tables of at most 256 levels, None where it is none.
+    """Return a weight as indices into tables of levels, None where it is none.
 
     Narrow affine codes with one scale for the tensor or for each channel are such indices. Of a sparse weight, what is
     not stored becomes a level of its own where no level of every group is zero.
     """
     encoded = _without_mask(encoded)
     if isinstance(encoded, Levels):
-        return encoded if encoded.table.shape[1] <= _MOST_LEVELS else None
+        return encoded
     if isinstance(encoded, Affine) and encoded.bits < 8 and encoded.block_size is None:
         return _affine_levels(encoded)
     if isinstance(encoded, Sparse):
@@ -60,7 +60,7 @@ def integer_table(encoded: Encoded, out_axis: int, limit: int = 127) -> IntegerT
     lie along `out_axis`, or its levels are no multiples of one float32 number.
     """
     levels = as_levels(encoded)
-    if levels is None or not _lies_along(levels, out_axis):
+    if levels is None or not _fits(levels, out_axis):
         return None
     table = levels.table
     found = _multiples(table, limit)
@@ -87,7 +87,7 @@ def on_integer_grid(encoded: Encoded, out_axis: int, limit: int = 127) -> Encode
     elif integer_table(encoded, out_axis, limit) is not None:
         return encoded
     levels = as_levels(encoded)
-    if levels is None or not _lies_along(levels, out_axis):
+    if levels is None or not _fits(levels, out_axis):
         return _affine(encoded, out_axis, limit)
     table = levels.table
     scale = _scale(np.abs(table).max(axis=1, keepdims=True), limit)
@@ -104,8 +104,10 @@ def _without_mask(encoded: Encoded) -> Encoded:
     return encoded.inner if zero_point is None or not zero_point.any() else encoded
 
 
-def _lies_along(levels: Levels, out_axis: int) -> bool:
-    return len(levels.table) == 1 or levels.axis == out_axis % len(levels.shape)
+def _fits(levels: Levels, out_axis: int) -> bool:
+    """Whether there are no more levels than integers, and groups lie along the output channels."""
+    groups, count = levels.table.shape
+    return count <= _MOST_LEVELS and (groups == 1 or levels.axis == out_axis % len(levels.shape))
 
 
 def _is_plain(encoded: Affine, out_axis: int) -> bool:
@@ -137,15 +139,16 @@ def _affine_levels(encoded: Affine) -> Levels:
 
 
 def _with_zero(levels: Levels, mask: npt.NDArray[np.bool_]) -> Levels | None:
-    """Return `levels` with those outside `mask` pointing at zero, None where that takes more than 256 levels."""
+    """Return `levels` with those outside `mask` pointing at zero, None where there is no room for one more level."""
     table, indices = levels.table, levels.indices
     zeros = np.flatnonzero((table == 0).all(axis=0))
     if not zeros.size:
-        if table.shape[1] == _MOST_LEVELS:
+        if table.shape[1] == 1 << 16:
             return None
         table = np.hstack([table, np.zeros((len(table), 1), np.float32)])
     zero = int(zeros[0]) if zeros.size else table.shape[1] - 1
-    codes: Array = np.where(mask, indices, zero).astype(np.uint8)
+    kind = np.uint8 if table.shape[1] <= _MOST_LEVELS else np.uint16
+    codes: Array = np.where(mask, indices.astype(kind), kind(zero))
     return Codebook(codes, table[0] if levels.axis is None else table, axis=levels.axis, name=levels.name)
 
 

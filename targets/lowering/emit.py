@@ -11,7 +11,7 @@ import onnx_ir
 
 __all__ = ["Emitter"]
 
-_DATA_TYPES = {"int8": onnx_ir.DataType.INT8, "uint8": onnx_ir.DataType.UINT8}
+_MOST_SHARED_BYTES = 4096  # holds every table of what a byte means; hashing more than that would cost, and find nothing
 
 
 class Emitter:
@@ -20,7 +20,8 @@ class Emitter:
     def __init__(self, graph: onnx_ir.Graph) -> None:
         self.graph = graph
         self._values = {value.name for node in graph.all_nodes() for value in node.outputs}
-        self._values |= {value.name for value in graph.inputs} | set(graph.initializers)
+        for each in (graph, *graph.subgraphs()):
+            self._values |= {value.name for value in each.inputs} | set(each.initializers)
         self._nodes = {node.name for node in graph.all_nodes()}
         self._shared: dict[tuple[str, tuple[int, ...], bytes], onnx_ir.Value] = {}
 
@@ -43,9 +44,13 @@ class Emitter:
         """Return a new value under a fresh name."""
         return onnx_ir.val(self.fresh(name), dtype, shape)
 
-    def constant(self, name: str, array: npt.NDArray[Any]) -> onnx_ir.Value:
-        """Return an initializer that holds `array`; one that is there already, for small equal arrays."""
-        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 8 else None
+    def constant(self, name: str, array: npt.NDArray[Any], *, share: bool = False) -> onnx_ir.Value:
+        """Return an initializer that holds `array`; one that is there already, for equal arrays.
+
+        share: look for an equal one whatever its size.
+        """
+        look = share or array.nbytes <= _MOST_SHARED_BYTES
+        key = (array.dtype.str, array.shape, array.tobytes()) if look else None
         if key is not None and key in self._shared:
             return self._shared[key]
         name = self.fresh(name)
@@ -64,7 +69,7 @@ class Emitter:
         old = node.inputs[index]
         node.replace_input_with(index, value)
         if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
-            del self.graph.initializers[str(old.name)]
+            (old.graph or self.graph).initializers.pop(str(old.name))
 
 
 def _take(name: str, taken: set[str | None]) -> str:

@@ -1,8 +1,8 @@
-"""Lower quantization notes and affine weights to QuantizeLinear / DequantizeLinear pairs that runtimes fuse.
+"""Lower quantization notes and encoded weights to QuantizeLinear / DequantizeLinear pairs that runtimes fuse.
 
     X noted [low, high]       =>   X -> Q -> X_q -> DQ -> X_dq, and every reader of X reads X_dq
     moves of noted values     =>   the same operator on the integers, and a DQ behind it
-    W affine, 8 bits          =>   see `qdq_weights`
+    W encoded                 =>   see `qdq_weights`
 
 Forms that onnxruntime would leave unfused are never emitted (each was seen on its optimized graph): scales and
 zero points of activations are true scalars, and the range of a Relu's output starts at the lowest integer.
@@ -12,18 +12,22 @@ The result computes the noted model's function up to the float rounding of the r
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir
 
-from onnxpress.ir.encodings import is_encoded
-from onnxpress.ir.opset import require_opset
+from onnxpress.ir.encodings import Float8, encoding_of, is_encoded
+from onnxpress.ir.errors import InputError
+from onnxpress.ir.opset import default_opset, require_opset
 from onnxpress.ir.quantization import Quantization, clear, integer_parameters, quantization_of
 from onnxpress.passes.constraints import IntegerScheme, QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
 from onnxpress.targets.lowering.qdq_weights import Integers, is_quantized, lower_weights
+from onnxpress.targets.lowering.reals import FLOAT8_OPSET
 from onnxpress.targets.lowering.report import LoweringReport
+from onnxpress.targets.schema import Storage
 
 __all__ = ["lower_qdq"]
 
@@ -34,15 +38,23 @@ _QDQ_OPSET = 13  # DequantizeLinear takes an axis; Pad, Slice, MaxPool and frien
 _MOVES = frozenset({"Concat", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
-def lower_qdq(model: onnx_ir.Model, scheme: QuantizationScheme) -> LoweringReport:
-    """Replace every note and every encoded weight of the main graph of `model` by standard operators, in place."""
+def lower_qdq(
+    model: onnx_ir.Model, scheme: QuantizationScheme, storage: Storage | None = None, *, max_opset: int = _QDQ_OPSET
+) -> LoweringReport:
+    """Replace every note and every encoded weight of `model` by operators of its runtime, in place.
+
+    Notes are read in the main graph only, weights in bodies of If, Loop and Scan too. storage: what decides the form of
+    a weight; by default that of onnxruntime. max_opset: the model may be raised to this, for forms that need it.
+    """
+    storage = storage or Storage()
     report = LoweringReport()
     if not _has_work(model.graph):
         return report
     require_opset(model, _QDQ_OPSET, reason="QuantizeLinear stores a scale per channel from there on")
+    _raise_opset(model, max_opset)
     emit = Emitter(model.graph)
     integers = _Values(emit, scheme.activation, report).lower()
-    lower_weights(emit, scheme, integers, report)
+    lower_weights(emit, scheme, integers, report, opset=default_opset(model), folds=storage.folds)
     _guard_float_weights(emit, scheme.activation, integers, report)
     _drop_unread(model.graph, integers)
     return report
@@ -50,7 +62,20 @@ def lower_qdq(model: onnx_ir.Model, scheme: QuantizationScheme) -> LoweringRepor
 
 def _has_work(graph: onnx_ir.Graph) -> bool:
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    return any(map(quantization_of, values)) or any(map(is_encoded, graph.initializers.values()))
+    return any(map(quantization_of, values)) or any(map(is_encoded, _constants(graph)))
+
+
+def _constants(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
+    """Return the initializers of a graph and of the bodies in it."""
+    return [value for each in (graph, *graph.subgraphs()) for value in each.initializers.values()]
+
+
+def _raise_opset(model: onnx_ir.Model, max_opset: int) -> None:
+    """Raise the opset where the form of a weight needs it and the target allows it; a model that cannot rise stays."""
+    needs = [FLOAT8_OPSET for value in _constants(model.graph) if isinstance(encoding_of(value), Float8)]
+    if needs and max(needs) <= max_opset:
+        with contextlib.suppress(InputError):
+            require_opset(model, max(needs), reason="the form of a weight")
 
 
 def _guard_float_weights(

@@ -1,16 +1,16 @@
-"""Lower affine 8-bit weights, and the biases beside them, to integers that runtimes take as they are.
+"""Lower encoded weights, and the biases beside them, to what runtimes take or fold as they load.
 
-    W of a node whose input is integers   =>   integer initializer -> DequantizeLinear (axis) -> weight input
-    W of a node whose input is float      =>   integer initializer -> Cast -> Mul -> weight input
-    W in half precision                   =>   float16 initializer -> Cast -> every reader
+    W of a node whose input is integers   =>   int8 -> DequantizeLinear (axis) -> weight input
+    W of everything else                  =>   float32 (`reals`) -> every reader
     B                                     =>   as it is, or int32 -> DequantizeLinear at scale x*w, as the scheme asks
-    everything else                       =>   dense, and said so
+    what no form takes                    =>   dense, and said so
+
+The int8 is an initializer where codes have 8 bits, and unpacked from fewer where they do not (`unpack`): onnxruntime
+folds that before it looks for DequantizeLinear -> Conv, so a file of 2 bits a weight runs at the speed of int8.
+Tables of levels need integers that stand for them exactly (`integer_table`); without, the layer computes in float.
 
 onnxruntime fuses a Gemm only where its weight has an explicit zero point, and one that writes float only where its bias
 is int32 as well; a Conv it fuses without either. Both were seen on the optimized graph of version 1.31.
-
-The weight-only form is Cast and Mul because onnxruntime folds those once at load; a DequantizeLinear before a Conv
-it would run each time, and lose its blocked layout besides.
 
 Integer convolution kernels on x86 read input channels four at a time. A first layer of three falls back to a
 path half as fast, and is therefore padded with channels of zeros (`input_channel_multiple`): a copy of integers, and
@@ -21,18 +21,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from onnxpress.ir.encodings import Affine, Float16, Sparse, encoding_of
+from onnxpress.ir.encodings import (
+    Affine,
+    Dense,
+    Encoded,
+    Levels,
+    Sparse,
+    as_levels,
+    encoding_of,
+    integer_table,
+)
 from onnxpress.ir.linear import Linear, as_linear
 from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
+from onnxpress.targets.lowering.reals import fill_zeros, lower_to_float
 from onnxpress.targets.lowering.report import LoweringReport
+from onnxpress.targets.lowering.unpack import Chain, compact, look_up, shape_of, shared_row
 
 __all__ = ["Integers", "is_quantized", "lower_weights"]
 
@@ -49,49 +60,61 @@ class Integers:
     zero_point: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _IntegerWeight:
+    """A weight as integers: `real = (integer - zero_point) * scale`.
+
+    source: the 8-bit codes themselves, or the levels and the int8 table that they index.
+    """
+
+    label: str
+    source: _Array | tuple[Levels, _Array]
+    scale: npt.NDArray[np.float32]
+    zero_point: _Array | None
+    axis: int | None
+
+
 def lower_weights(
     emit: Emitter,
     scheme: QuantizationScheme,
     integers: Mapping[onnx_ir.Value, Integers],
     report: LoweringReport,
+    *,
+    opset: int = 13,
+    folds: bool = True,
 ) -> None:
-    """Replace the encoded weights of the main graph. integers: what the node inputs that come from integers are."""
-    weights = _Weights(emit, scheme, integers, report)
+    """Replace the encoded weights of the main graph and of bodies in it.
+
+    integers: what the node inputs that come from integers are. folds: whether the runtime folds what is computed from
+    constants; else nothing is packed.
+    """
+    weights = _Weights(emit, scheme, integers, report, folds)
     for node in list(emit.graph):
         view = as_linear(node)
         if isinstance(view, Linear):
             weights.lower(view)
-    _lower_half(emit, report)
+    graphs = [emit.graph, *emit.graph.subgraphs()]
+    for graph in graphs if folds else ():
+        for value in list(graph.initializers.values()):
+            weights.lower_readers(value, opset)
+    weights.place()
+    _store_dense(graphs, report)
+
+
+def _store_dense(graphs: Iterable[onnx_ir.Graph], report: LoweringReport) -> None:
     sparse: list[Sparse] = []
-    for value in emit.graph.initializers.values():
+    for value in [value for graph in graphs for value in graph.initializers.values()]:
         encoded = encoding_of(value)
-        if encoded is not None:
-            value.const_value = onnx_ir.tensor(encoded.dense(), name=value.name)
-            report.forms[f"{encoded.label} -> dense"] += 1
-            if isinstance(encoded, Sparse):
-                sparse.append(encoded)
-            else:
-                report.notes.append(f"{value.name!r} ({encoded.label}) is stored dense: no smaller form is legal here")
+        if encoded is None:
+            continue
+        value.const_value = onnx_ir.tensor(encoded.dense(), name=value.name)
+        report.forms[f"{encoded.label} -> dense"] += 1
+        if isinstance(encoded, Sparse):
+            sparse.append(encoded)
+        elif not isinstance(encoded, Dense):
+            report.notes.append(f"{value.name!r} ({encoded.label}) is stored dense: no smaller form is legal here")
     if sparse:
         report.notes.append(_say_dense(sparse))
-
-
-def _lower_half(emit: Emitter, report: LoweringReport) -> None:
-    """Store float16 weights as they are, with a Cast at the front of the graph that runtimes fold as they load."""
-    casts = []
-    for value in list(emit.graph.initializers.values()):
-        encoded = encoding_of(value)
-        if not isinstance(encoded, Float16):
-            continue
-        stored = emit.constant(f"{value.name}_half", encoded.codes)
-        real = emit.value(f"{value.name}_dense", onnx_ir.DataType.FLOAT, encoded.codes.shape)
-        casts.append(emit.node("Cast", [stored], real, {"to": onnx_ir.DataType.FLOAT.value}))
-        for node, index in [(use.node, use.idx) for use in value.uses()]:
-            emit.swap(node, index, real)
-        report.forms[f"{encoded.label} -> Cast"] += 1
-    if casts:
-        first = next(iter(emit.graph))
-        emit.graph.insert_before(first, casts)
 
 
 def _say_dense(sparse: Sequence[Sparse]) -> str:
@@ -104,6 +127,24 @@ def _say_dense(sparse: Sequence[Sparse]) -> str:
     )
 
 
+def _integer_weight(encoded: Encoded, out_axis: int) -> _IntegerWeight | None:
+    """Return `encoded` as integers, bit for bit, or None where no 8-bit integers stand for it."""
+    label = encoded.label
+    if isinstance(encoded, Sparse) and isinstance(encoded.inner, Affine):
+        encoded = fill_zeros(encoded)
+    if isinstance(encoded, Affine) and encoded.bits == 8 and encoded.block_size is None:
+        return _IntegerWeight(label, encoded.codes, encoded.scale, encoded.zero_point, encoded.axis)
+    levels = as_levels(encoded)
+    if levels is None:
+        return None
+    levels = compact(levels)
+    found = integer_table(levels, out_axis)
+    if found is None:
+        return None
+    axis = out_axis if found.scale.ndim else None
+    return _IntegerWeight(label, (levels, shared_row(found.table)), found.scale, None, axis)
+
+
 class _Weights:
     def __init__(
         self,
@@ -111,82 +152,116 @@ class _Weights:
         scheme: QuantizationScheme,
         integers: Mapping[onnx_ir.Value, Integers],
         report: LoweringReport,
+        folds: bool,
     ) -> None:
         self.emit = emit
         self.scheme = scheme
         self.integers = integers
         self.report = report
-        self.done: dict[tuple[onnx_ir.Value, bool], onnx_ir.Value] = {}  # shared weights are lowered once a form
+        self.folds = folds
+        self.nodes: list[onnx_ir.Node] = []  # for the front of the graph
+        self.done: dict[tuple[onnx_ir.Value, int, int, bool], onnx_ir.Value] = {}  # shared weights: once a form
 
     def lower(self, view: Linear) -> None:
-        encoded = encoding_of(view.weight_value)
-        if not isinstance(encoded, Affine) or encoded.bits != 8 or encoded.block_size is not None:
+        """Lower the weight of a layer whose input is integers; leave others to `lower_readers`."""
+        encoded, data = encoding_of(view.weight_value), self.integers.get(view.data)
+        if encoded is None or data is None:
             return
-        data = self.integers.get(view.data)
-        weight = view.weight_value
-        if data is not None:
-            self._lower_bias(view, encoded, data)
-            encoded = self._pad_channels(view, encoded, data)
-        key = (weight, data is not None)
+        weight = _integer_weight(encoded, view.out_axis)
+        if weight is None:
+            if not isinstance(encoded, Dense):
+                self.report.notes.append(
+                    f"{view.node.name!r} computes in float: no 8-bit integers stand for its weight "
+                    f"{view.weight_value.name!r} ({encoded.label})"
+                )
+            return
+        self._lower_bias(view, weight.scale, data)
+        missing = self._pad_channels(view, data)
+        key = (view.weight_value, view.out_axis, missing, view.node.op_type == "Gemm")
         if key not in self.done:
-            store = self._cast if data is None else self._dequantize
-            self.done[key] = store(str(weight.name), encoded, view.node)
+            self.done[key] = self._dequantize(str(view.weight_value.name), weight, missing, view.node)
         self.emit.swap(view.node, view.weight_index, self.done[key])
 
-    def _dequantize(self, name: str, encoded: Affine, before: onnx_ir.Node) -> onnx_ir.Value:
-        self.report.forms[f"{encoded.label} -> DequantizeLinear"] += 1
-        zero_point = encoded.zero_point
+    def lower_readers(self, value: onnx_ir.Value, opset: int) -> None:
+        """Give every reader of an encoded constant its numbers in float32, computed at the front of the main graph."""
+        encoded = encoding_of(value)
+        if encoded is None or value.is_graph_output() or not value.uses():
+            return
+        chain = Chain(self.emit, str(value.name))
+        lowered = lower_to_float(chain, encoded, opset)
+        if lowered is None:
+            return
+        real, form = lowered
+        self.nodes += chain.nodes
+        for node, index in [(use.node, use.idx) for use in value.uses()]:
+            self.emit.swap(node, index, real)
+        self.report.forms[f"{encoded.label} -> {form}"] += 1
+
+    def place(self) -> None:
+        """Put what unpacks weights at the front of the graph, so that every reader comes behind."""
+        if self.nodes:
+            self.emit.graph.insert_before(self.emit.graph[0], self.nodes)
+
+    def _dequantize(self, name: str, weight: _IntegerWeight, missing: int, before: onnx_ir.Node) -> onnx_ir.Value:
+        zero_point = weight.zero_point
         if zero_point is None and before.op_type == "Gemm":
-            zero_point = np.zeros(encoded.scale.shape, encoded.codes.dtype)
-        return self._dequantized(name, encoded.codes, encoded.scale, zero_point, encoded.axis, before)
+            zero_point = np.zeros(weight.scale.shape, np.int8)
+        codes = self._codes(name, weight, missing)
+        packed = "" if codes.is_initializer() else "unpacked, "
+        self.report.forms[f"{weight.label} -> {packed}DequantizeLinear"] += 1
+        return self._dequantized(name, codes, weight.scale, zero_point, weight.axis, before)
+
+    def _codes(self, name: str, weight: _IntegerWeight, missing: int) -> onnx_ir.Value:
+        """Return the integers, with `missing` more input channels of zeros (of a Conv)."""
+        if isinstance(weight.source, np.ndarray):
+            codes = weight.source
+            if missing:
+                codes = np.pad(codes, [(0, missing if axis == 1 else 0) for axis in range(codes.ndim)])
+            return self.emit.constant(f"{name}_q", codes)
+        levels, table = weight.source
+        chain = Chain(self.emit, name)
+        integers = look_up(chain, levels, table, packed=self.folds)
+        if missing:
+            shape = list(shape_of(integers))
+            shape[1] += missing
+            integers = chain.add("Pad", [integers, self._widths(len(shape), missing)], onnx_ir.DataType.INT8, shape)
+        self.nodes += chain.nodes
+        return integers
+
+    def _widths(self, rank: int, missing: int) -> onnx_ir.Value:
+        """Return what Pad reads: `missing` more channels at the end of axis 1."""
+        pads = np.zeros(2 * rank, np.int64)
+        pads[rank + 1] = missing
+        return self.emit.constant(f"pad_{missing}_channels", pads)
 
     def _dequantized(
         self,
         name: str,
-        codes: _Array,
+        integers: onnx_ir.Value,
         scale: _Array,
         zero_point: _Array | None,
         axis: int | None,
         before: onnx_ir.Node,
     ) -> onnx_ir.Value:
-        inputs = [self.emit.constant(f"{name}_q", codes), self.emit.constant(f"{name}_scale", scale)]
+        inputs = [integers, self.emit.constant(f"{name}_scale", scale)]
         if zero_point is not None:
             inputs.append(self.emit.constant(f"{name}_zero_point", zero_point))
-        real = self.emit.value(f"{name}_dq", onnx_ir.DataType.FLOAT, codes.shape)
+        real = self.emit.value(f"{name}_dq", onnx_ir.DataType.FLOAT, integers.shape)
         attributes = {} if axis is None else {"axis": axis}
         before.graph.insert_before(before, [self.emit.node("DequantizeLinear", inputs, real, attributes)])  # type: ignore[union-attr]
         return real
 
-    def _cast(self, name: str, encoded: Affine, before: onnx_ir.Node) -> onnx_ir.Value:
-        self.report.forms[f"{encoded.label} -> Cast, Mul"] += 1
-        shape = [1] * len(encoded.codes.shape)
-        if encoded.axis is not None:
-            shape[encoded.axis] = -1
-        codes = encoded.codes if encoded.zero_point is None else encoded.codes.astype(np.int16)
-        if encoded.zero_point is not None:
-            codes = codes - encoded.zero_point.astype(np.int16).reshape(shape)
-        integers = self.emit.constant(f"{name}_q", codes)
-        scale = self.emit.constant(f"{name}_scale", encoded.scale.reshape(shape))
-        cast = self.emit.value(f"{name}_cast", onnx_ir.DataType.FLOAT, codes.shape)
-        real = self.emit.value(f"{name}_dense", onnx_ir.DataType.FLOAT, codes.shape)
-        nodes = [
-            self.emit.node("Cast", [integers], cast, {"to": onnx_ir.DataType.FLOAT.value}),
-            self.emit.node("Mul", [cast, scale], real),
-        ]
-        before.graph.insert_before(before, nodes)  # type: ignore[union-attr]
-        return real
+    def _pad_channels(self, view: Linear, data: Integers) -> int:
+        """Pad the integers that a Conv reads to the multiple of channels that its kernel wants; return how many more.
 
-    def _pad_channels(self, view: Linear, encoded: Affine, data: Integers) -> Affine:
-        """Pad integers and weight of a Conv to the multiple of input channels that its kernel wants."""
+        The weight must then be padded likewise, with zeros.
+        """
         missing = -view.in_channels % self.scheme.input_channel_multiple
         if view.node.op_type != "Conv" or view.groups != 1 or missing == 0 or math.prod(view.kernel) == 1:
-            return encoded
+            return 0
         if missing >= view.in_channels:
-            return encoded  # one channel to four wins back no more than it costs (measured on lenet5)
+            return 0  # one channel to four wins back no more than it costs (measured on lenet5)
         node, graph = view.node, self.emit.graph
-        rank = len(view.kernel) + 2
-        pads = np.zeros(2 * rank, np.int64)
-        pads[rank + 1] = missing
         name = f"{data.value.name}_padded"
         shape = list(data.value.shape) if data.value.shape is not None else None
         if shape is not None:
@@ -195,7 +270,7 @@ class _Weights:
         assert producer is not None and producer.op_type == "DequantizeLinear", "integers are read through a DQ"
         padded = self.emit.value(name, data.value.dtype or onnx_ir.DataType.UINT8, shape)
         real = self.emit.value(f"{name}_dq", onnx_ir.DataType.FLOAT, shape)
-        widths = self.emit.constant(f"{name}_widths", pads)
+        widths = self._widths(len(view.kernel) + 2, missing)
         nodes = [
             self.emit.node("Pad", [data.value, widths, producer.inputs[2]], padded, {"mode": "constant"}),
             self.emit.node("DequantizeLinear", [padded, *producer.inputs[1:]], real),
@@ -206,16 +281,15 @@ class _Weights:
             f"{node.name!r}: {view.in_channels} input channels padded to {view.in_channels + missing} with zeros, "
             "which the integer kernel runs faster"
         )
-        codes = np.pad(encoded.codes, [(0, 0), (0, missing), *[(0, 0)] * len(view.kernel)])
-        return Affine(codes, encoded.scale, encoded.zero_point, bits=encoded.bits, axis=encoded.axis)
+        return missing
 
-    def _lower_bias(self, view: Linear, encoded: Affine, data: Integers) -> None:
+    def _lower_bias(self, view: Linear, weight_scale: _Array, data: Integers) -> None:
         bias = view.bias()
         writes_float = view.node.op_type == "Gemm" and not is_quantized(view.output)
         if bias is None or not (self.scheme.bias == "int32" or writes_float):
             return
         # Kernels add the bias to the sum of products, so it must have exactly their scale.
-        per_channel = np.resize(encoded.scale, bias.shape)  # [1] or [M/groups] repeats over the groups
+        per_channel = np.resize(weight_scale, bias.shape)  # [1] or [M/groups] repeats over the groups
         scale = np.float32(data.scale) * per_channel
         codes = np.rint(bias.astype(np.float64) / scale)
         if np.abs(codes).max(initial=0.0) > _INT32_MAX:
@@ -225,7 +299,8 @@ class _Weights:
             return
         name = str(view.bias_value.name) if view.bias_value is not None else f"{view.node.name}_bias"
         zero_point = np.zeros(scale.shape, np.int32) if view.node.op_type == "Gemm" else None
-        real = self._dequantized(name, codes.astype(np.int32), scale, zero_point, 0, view.node)
+        integers = self.emit.constant(f"{name}_q", codes.astype(np.int32))
+        real = self._dequantized(name, integers, scale, zero_point, 0, view.node)
         self.emit.swap(view.node, 2, real)
         self.report.forms["bias -> int32 DequantizeLinear"] += 1
 

@@ -121,4 +121,6 @@ def test_a_sparse_weight_keeps_its_zeros() -> None:
         rounded = on_integer_grid(Sparse(mask, inner), 0)
         assert not rounded.dense()[mask == 0].any() and rounded.bits <= 8
     full = Codebook(_codes(256, 6, 8), np.arange(1, 257))
-    assert as_levels(Sparse(mask, full)) is None
+    with_zero = as_levels(Sparse(mask, full))
+    assert with_zero is not None and with_zero.indices.dtype == np.uint16
+    assert np.array_equal(with_zero.dense(), Sparse(mask, full).dense())

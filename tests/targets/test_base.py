@@ -66,7 +66,10 @@ def test_constraints_are_the_profile_as_plain_data() -> None:
     assert isinstance(constraints, Constraints)
     assert constraints is target.constraints  # made once: passes may compare it
     assert (constraints.target, constraints.channel_multiple, constraints.max_opset) == ("x86-vnni", 16, 26)
-    assert constraints.encodings == ("affine8", "float16", "dense")
+    assert constraints.encodings == (
+        *("affine8", "affine4", "affine2", "ternary", "binary", "power-of-two", "codebook"),
+        *("affine16", "float16", "bfloat16", "float8", "dense"),
+    )
     assert isinstance(constraints.costs, CostEstimator)
     scheme = constraints.quantization
     assert (scheme.activation.signed, scheme.activation.symmetric, scheme.activation.bits) == (
@@ -194,7 +197,7 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
             _HEAD + "channels = 3",
             "unknown key channels. Did you mean 'channel_multiple'? Known here: channel_multiple, "
             "encodings, extends, lowering, max_ir_version, name, opset, pipeline, quantization, roofline, "
-            "rules, runtime, summary, without_rules",
+            "rules, runtime, storage, summary, without_rules",
         ),
         (
             _HEAD + "quantization.wieght = 3",
@@ -248,7 +251,8 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (_HEAD + 'encodings = ["dense", "affine8", "dense"]', "encodings: 'dense' appears twice"),
         (
             _HEAD + 'encodings = ["affine7", "dense"]',
-            "encodings.0 = 'affine7': must be 'affine8', 'float16' or 'dense'",
+            "encodings.0 = 'affine7': must be 'affine2', 'affine4', 'affine8', 'affine16', 'binary', 'ternary', "
+            "'power-of-two', 'codebook', 'float8', 'bfloat16', 'float16', 'sparse' or 'dense'",
         ),
         (
             _HEAD + 'encodings = ["affine8"]',
