@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.onnx_file import mark_inferred
+
 __all__ = ["Emitter"]
 
 _MOST_SHARED_BYTES = 4096  # holds every table of what a byte means; hashing more than that would cost, and find nothing
@@ -41,8 +43,10 @@ class Emitter:
         return onnx_ir.node(op_type, inputs, attributes, outputs=[output], name=name)
 
     def value(self, name: str, dtype: onnx_ir.DataType, shape: Any) -> onnx_ir.Value:
-        """Return a new value under a fresh name."""
-        return onnx_ir.val(self.fresh(name), dtype, shape)
+        """Return a new value under a fresh name; its type and shape follow from the graph, and are not written."""
+        value = onnx_ir.val(self.fresh(name), dtype, shape)
+        mark_inferred(value)
+        return value
 
     def constant(self, name: str, array: npt.NDArray[Any], *, share: bool = False) -> onnx_ir.Value:
         """Return an initializer that holds `array`; one that is there already, for equal arrays.

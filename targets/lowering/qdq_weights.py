@@ -43,7 +43,7 @@ from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
 from onnxpress.targets.lowering.reals import fill_zeros, lower_to_float
 from onnxpress.targets.lowering.report import LoweringReport
-from onnxpress.targets.lowering.unpack import Chain, compact, look_up, shape_of, shared_row
+from onnxpress.targets.lowering.unpack import Chain, Unpacker, compact, look_up, shape_of, shared_row
 
 __all__ = ["Integers", "is_quantized", "lower_weights"]
 
@@ -159,6 +159,7 @@ class _Weights:
         self.integers = integers
         self.report = report
         self.folds = folds
+        self.unpacker = Unpacker(emit)
         self.nodes: list[onnx_ir.Node] = []  # for the front of the graph
         self.done: dict[tuple[onnx_ir.Value, int, int, bool], onnx_ir.Value] = {}  # shared weights: once a form
 
@@ -187,11 +188,11 @@ class _Weights:
         encoded = encoding_of(value)
         if encoded is None or value.is_graph_output() or not value.uses():
             return
-        chain = Chain(self.emit, str(value.name))
+        chain = Chain(self.unpacker, str(value.name))
         lowered = lower_to_float(chain, encoded, opset)
         if lowered is None:
             return
-        real, form = lowered
+        real, form = chain.finish(lowered[0]), lowered[1]
         self.nodes += chain.nodes
         for node, index in [(use.node, use.idx) for use in value.uses()]:
             self.emit.swap(node, index, real)
@@ -199,8 +200,9 @@ class _Weights:
 
     def place(self) -> None:
         """Put what unpacks weights at the front of the graph, so that every reader comes behind."""
-        if self.nodes:
-            self.emit.graph.insert_before(self.emit.graph[0], self.nodes)
+        nodes = [*self.unpacker.place(), *self.nodes]
+        if nodes:
+            self.emit.graph.insert_before(self.emit.graph[0], nodes)
 
     def _dequantize(self, name: str, weight: _IntegerWeight, missing: int, before: onnx_ir.Node) -> onnx_ir.Value:
         zero_point = weight.zero_point
@@ -219,8 +221,8 @@ class _Weights:
                 codes = np.pad(codes, [(0, missing if axis == 1 else 0) for axis in range(codes.ndim)])
             return self.emit.constant(f"{name}_q", codes)
         levels, table = weight.source
-        chain = Chain(self.emit, name)
-        integers = look_up(chain, levels, table, packed=self.folds)
+        chain = Chain(self.unpacker, name)
+        integers = look_up(chain, levels, table, onnx_ir.DataType.INT8, packed=self.folds)
         if missing:
             shape = list(shape_of(integers))
             shape[1] += missing

@@ -74,14 +74,14 @@ def _lower_levels(chain: Chain, levels: Levels) -> tuple[onnx_ir.Value, str]:
     if found is not None:
         integers = shared_row(found.table)
         if len(integers) == 1 or integers.nbytes + found.scale.nbytes + _CAST_AND_MUL_BYTES < table.nbytes:
-            real = chain.cast(look_up(chain, levels, integers), _FLOAT)
-            return _scaled(chain, real, found.scale, levels.axis), "unpacked, Cast, Mul"
+            real = look_up(chain, levels, integers, _FLOAT)
+            return _scaled(chain, real, found.scale, levels.axis), "unpacked, Mul"
     steps = np.abs(table).max(axis=1)
     row = table[:1] / steps[0] if steps[0] > 0 else table[:1]
     if len(table) > 1 and np.array_equal(row * steps[:, None], table):
         scale = np.repeat(steps, levels.indices.shape[levels.axis or 0] // len(table))
-        return _scaled(chain, look_up(chain, levels, row), scale, levels.axis), "unpacked, Gather, Mul"
-    return look_up(chain, levels, table), "unpacked, Gather" if len(table) == 1 else "unpacked, GatherElements"
+        return _scaled(chain, look_up(chain, levels, row, _FLOAT), scale, levels.axis), "unpacked, Gather, Mul"
+    return look_up(chain, levels, table, _FLOAT), "unpacked, Gather" if len(table) == 1 else "unpacked, GatherElements"
 
 
 def _lower_affine(chain: Chain, encoded: Affine) -> tuple[onnx_ir.Value, str]:
@@ -90,28 +90,28 @@ def _lower_affine(chain: Chain, encoded: Affine) -> tuple[onnx_ir.Value, str]:
     parameters = [array for array in (encoded.zero_point, encoded.scale) if array is not None]
     if axis is None or block is None:
         spread = [array if axis is None else array.reshape(_along(axis, len(shape))) for array in parameters]
-        real = _multiply(chain, chain.cast(_integers(chain, encoded, shape), _FLOAT), spread)
+        real = _multiply(chain, _integers(chain, encoded, shape), spread)
         return real, "Cast, Mul"
     if shape[axis] % block == 0:
         blocks = (*shape[:axis], shape[axis] // block, block, *shape[axis + 1 :])
         spread = [np.expand_dims(array, axis + 1) for array in parameters]
-        real = _multiply(chain, chain.cast(_integers(chain, encoded, blocks), _FLOAT), spread)
+        real = _multiply(chain, _integers(chain, encoded, blocks), spread)
         return chain.reshape(real, shape), "blocks, Cast, Mul"
     # The last block is short: repeat scales and zero points up to the weight's own end.
     block_of = chain.emit.constant(f"blocks_of_{block}", (np.arange(shape[axis]) // block).astype(np.int32))
-    real = _multiply(chain, chain.cast(_integers(chain, encoded, shape), _FLOAT), parameters, (block_of, axis))
+    real = _multiply(chain, _integers(chain, encoded, shape), parameters, (block_of, axis))
     return real, "short blocks, Cast, Mul"
 
 
 def _integers(chain: Chain, encoded: Affine, shape: tuple[int, ...]) -> onnx_ir.Value:
-    """Append what gives the codes, without zero points, in that shape."""
+    """Append what gives the codes as float32, zero points still in them, in that shape."""
     if encoded.bits >= 8:
-        return chain.constant("q", encoded.codes.reshape(shape))
+        return chain.cast(chain.constant("q", encoded.codes.reshape(shape)), _FLOAT)
     lowest = -(1 << (encoded.bits - 1)) if encoded.signed else 0
     row = np.arange(lowest, lowest + (1 << encoded.bits), dtype=np.int8)
     indices = (encoded.codes.astype(np.int8) - np.int8(lowest)).astype(np.uint8)
     levels = compact(Codebook(indices, row.astype(np.float32)))
-    return look_up(chain, levels, levels.table.astype(np.int8), shape)
+    return look_up(chain, levels, levels.table.astype(np.int8), _FLOAT, shape)
 
 
 def _multiply(

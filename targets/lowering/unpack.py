@@ -1,19 +1,27 @@
 """Emit the operators that turn packed codes back into weights; runtimes fold them once, as they load.
 
-    bytes -> Cast -> Gather (what each byte means) -> Reshape            one plane, levels that many weights share
-    bytes -> Cast -> Gather -> Reshape -> Cast, for each plane -> Add    indices, and
-    indices -> Gather (one table) or GatherElements (one for each group) -> Reshape
+    bytes of many weights -> Cast -> Gather (what each byte means) -> Reshape [-1] -> Split, a piece for each weight
+    several planes: each to there, -> Cast, summed by Add -> Split
 
-`packing` says what a plane is. All operators have the kernels they need from opset 13 on, and a look-up of whole bytes
-touches no more memory than the result: shifts and masks, or divisions, take an intermediate of the full size each.
+    piece -> Reshape                                       of levels that many weights share, integers or float32
+    piece -> Gather (one table) or GatherElements          of indices
+
+`packing` says what a plane is. Weights that are packed alike share all operators up to Split, and no weight needs to
+fill its last byte: in a small net the names of operators would else take more room than the codes.
+
+All operators have the kernels they need from opset 13 on, and a look-up of whole bytes touches no more memory than the
+result: shifts and masks, or divisions, take an intermediate of the full size each.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.encodings import Codebook, Levels
@@ -21,17 +29,24 @@ from onnxpress.ir.encodings.base import Array
 from onnxpress.targets.lowering.emit import Emitter
 from onnxpress.targets.lowering.packing import Plane, choose_planes
 
-__all__ = ["Chain", "compact", "look_up", "shape_of", "shared_row"]
+__all__ = ["Chain", "Unpacker", "compact", "look_up", "shape_of", "shared_row"]
 
 _WHOLE_BYTE = 256
+_MOST_POOLED = 1 << 22  # codes unpacked at once: bounds what a runtime holds beside the weights, as it loads
+_INT32, _FLOAT = onnx_ir.DataType.INT32, onnx_ir.DataType.FLOAT
 
 
 class Chain:
-    """Nodes that compute one weight from constants, in order, not yet placed in the graph."""
+    """Nodes that compute one weight from constants, in order, not yet placed in the graph.
 
-    def __init__(self, emit: Emitter, name: str) -> None:
-        self.emit = emit
+    What lies between has short names that only say which weight it is of: they are a third of a small file.
+    """
+
+    def __init__(self, unpacker: Unpacker, name: str) -> None:
+        self.unpacker = unpacker
+        self.emit = unpacker.emit
         self.name = name
+        self.short = self.emit.fresh("w")
         self.nodes: list[onnx_ir.Node] = []
 
     def constant(self, suffix: str, array: Array) -> onnx_ir.Value:
@@ -47,21 +62,116 @@ class Chain:
         attributes: Mapping[str, Any] | None = None,
     ) -> onnx_ir.Value:
         """Append an operator and return what it computes."""
-        output = self.emit.value(f"{self.name}_{op_type.lower()}", dtype, shape)
+        output = self.emit.value(f"{self.short}_{op_type.lower()}", dtype, shape)
         self.nodes.append(self.emit.node(op_type, inputs, output, attributes))
         return output
 
     def cast(self, value: onnx_ir.Value, dtype: onnx_ir.DataType) -> onnx_ir.Value:
-        """Append a Cast."""
+        """Append a Cast, unless `value` has that type."""
+        if value.dtype == dtype:
+            return value
         return self.add("Cast", [value], dtype, shape_of(value), {"to": dtype.value})
 
     def reshape(self, value: onnx_ir.Value, shape: Sequence[int]) -> onnx_ir.Value:
         """Append a Reshape, unless `value` has that shape."""
         if shape_of(value) == tuple(shape):
             return value
-        wanted = np.asarray(shape if len(shape) != 1 else [-1], np.int64)
-        target = self.emit.constant(_dimensions(wanted), wanted)
+        target = _dimensions(self.emit, shape)
         return self.add("Reshape", [value, target], _dtype(value), shape)
+
+    def finish(self, value: onnx_ir.Value) -> onnx_ir.Value:
+        """Return the weight, under its own name where an operator of this chain computes it."""
+        if self.nodes and self.nodes[-1].outputs[0] is value:
+            value.name = self.emit.fresh(f"{self.name}_dense")
+        return value
+
+
+@dataclasses.dataclass
+class _Pool:
+    """Weights that are unpacked together: their codes, flat, and the pieces of the result."""
+
+    planes: tuple[Plane, ...]
+    row: Array | None
+    dtype: onnx_ir.DataType
+    codes: list[Array] = dataclasses.field(default_factory=list)
+    pieces: list[onnx_ir.Value] = dataclasses.field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Number of codes."""
+        return sum(codes.size for codes in self.codes)
+
+
+class Unpacker:
+    """Collects packed weights; `place` emits what unpacks them, for the front of the graph."""
+
+    def __init__(self, emit: Emitter) -> None:
+        self.emit = emit
+        self._open: dict[Any, _Pool] = {}
+        self._pools: list[_Pool] = []
+        self._known: dict[Any, onnx_ir.Value] = {}
+
+    def piece(
+        self, codes: Array, planes: tuple[Plane, ...], row: npt.NDArray[np.int8] | None, dtype: onnx_ir.DataType
+    ) -> onnx_ir.Value:
+        """Return a flat value that will hold the codes in `dtype`; with `row`, what it says for each of them."""
+        flat = codes.reshape(-1)
+        key = (planes, None if row is None else row.tobytes(), dtype)
+        same = (key, hashlib.blake2b(flat.tobytes()).digest())
+        if same in self._known:
+            return self._known[same]
+        pool = self._open.get(key)
+        if pool is None or pool.size + flat.size > _MOST_POOLED:
+            pool = self._open[key] = _Pool(planes, row, dtype)
+            self._pools.append(pool)
+        value = self.emit.value("codes", dtype, (flat.size,))
+        pool.codes.append(flat)
+        pool.pieces.append(value)
+        self._known[same] = value
+        return value
+
+    def place(self) -> list[onnx_ir.Node]:
+        """Return the nodes that compute all pieces, in order."""
+        return [node for pool in self._pools for node in self._unpack(pool)]
+
+    def _unpack(self, pool: _Pool) -> list[onnx_ir.Node]:
+        chain = Chain(self, "packed")
+        codes = np.concatenate(pool.codes)
+        total: onnx_ir.Value | None = None
+        for plane in pool.planes:
+            digits = chain.cast(self._digits(chain, plane, codes, pool.row), pool.dtype)
+            if len(pool.planes) > 1:  # planes fill their last bytes differently
+                digits = self._cut(chain, digits, codes.size)
+            total = digits if total is None else chain.add("Add", [total, digits], pool.dtype, shape_of(digits))
+        assert total is not None, "there is no plan of no planes"
+        sizes = [codes.size for codes in pool.codes]
+        rest = shape_of(total)[0] - codes.size
+        pieces = [*pool.pieces, *([self.emit.value("fill", pool.dtype, (rest,))] if rest else [])]
+        split = self.emit.constant(f"{chain.short}_sizes", np.asarray([*sizes, *([rest] if rest else [])], np.int64))
+        name = self.emit.fresh(f"{chain.short}_split")
+        return [*chain.nodes, onnx_ir.node("Split", [total, split], {"axis": 0}, outputs=pieces, name=name)]
+
+    def _digits(self, chain: Chain, plane: Plane, codes: Array, row: Array | None) -> onnx_ir.Value:
+        """Append what looks up the bytes of a plane: its digits, or what `row` says for them, flat, fill included."""
+        count = plane.count_bytes(codes.size)
+        packed = chain.cast(self.emit.constant("packed", plane.pack(codes), share=True), _INT32)
+        if plane.base == _WHOLE_BYTE and plane.weight == 1:
+            return packed
+        label, means = f"digits_of_base{plane.base}", plane.table()
+        if plane.weight > 1:
+            label += f"_times{plane.weight}"
+        if row is not None:
+            label, means = "byte_means", np.resize(row, plane.base)[means]  # repeated for digits that do not occur
+        kind = onnx_ir.DataType.from_numpy(means.dtype)
+        digits = chain.add("Gather", [self.emit.constant(label, means), packed], kind, (count, plane.digits))
+        return chain.reshape(digits, (count * plane.digits,))
+
+    def _cut(self, chain: Chain, value: onnx_ir.Value, size: int) -> onnx_ir.Value:
+        if shape_of(value) == (size,):
+            return value
+        start = self.emit.constant("from_0", np.zeros(1, np.int64))
+        end = self.emit.constant(f"to_{size}", np.asarray([size], np.int64))
+        return chain.add("Slice", [value, start, end], _dtype(value), (size,))
 
 
 def compact(levels: Levels) -> Levels:
@@ -81,41 +191,46 @@ def shared_row(table: Array) -> Array:
 
 
 def look_up(
-    chain: Chain, levels: Levels, table: Array, shape: Sequence[int] | None = None, *, packed: bool = True
+    chain: Chain,
+    levels: Levels,
+    table: Array,
+    dtype: onnx_ir.DataType,
+    shape: Sequence[int] | None = None,
+    *,
+    packed: bool = True,
 ) -> onnx_ir.Value:
-    """Append what computes `table` [groups or 1, levels] at the weight's indices, in the table's type.
+    """Append what computes `table` [groups or 1, levels], int8 or float32, at the weight's indices, in `dtype`.
 
     shape: give the result this shape instead of the weight's; one group only. packed: False stores the numbers of an
     int8 table a byte each, for runtimes that would unpack at every run.
     """
     shape = tuple(levels.indices.shape) if shape is None else tuple(shape)
     if table.dtype == np.int8 and (not packed or _are_plain(choose_planes(table.shape[1], levels.size))):
-        return chain.constant("q", _numbers(levels, table).reshape(shape))
+        return chain.cast(chain.constant("q", _numbers(levels, table).reshape(shape)), dtype)
     if len(table) == 1:
-        return _from_one_row(chain, levels.indices, table[0], shape)
+        return _from_one_row(chain, levels.indices, table[0], shape, dtype)
     assert levels.axis is not None, "several groups lie along an axis"
     moved = np.moveaxis(levels.indices, levels.axis, 0)
     grouped = (len(table), levels.size // len(table))
     indices = _indices(chain, moved, table.shape[1], grouped)
-    dtype = onnx_ir.DataType.from_numpy(table.dtype)
-    numbers = chain.add("GatherElements", [chain.constant("table", table), indices], dtype, grouped, {"axis": 1})
-    real = chain.reshape(numbers, moved.shape)
+    kind = onnx_ir.DataType.from_numpy(table.dtype)
+    numbers = chain.add("GatherElements", [chain.constant("table", table), indices], kind, grouped, {"axis": 1})
+    numbers = chain.reshape(chain.cast(numbers, dtype), moved.shape)
     if levels.axis == 0:
-        return real
+        return numbers
     order = [*range(1, levels.axis + 1), 0, *range(levels.axis + 1, len(shape))]
-    return chain.add("Transpose", [real], dtype, shape, {"perm": order})
+    return chain.add("Transpose", [numbers], dtype, shape, {"perm": order})
 
 
-def _from_one_row(chain: Chain, indices: Array, row: Array, shape: tuple[int, ...]) -> onnx_ir.Value:
-    dtype = onnx_ir.DataType.from_numpy(row.dtype)
+def _from_one_row(
+    chain: Chain, indices: Array, row: Array, shape: tuple[int, ...], dtype: onnx_ir.DataType
+) -> onnx_ir.Value:
     planes = choose_planes(len(row), indices.size)
     if len(planes) == 1 and _is_common(row):
-        (plane,) = planes
-        padded = np.resize(row, plane.base)  # for digits that no weight has
-        means = padded[plane.table()].astype(row.dtype)
-        return _digits(chain, plane, indices, means, f"byte_to_{row.dtype}_base{plane.base}", shape)
+        return chain.reshape(chain.unpacker.piece(indices, planes, row, dtype), shape)
     found = _indices(chain, indices, len(row), shape)
-    return chain.add("Gather", [chain.constant("table", row), found], dtype, shape)
+    numbers = chain.add("Gather", [chain.constant("table", row), found], onnx_ir.DataType.from_numpy(row.dtype), shape)
+    return chain.cast(numbers, dtype)
 
 
 def _are_plain(planes: Sequence[Plane]) -> bool:
@@ -136,47 +251,24 @@ def _is_common(row: Array) -> bool:
     """Whether many weights of a model have these levels, so that all share one table of what bytes mean."""
     if row.dtype != np.int8:
         return False
-    magnitudes = np.abs(row.astype(np.int16))
+    numbers = row.astype(np.int16)
+    magnitudes = np.abs(numbers)
     is_power = (magnitudes & (magnitudes - 1)) == 0  # or zero
-    return bool(is_power.all()) or len(set(np.diff(row.astype(np.int16)).tolist())) <= 1
+    return bool(is_power.all()) or len(set(np.diff(numbers).tolist())) <= 1
 
 
 def _indices(chain: Chain, codes: Array, levels: int, shape: tuple[int, ...]) -> onnx_ir.Value:
-    """Append what computes the codes as int32 of that shape, from the planes that store them."""
+    """Append what computes the codes as int32 of that shape."""
     planes = choose_planes(levels, codes.size)
     if _are_plain(planes):
-        return chain.cast(chain.constant("codes", codes.reshape(shape)), onnx_ir.DataType.INT32)
-    flat = (codes.size,) if len(planes) > 1 else shape
-    total: onnx_ir.Value | None = None
-    for plane in planes:
-        means = plane.table()
-        label = f"byte_to_digits_base{plane.base}" + (f"_times{plane.weight}" if plane.weight > 1 else "")
-        digits = chain.cast(_digits(chain, plane, codes, means, label, flat), onnx_ir.DataType.INT32)
-        total = digits if total is None else chain.add("Add", [total, digits], onnx_ir.DataType.INT32, flat)
-    assert total is not None, "there is no plan of no planes"
-    return chain.reshape(total, shape)
+        return chain.cast(chain.constant("codes", codes.reshape(shape)), _INT32)
+    return chain.reshape(chain.unpacker.piece(codes, planes, None, _INT32), shape)
 
 
-def _digits(
-    chain: Chain, plane: Plane, codes: Array, means: Array, label: str, shape: tuple[int, ...]
-) -> onnx_ir.Value:
-    """Append what looks up the bytes of a plane in `means` [bytes, digits], and cut off what fills the last byte."""
-    count, size = plane.count_bytes(codes.size), codes.size
-    packed = chain.cast(
-        chain.emit.constant(f"{chain.name}_packed", plane.pack(codes), share=True), onnx_ir.DataType.INT32
-    )
-    dtype = onnx_ir.DataType.from_numpy(means.dtype)
-    digits = chain.add("Gather", [chain.emit.constant(label, means), packed], dtype, (count, plane.digits))
-    if count * plane.digits > size:
-        flat = chain.reshape(digits, (count * plane.digits,))
-        start = chain.emit.constant("from_0", np.zeros(1, np.int64))
-        end = chain.emit.constant(f"to_{size}", np.asarray([size], np.int64))
-        digits = chain.add("Slice", [flat, start, end], dtype, (size,))
-    return chain.reshape(digits, shape)
-
-
-def _dimensions(shape: Array) -> str:
-    return "shape_" + "x".join(map(str, shape.tolist())).replace("-1", "any")
+def _dimensions(emit: Emitter, shape: Sequence[int]) -> onnx_ir.Value:
+    """Return a shape for Reshape; [-1] stands for every shape of one dimension."""
+    wanted = np.asarray(shape if len(shape) != 1 else [-1], np.int64)
+    return emit.constant("shape_" + ("x".join(map(str, shape)) if len(shape) != 1 else "flat"), wanted)
 
 
 def shape_of(value: onnx_ir.Value) -> tuple[int, ...]:
