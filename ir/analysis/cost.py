@@ -9,15 +9,18 @@ read. Nodes of If, Loop and Scan bodies are counted once, whatever the number of
     RNN, GRU, LSTM           MACs = steps * batch * elements of W and R
 
 Parameters are the elements of constants that hold weights: floats, and integers of at most 16 bits, of rank 1
-or more. Indices, shapes and int32 biases are not among them.
+or more. Indices, shapes and int32 biases are not among them. Packed codes count as what they unpack to: where a runtime
+looks them up in a constant table as it loads, the numbers that it finds are the parameters, and neither the bytes nor
+the table. MatMulNBits has its K * N weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx_ir
 
@@ -81,18 +84,21 @@ def cost(model: onnx_ir.Model) -> ModelCost:
         if isinstance(macs, str):
             unknown.append(f"node {node.name!r} ({node.op_type}): {macs}")
             macs = 0
+        unpacks = _unpacks(node, owed)
         read = [owed.pop(value) for value in node.inputs if value in owed]
         weight = _Weight(sum(one.params for one in read), sum(one.size_bytes for one in read))
         if memory.fold(node):
-            owed[node.outputs[0]] = weight  # for the first node that is not folded away
+            owed.update(_share(weight, node, unpacks))  # for the first nodes that are not folded away
             weight = _Weight()
+        elif node.op_type == "MatMulNBits":
+            weight = dataclasses.replace(weight, params=weight.params + _packed_params(node))
         activation_bytes = sum(memory.own_bytes(output) for output in node.outputs)
         nodes.append(NodeCost(node.name or "", node.op_type, weight.params, macs, weight.size_bytes, activation_bytes))
-    stored = [_Weight.of(tensor) for tensor in tensors.values()]
+    unread = [weight for value, weight in owed.items() if value in tensors or value.is_graph_output()]
     return ModelCost(
-        params=sum(weight.params for weight in stored),
+        params=sum(node.params for node in nodes) + sum(weight.params for weight in unread),
         macs=sum(node.macs for node in nodes),
-        weight_bytes=sum(weight.size_bytes for weight in stored),
+        weight_bytes=sum(map(_stored_bytes, tensors.values())),
         bytes_by_type=_bytes_by_type(tensors.values()),
         peak_activation_bytes=memory.peak(model.graph),
         nodes=tuple(nodes),
@@ -136,6 +142,39 @@ def _tensors(model: onnx_ir.Model) -> dict[onnx_ir.Value, onnx_ir.TensorProtocol
             if tensor is not None:
                 found[node.outputs[0]] = tensor
     return found
+
+
+def _unpacks(node: onnx_ir.Node, owed: Mapping[onnx_ir.Value, _Weight]) -> bool:
+    """Whether `node`, if it is folded, makes numbers out of codes: looks them up, or sums their digits."""
+    coded = [value is not None and value in owed and owed[value].params > 0 for value in node.inputs]
+    if node.op_type in ("Gather", "GatherElements"):
+        return coded[1]
+    kind = node.outputs[0].dtype
+    return node.op_type == "Add" and all(coded) and kind is not None and kind.is_integer()
+
+
+def _share(weight: _Weight, node: onnx_ir.Node, unpacks: bool) -> dict[onnx_ir.Value, _Weight]:
+    """Return what each output of a folded node stands for: all of `weight`, or its part by elements."""
+    if len(node.outputs) == 1:
+        elements = _elements(node.outputs[0]) if unpacks else None
+        return {node.outputs[0]: weight if elements is None else dataclasses.replace(weight, params=elements)}
+    sizes = [_elements(output) for output in node.outputs]
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes) or sum(known) == 0:
+        return {node.outputs[0]: weight}
+    ends = [0, *itertools.accumulate(known)]
+    return {
+        output: _Weight(
+            *(total * end // ends[-1] - total * start // ends[-1] for total in (weight.params, weight.size_bytes))
+        )
+        for output, start, end in zip(node.outputs, ends[:-1], ends[1:], strict=True)
+    }
+
+
+def _packed_params(node: onnx_ir.Node) -> int:
+    """Return how many weights the bytes of MatMulNBits hold beyond those counted, a byte each."""
+    packed = _elements(_input(node, 1)) or 0
+    return node.attributes.get_int("K", 0) * node.attributes.get_int("N", 0) - packed
 
 
 def _holds_weights(tensor: onnx_ir.TensorProtocol) -> bool:
