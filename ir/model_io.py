@@ -36,6 +36,7 @@ import onnx
 import onnx_ir
 
 from onnxpress.ir import external_data, inference, onnx_file
+from onnxpress.ir.container import packing
 from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.ir.verify import checker_complaint
 
@@ -47,6 +48,8 @@ __all__ = [
     "name_nodes",
     "planned_files",
     "save",
+    "save_packed",
+    "save_skeleton",
     "size_bytes",
     "to_proto_bytes",
 ]
@@ -62,6 +65,8 @@ _IN_MEMORY = "the model"
 def load(source: ModelSource) -> onnx_ir.Model:
     """Return a model of our own from a path, a ModelProto or an onnx-ir model; the source never changes.
 
+    A path may be that of an .onnxp file (see `container`).
+
     Raises:
         InputError: the model cannot be used. One line: which model, what is wrong, what to do.
     """
@@ -70,6 +75,8 @@ def load(source: ModelSource) -> onnx_ir.Model:
     if isinstance(source, onnx.ModelProto):
         return adopt(onnx_file.of_proto(source, _IN_MEMORY), _IN_MEMORY)
     path = Path(source)
+    if packing.is_packed(path):
+        return adopt(packing.read_packed(path, keep=True), str(path))
     return adopt(onnx_file.read(path), str(path), external_data.DataFiles(str(path), path.parent, path))
 
 
@@ -91,7 +98,19 @@ def save(
         UsageError: the path is taken and `overwrite` is not set, or it cannot be written.
         InputError: the model is too large for protobuf even without its weights.
     """
-    skeleton = onnx_file.of_model(model)
+    return save_skeleton(
+        onnx_file.of_model(model), path, overwrite=overwrite, external_from_bytes=external_from_bytes
+    )
+
+
+def save_skeleton(
+    skeleton: onnx_file.Skeleton,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    external_from_bytes: int = _EXTERNAL_FROM_BYTES,
+) -> int:
+    """Write a model that is a skeleton already, as `save` does."""
     target, *data_files = planned_files(path, onnx_file.size_bytes(skeleton), external_from_bytes=external_from_bytes)
     content: Iterable[bytes | memoryview] = onnx_file.chunks(skeleton)
     files: list[tuple[Path, Iterable[bytes | memoryview]]] = [(target, content)]
@@ -105,6 +124,19 @@ def save(
     if stale is not None:
         _remove(stale)
     return written
+
+
+def save_packed(model: onnx_ir.Model, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[packing.Packed]:
+    """Write `model` to an .onnxp file, whole or not at all, and return what each of its sections took.
+
+    Raises:
+        UsageError: the path is taken and `overwrite` is not set, or it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    _require_writable(target, Path(path), overwrite)
+    told: list[packing.Packed] = []
+    _write_all([(target, packing.pack_chunks(onnx_file.of_model(model), told))])
+    return told
 
 
 def planned_files(

@@ -46,6 +46,7 @@ __all__ = [
     "of_model",
     "of_proto",
     "own_values",
+    "payload",
     "probe",
     "read",
     "shortened",
@@ -646,7 +647,7 @@ def chunks(skeleton: Skeleton) -> Iterator[bytes | memoryview]:
         if isinstance(piece, bytes | memoryview):
             yield piece
         else:
-            yield _payload(piece)
+            yield payload(piece)
 
 
 def size_bytes(skeleton: Skeleton) -> int:
@@ -679,7 +680,7 @@ def _data_chunks(skeleton: Skeleton) -> Iterator[bytes | memoryview]:
         if tensor is None:
             continue
         yield bytes(_aligned(offset) - offset)
-        yield _payload(tensor)
+        yield payload(tensor)
         offset = _aligned(offset) + tensor.nbytes
 
 
@@ -687,7 +688,7 @@ def _aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
-def _payload(tensor: onnx_ir.TensorProtocol) -> bytes | memoryview:
+def payload(tensor: onnx_ir.TensorProtocol) -> bytes | memoryview:
     """Return a tensor's bytes in the file's order: little endian, sub-byte types packed."""
     payload: bytes | memoryview
     if tensor.dtype.bitwidth < 8 or sys.byteorder == "big":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxpress.targets.base import Target
     from onnxpress.tools.comparison import compare
     from onnxpress.tools.compress import compress
+    from onnxpress.tools.container import open_session, pack, unpack
     from onnxpress.tools.inspection import inspect
     from onnxpress.tools.legality import check
     from onnxpress.tools.recipe import Recipe
@@ -37,8 +38,11 @@ __all__ = [
     "compress",
     "inspect",
     "load",
+    "open_session",
+    "pack",
     "register_pass",
     "save",
+    "unpack",
 ]
 
 _HOMES = {
@@ -50,8 +54,11 @@ _HOMES = {
     "compress": "onnxpress.tools.compress",
     "inspect": "onnxpress.tools.inspection",
     "load": "onnxpress.ir.model_io",
+    "open_session": "onnxpress.tools.container",
+    "pack": "onnxpress.tools.container",
     "register_pass": "onnxpress.passes.registry",
     "save": "onnxpress.ir.model_io",
+    "unpack": "onnxpress.tools.container",
 }
 
 

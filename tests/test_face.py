@@ -23,6 +23,9 @@ _FIXED = {
     "Pass",
     "register_pass",
     "Target",
+    "pack",
+    "unpack",
+    "open_session",
 }
 
 

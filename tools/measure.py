@@ -18,6 +18,7 @@ import onnx_ir
 from onnxpress.ir import model_io, onnx_file
 from onnxpress.ir.analysis.compare import Comparison, Difference, compare
 from onnxpress.ir.analysis.cost import cost
+from onnxpress.ir.container import packing
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.shapes import batch_dimension
 from onnxpress.passes.instrument import Progress
@@ -194,7 +195,7 @@ def source_bytes(source: object, model: onnx_ir.Model) -> int:
 
 def _data_files(path: Path, model: onnx_ir.Model) -> set[Path]:
     weights = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
-    if path.stat().st_size > sum(tensor.nbytes for tensor in weights if tensor is not None):
+    if packing.is_packed(path) or path.stat().st_size > sum(tensor.nbytes for tensor in weights if tensor is not None):
         return set()  # all weights are inside
     tensors = onnx_file.tensors_of(onnx_file.read(path).proto)
     locations = (entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location")

@@ -18,7 +18,7 @@ import pytest
 
 CommandLine = Callable[..., Any]
 
-_COMMANDS = ["compress", "inspect", "compare", "check", "passes", "targets", "demo"]
+_COMMANDS = ["compress", "inspect", "compare", "check", "pack", "unpack", "passes", "targets", "demo"]
 
 
 def test_help_comes_fast_and_loads_nothing_heavy() -> None:

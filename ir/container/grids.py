@@ -1,0 +1,144 @@
+"""Float32 weights that are whole numbers times a scale, as dequantized and fake-quantized models hold them.
+
+    w[i] = float32(code[i]) * scale[channel]        in float32, rounded once
+
+The scale of a channel is its largest magnitude over a whole number, rounded to float32: 127 for most int8 schemes.
+The formula is checked on every element; the few that it misses (-0.0 among them) are stored beside the codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxpress.ir.container.coder import Decoder, Encoder, StreamError
+from onnxpress.ir.container.codes import read_codes, write_codes
+from onnxpress.ir.container.floats import FORMATS, read_floats, write_floats
+
+__all__ = ["Grid", "grid_of", "read_grid", "write_grid"]
+
+Floats = npt.NDArray[np.float32]
+
+_LEVELS = (127, 128, 7, 8, 63, 31, 15, 3, 1, 255)  # codes of the largest magnitude, by how common the schemes are
+_MISSES = 0.001  # share of elements that may lie off the grid
+_PREFIX = 64  # elements of a row that tell most wrong scales
+_PROBED = 8  # channels that tell most tensors on no grid
+
+
+class Grid(NamedTuple):
+    """A tensor on a grid. axis: of the channels; None: one scale. codes: as the tensor. missed: flat places."""
+
+    axis: int | None
+    scales: Floats
+    codes: npt.NDArray[np.int32]
+    missed: npt.NDArray[np.intp]
+
+
+def grid_of(weights: Floats) -> Grid | None:
+    """Return the grid that float32 weights lie on, by channel or as a whole, or None."""
+    if weights.ndim == 0 or weights.size < 2:
+        return None
+    axes: list[int | None] = [0, weights.ndim - 1, None] if weights.ndim > 1 else [None]
+    for axis in axes:
+        rows = (
+            weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
+        )
+        if rows.shape[1] < 2:
+            continue
+        levels = _likely_levels(rows[:: max(1, len(rows) // _PROBED)])
+        scales = _scales(rows, levels) if levels else None
+        if scales is None:
+            continue
+        moved = _codes(rows, scales)
+        shape = weights.shape if axis is None else np.moveaxis(weights, axis, 0).shape
+        codes = moved.reshape(shape) if axis is None else np.moveaxis(moved.reshape(shape), 0, axis)
+        again = _decoded(codes, scales, axis)
+        missed = np.flatnonzero(again.view(np.uint32).reshape(-1) != weights.view(np.uint32).reshape(-1))
+        if missed.size <= _MISSES * weights.size:
+            return Grid(axis, scales, np.ascontiguousarray(codes), missed)
+    return None
+
+
+def write_grid(encoder: Encoder, weights: Floats, grid: Grid) -> None:
+    """Code the weights by the grid that `grid_of` found."""
+    encoder.number(0 if grid.axis is None else grid.axis + 1)
+    write_floats(encoder, grid.scales.view(np.uint32), FORMATS["FLOAT"])
+    write_codes(encoder, grid.codes)
+    encoder.number(grid.missed.size)
+    for step in np.diff(grid.missed, prepend=0).tolist():
+        encoder.number(step)
+    encoder.plain(weights.reshape(-1)[grid.missed].astype("<f4").tobytes())
+
+
+def read_grid(decoder: Decoder, shape: Sequence[int]) -> Floats:
+    """Read weights of this shape."""
+    axis = decoder.number(len(shape)) - 1
+    channels = 1 if axis < 0 else shape[axis]
+    scales = read_floats(decoder, (channels,), FORMATS["FLOAT"]).view(np.float32)
+    codes = read_codes(decoder, shape)
+    weights = _decoded(codes, scales, None if axis < 0 else axis)
+    missed = np.cumsum([decoder.number() for _ in range(decoder.number(weights.size))], dtype=np.int64)
+    if missed.size and int(missed[-1]) >= weights.size:
+        raise StreamError("an element off the grid lies outside the tensor")
+    weights.reshape(-1)[missed] = np.frombuffer(decoder.plain(4 * missed.size), "<f4")
+    return weights
+
+
+def _decoded(codes: npt.NDArray[np.int32], scales: Floats, axis: int | None) -> Floats:
+    shape = [-1 if each == axis else 1 for each in range(codes.ndim)]
+    with np.errstate(all="ignore"):
+        return np.multiply(codes.astype(np.float32), scales.reshape(shape), order="C")
+
+
+def _codes(rows: Floats, scales: Floats) -> npt.NDArray[np.int32]:
+    with np.errstate(all="ignore"):
+        ratio = np.rint(rows / scales[:, None])
+    return np.where(np.abs(ratio) < 1 << 12, ratio, 0).astype(np.int32)
+
+
+def _scales(rows: Floats, levels: Sequence[int]) -> Floats | None:
+    """Return the scale of each row, 1 for rows of zeros; None where too many elements lie on no grid of the row's."""
+    peaks = np.abs(rows).max(axis=1)
+    if not np.isfinite(peaks).all():
+        return None
+    scales = np.ones(len(rows), np.float32)
+    pending = np.flatnonzero(peaks > 0)
+    allowed = _MISSES * rows.size
+    for level in levels:
+        if not pending.size:
+            break
+        tried = peaks[pending] / np.float32(level)
+        likely = _fits(rows[pending, :_PREFIX], tried)
+        likely[likely] = _fits(rows[pending[likely]], tried[likely])
+        scales[pending[likely]] = tried[likely]
+        pending = pending[~likely]
+    lost = pending.size * rows.shape[1]
+    scales[pending] = np.maximum(peaks[pending], np.float32(1e-30))
+    return scales if lost <= allowed else None
+
+
+def _fits(rows: Floats, scales: Floats) -> npt.NDArray[np.bool_]:
+    """Tell which rows lie on their grid, but for the few that may miss it."""
+    fits: npt.NDArray[np.bool_] = (_codes(rows, scales).astype(np.float32) * scales[:, None] == rows).mean(
+        axis=1
+    ) >= 1 - _MISSES
+    return fits
+
+
+def _likely_levels(rows: Floats) -> list[int]:
+    """Return the levels that fit the beginning of some of the rows; all of them where the rows are zero."""
+    peaks = np.abs(rows).max(axis=1)
+    rows, peaks = rows[peaks > 0, :_PREFIX], peaks[peaks > 0]
+    if not np.isfinite(peaks).all():
+        return []
+    if not peaks.size:
+        return list(_LEVELS)
+    scales = peaks[:, None] / np.array(_LEVELS, np.float32)
+    wanted = np.repeat(rows, len(_LEVELS), axis=0)
+    fits = _fits(wanted, scales.reshape(-1)).reshape(scales.shape)
+    if fits.any(axis=1).mean() < 0.5:
+        return []
+    return [_LEVELS[index] for index in np.flatnonzero(fits.any(axis=0))]
