@@ -151,6 +151,12 @@ class Storage(_Table):
     """
 
     folds: bool = True
+    matmul_nbits: tuple[Literal[2, 4, 8], ...] = pydantic.Field(
+        default=(), description="bits of blocked weights that MatMulNBits multiplies fast with float data, for one row"
+    )
+    int4_dequantize: bool = pydantic.Field(
+        default=False, description="4-bit weights go as INT4 into a DequantizeLinear, which takes them as they are"
+    )
     source: str = pydantic.Field(default="onnxruntime", min_length=1, description="where this is written or measured")
 
 

@@ -18,14 +18,14 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir
 
-from onnxpress.ir.encodings import Float8, encoding_of, is_encoded
+from onnxpress.ir.encodings import Affine, Float8, encoding_of, is_encoded
 from onnxpress.ir.errors import InputError
 from onnxpress.ir.opset import default_opset, require_opset
 from onnxpress.ir.quantization import Quantization, clear, integer_parameters, quantization_of
 from onnxpress.passes.constraints import IntegerScheme, QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
 from onnxpress.targets.lowering.qdq_weights import Integers, is_quantized, lower_weights
-from onnxpress.targets.lowering.reals import FLOAT8_OPSET
+from onnxpress.targets.lowering.reals import FLOAT8_OPSET, INT4_OPSET
 from onnxpress.targets.lowering.report import LoweringReport
 from onnxpress.targets.schema import Storage
 
@@ -51,10 +51,10 @@ def lower_qdq(
     if not _has_work(model.graph):
         return report
     require_opset(model, _QDQ_OPSET, reason="QuantizeLinear stores a scale per channel from there on")
-    _raise_opset(model, max_opset)
+    _raise_opset(model, storage, max_opset)
     emit = Emitter(model.graph)
     integers = _Values(emit, scheme.activation, report).lower()
-    lower_weights(emit, scheme, integers, report, opset=default_opset(model), folds=storage.folds)
+    lower_weights(emit, scheme, integers, report, storage=storage, opset=default_opset(model))
     _guard_float_weights(emit, scheme.activation, integers, report)
     _drop_unread(model.graph, integers)
     return report
@@ -70,12 +70,15 @@ def _constants(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
     return [value for each in (graph, *graph.subgraphs()) for value in each.initializers.values()]
 
 
-def _raise_opset(model: onnx_ir.Model, max_opset: int) -> None:
+def _raise_opset(model: onnx_ir.Model, storage: Storage, max_opset: int) -> None:
     """Raise the opset where the form of a weight needs it and the target allows it; a model that cannot rise stays."""
-    needs = [FLOAT8_OPSET for value in _constants(model.graph) if isinstance(encoding_of(value), Float8)]
-    if needs and max(needs) <= max_opset:
+    encodings = [encoding_of(value) for value in _constants(model.graph)]
+    needs = {FLOAT8_OPSET} if any(isinstance(each, Float8) for each in encodings) else set()
+    if storage.int4_dequantize and any(isinstance(each, Affine) and each.bits == 4 for each in encodings):
+        needs.add(INT4_OPSET)
+    for version in sorted(version for version in needs if version <= max_opset):
         with contextlib.suppress(InputError):
-            require_opset(model, max(needs), reason="the form of a weight")
+            require_opset(model, version, reason="the form of a weight")
 
 
 def _guard_float_weights(

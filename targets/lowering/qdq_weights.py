@@ -1,6 +1,7 @@
 """Lower encoded weights, and the biases beside them, to what runtimes take or fold as they load.
 
     W of a node whose input is integers   =>   int8 -> DequantizeLinear (axis) -> weight input
+    W in blocks, of a product of one row  =>   MatMulNBits (`nbits`)
     W of everything else                  =>   float32 (`reals`) -> every reader
     B                                     =>   as it is, or int32 -> DequantizeLinear at scale x*w, as the scheme asks
     what no form takes                    =>   dense, and said so
@@ -41,9 +42,11 @@ from onnxpress.ir.encodings import (
 from onnxpress.ir.linear import Linear, as_linear
 from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
-from onnxpress.targets.lowering.reals import fill_zeros, lower_to_float
+from onnxpress.targets.lowering.nbits import fits_nbits, lower_to_nbits
+from onnxpress.targets.lowering.reals import INT4_OPSET, fill_zeros, lower_to_float, lower_to_int4
 from onnxpress.targets.lowering.report import LoweringReport
 from onnxpress.targets.lowering.unpack import Chain, Unpacker, compact, look_up, shape_of, shared_row
+from onnxpress.targets.schema import Storage
 
 __all__ = ["Integers", "is_quantized", "lower_weights"]
 
@@ -80,23 +83,21 @@ def lower_weights(
     integers: Mapping[onnx_ir.Value, Integers],
     report: LoweringReport,
     *,
-    opset: int = 13,
-    folds: bool = True,
+    storage: Storage,
+    opset: int,
 ) -> None:
     """Replace the encoded weights of the main graph and of bodies in it.
 
-    integers: what the node inputs that come from integers are. folds: whether the runtime folds what is computed from
-    constants; else nothing is packed.
+    integers: what the node inputs that come from integers are. opset: the model's.
     """
-    weights = _Weights(emit, scheme, integers, report, folds)
+    weights = _Weights(emit, scheme, integers, report, storage, opset)
     for node in list(emit.graph):
         view = as_linear(node)
         if isinstance(view, Linear):
             weights.lower(view)
     graphs = [emit.graph, *emit.graph.subgraphs()]
-    for graph in graphs if folds else ():
-        for value in list(graph.initializers.values()):
-            weights.lower_readers(value, opset)
+    for value in [value for graph in graphs for value in graph.initializers.values()]:
+        weights.lower_readers(value)
     weights.place()
     _store_dense(graphs, report)
 
@@ -152,13 +153,15 @@ class _Weights:
         scheme: QuantizationScheme,
         integers: Mapping[onnx_ir.Value, Integers],
         report: LoweringReport,
-        folds: bool,
+        storage: Storage,
+        opset: int,
     ) -> None:
         self.emit = emit
         self.scheme = scheme
         self.integers = integers
         self.report = report
-        self.folds = folds
+        self.storage = storage
+        self.opset = opset
         self.unpacker = Unpacker(emit)
         self.nodes: list[onnx_ir.Node] = []  # for the front of the graph
         self.done: dict[tuple[onnx_ir.Value, int, int, bool], onnx_ir.Value] = {}  # shared weights: once a form
@@ -166,6 +169,9 @@ class _Weights:
     def lower(self, view: Linear) -> None:
         """Lower the weight of a layer whose input is integers; leave others to `lower_readers`."""
         encoded, data = encoding_of(view.weight_value), self.integers.get(view.data)
+        if data is None and isinstance(encoded, Affine) and fits_nbits(view, encoded, self.storage.matmul_nbits):
+            lower_to_nbits(self.emit, view, encoded)
+            self.report.forms[f"{encoded.label} -> MatMulNBits"] += 1
         if encoded is None or data is None:
             return
         weight = _integer_weight(encoded, view.out_axis)
@@ -183,13 +189,17 @@ class _Weights:
             self.done[key] = self._dequantize(str(view.weight_value.name), weight, missing, view.node)
         self.emit.swap(view.node, view.weight_index, self.done[key])
 
-    def lower_readers(self, value: onnx_ir.Value, opset: int) -> None:
+    def lower_readers(self, value: onnx_ir.Value) -> None:
         """Give every reader of an encoded constant its numbers in float32, computed at the front of the main graph."""
         encoded = encoding_of(value)
         if encoded is None or value.is_graph_output() or not value.uses():
             return
         chain = Chain(self.unpacker, str(value.name))
-        lowered = lower_to_float(chain, encoded, opset)
+        lowered = None
+        if self.storage.int4_dequantize and self.opset >= INT4_OPSET:
+            lowered = lower_to_int4(chain, encoded)
+        if lowered is None and self.storage.folds:
+            lowered = lower_to_float(chain, encoded, self.opset)
         if lowered is None:
             return
         real, form = chain.finish(lowered[0]), lowered[1]
@@ -222,7 +232,7 @@ class _Weights:
             return self.emit.constant(f"{name}_q", codes)
         levels, table = weight.source
         chain = Chain(self.unpacker, name)
-        integers = look_up(chain, levels, table, onnx_ir.DataType.INT8, packed=self.folds)
+        integers = look_up(chain, levels, table, onnx_ir.DataType.INT8, packed=self.storage.folds)
         if missing:
             shape = list(shape_of(integers))
             shape[1] += missing

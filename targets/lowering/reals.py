@@ -12,6 +12,7 @@ load; a DequantizeLinear before a Conv it would run each time, and lose its bloc
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx_ir
 
@@ -30,9 +31,10 @@ from onnxpress.ir.encodings import (
 from onnxpress.ir.encodings.base import Array, Floats
 from onnxpress.targets.lowering.unpack import Chain, compact, look_up, shape_of, shared_row
 
-__all__ = ["FLOAT8_OPSET", "fill_zeros", "lower_to_float"]
+__all__ = ["FLOAT8_OPSET", "INT4_OPSET", "fill_zeros", "lower_to_float", "lower_to_int4"]
 
 FLOAT8_OPSET = 19  # Cast takes 8-bit floats
+INT4_OPSET = 21  # DequantizeLinear takes 4-bit integers, and blocks
 _FLOAT = onnx_ir.DataType.FLOAT
 _CAST_AND_MUL_BYTES = 220  # what the two operators behind integer levels take in a file
 
@@ -52,6 +54,25 @@ def lower_to_float(chain: Chain, encoded: Encoded, opset: int) -> tuple[onnx_ir.
         real = chain.cast(chain.constant("f8", encoded.codes), _FLOAT)
         return _scaled(chain, real, encoded.scale, encoded.axis), "Cast, Mul"
     return None
+
+
+def lower_to_int4(chain: Chain, encoded: Encoded) -> tuple[onnx_ir.Value, str] | None:
+    """Append DequantizeLinear of 4-bit integers, as they are; None where `encoded` is something else.
+
+    Blocks must divide their axis: runtimes that take this form ask for it (TensorRT, `IDequantizeLayer`).
+    """
+    if not isinstance(encoded, Affine) or encoded.bits != 4:
+        return None
+    attributes: dict[str, int] = {} if encoded.axis is None else {"axis": encoded.axis}
+    if encoded.axis is not None and encoded.block_size is not None:
+        if encoded.codes.shape[encoded.axis] % encoded.block_size:
+            return None
+        attributes["block_size"] = encoded.block_size
+    kind = ml_dtypes.int4 if encoded.signed else ml_dtypes.uint4
+    inputs = [chain.constant("q", encoded.codes.astype(kind)), chain.constant("scale", encoded.scale)]
+    if encoded.zero_point is not None:
+        inputs.append(chain.constant("zero_point", encoded.zero_point.astype(kind)))
+    return chain.add("DequantizeLinear", inputs, _FLOAT, encoded.codes.shape, attributes), "DequantizeLinear"
 
 
 def fill_zeros(sparse: Sparse) -> Encoded:

@@ -138,9 +138,14 @@ class Unpacker:
         chain = Chain(self, "packed")
         codes = np.concatenate(pool.codes)
         total: onnx_ir.Value | None = None
-        for plane in pool.planes:
+        planes = pool.planes
+        if _packing_bytes(planes, codes.size) >= codes.size * codes.itemsize:  # few codes: less than the tables
+            planes = ()
+            numbers = codes if pool.row is None else pool.row[codes]
+            total = chain.cast(self.emit.constant("codes", numbers), pool.dtype)
+        for plane in planes:
             digits = chain.cast(self._digits(chain, plane, codes, pool.row), pool.dtype)
-            if len(pool.planes) > 1:  # planes fill their last bytes differently
+            if len(planes) > 1:  # planes fill their last bytes differently
                 digits = self._cut(chain, digits, codes.size)
             total = digits if total is None else chain.add("Add", [total, digits], pool.dtype, shape_of(digits))
         assert total is not None, "there is no plan of no planes"
@@ -231,6 +236,10 @@ def _from_one_row(
     found = _indices(chain, indices, len(row), shape)
     numbers = chain.add("Gather", [chain.constant("table", row), found], onnx_ir.DataType.from_numpy(row.dtype), shape)
     return chain.cast(numbers, dtype)
+
+
+def _packing_bytes(planes: Sequence[Plane], size: int) -> int:
+    return sum(plane.count_bytes(size) + plane.table().nbytes for plane in planes)
 
 
 def _are_plain(planes: Sequence[Plane]) -> bool:

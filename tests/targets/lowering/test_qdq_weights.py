@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxpress.ir.encodings import Encoded, encode, integer_table, on_integer_grid
-from onnxpress.ir.model_io import name_nodes
+from onnxpress.ir.analysis.cost import cost
+from onnxpress.ir.encodings import Affine, Encoded, encode, integer_table, on_integer_grid
+from onnxpress.ir.model_io import load, name_nodes, to_proto_bytes
 from onnxpress.ir.quantization import Quantization, clear, note
 from onnxpress.ir.verify import verify
 from onnxpress.passes.constraints import QuantizationScheme
@@ -22,6 +24,11 @@ from tests.targets.lowering.weights import KINDS, encoded_weight, optimized_oper
 
 _TARGETS = ("host-cpu", "mobile-cpu", "x86-vnni", "x86-avx2")
 _UNPACKS = {"Cast", "Gather", "GatherElements", "Reshape", "Slice", "Add", "Sub", "Mul", "Transpose", "Pad"}
+
+
+def _as_file(model: onnx_ir.Model) -> onnx.ModelProto:
+    """Return what is written to a file."""
+    return onnx.load_model_from_string(to_proto_bytes(model))
 
 
 def _read_model(encoded: Encoded, opset: int = 17) -> onnx_ir.Model:
@@ -399,3 +406,111 @@ def test_a_shared_scale_does_not_share_the_weight() -> None:
     assert all(np.array_equal(array, encoded.dense()) for array, encoded in zip(got, weights, strict=True))
     sizes = sorted(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     assert sizes[-2:] == [3**5 * 5, 4000]  # one table and one row of bytes for both
+
+
+# Products with blocked weights.
+
+
+def _product(op: str, encoded: Encoded, rows: str = "N", bias: bool = False) -> onnx_ir.Model:
+    depth, width = 1088, 1024
+    turned = op == "Gemm"
+    call = f"Gemm <transB = 1> (x, w{', b' if bias else ''})" if turned else "MatMul (x, w)"
+    model = text_model(
+        f"""<ir_version: 9, opset_import: ["": 17]>
+        net (float[{rows}, {depth}] x) => (float[{rows}, {width}] y) {{ [product] h = {call} [relu] y = Relu (h) }}"""
+    )
+    shape = (width, depth) if turned else (depth, width)
+    weights = {"w": np.zeros(shape), "b": np.linspace(-1, 1, width)}
+    fill_weights(model, weights)
+    encode(model.graph.initializers["w"], encoded)
+    return model
+
+
+def _blocked(op: str, bits: int = 4, block: int = 32, **options: bool) -> Affine:
+    shape = (1024, 1088) if op == "Gemm" else (1088, 1024)
+    weights = np.random.default_rng(0).standard_normal(shape) + 0.2
+    return Affine.quantize(weights, bits=bits, axis=1 if op == "Gemm" else 0, block_size=block, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": False}, {"symmetric": False, "signed": False}])
+@pytest.mark.parametrize("block", [32, 128])  # 1088 is 8.5 times 128
+@pytest.mark.parametrize(("op", "bias"), [("Gemm", True), ("Gemm", False), ("MatMul", False)])
+def test_one_row_times_4_bits_in_blocks_keeps_the_weight_packed(
+    op: str, bias: bool, block: int, options: dict[str, bool]
+) -> None:
+    encoded = _blocked(op, block=block, **options)
+    model = _product(op, encoded, bias=bias)
+    reference = _with_dense_weights(model)
+    report = _lower(model)
+    assert report.forms == {"affine4 -> MatMulNBits": 1} and report.notes == []
+    assert [(node.name, node.op_type) for node in model.graph] == [("product", "MatMulNBits"), ("relu", "Relu")]
+    feeds = {"x": np.random.default_rng(1).standard_normal((3, 1088)).astype(np.float32)}
+    (expected,), (got,) = run(reference, feeds), run(model, feeds)
+    # Sums of 1088 products in another order: 1088 * 2^-24 of the sum of magnitudes at most.
+    assert np.abs(got - expected).max() <= 1088 * 2**-24 * np.abs(feeds["x"]).sum(axis=1).max() * 4
+    assert optimized_operators(model)[0] == {"MatMulNBits": 1, "Relu": 1}
+    counted = cost(load(_as_file(model)))
+    assert (counted.macs, counted.unknown, counted.unsized) == (encoded.size, (), 0)
+    scales = encoded.scale.size + (encoded.zero_point is not None) * -(-encoded.scale.size // 2 // 1024) * 1024
+    assert counted.params >= encoded.size and abs(counted.params - encoded.size - bias * 1024 - scales) <= 1024
+
+
+@pytest.mark.parametrize(
+    ("encoded", "rows"),
+    [
+        (_blocked("MatMul"), "16"),
+        (_blocked("MatMul", bits=2), "N"),
+        (_blocked("MatMul", bits=8), "N"),
+        (_blocked("MatMul", block=17), "N"),
+        (Affine.quantize(np.ones((1088, 1024)), bits=4, axis=1, block_size=32), "N"),
+        (Affine.quantize(np.ones((1088, 1024)), bits=4, axis=1), "N"),
+    ],
+    ids=["16 rows", "2 bits", "8 bits", "blocks of 17", "blocks along the outputs", "no blocks"],
+)
+def test_what_that_operator_does_not_run_faster_is_folded_instead(encoded: Affine, rows: str) -> None:
+    model = _product("MatMul", encoded, rows)
+    report = _lower(model)
+    assert not any("NBits" in form for form in report.forms)
+    operators, held = optimized_operators(model)
+    assert operators == {"MatMul": 1, "Relu": 1}
+    assert any(np.array_equal(array, encoded.dense()) for array in held.values())
+
+
+@pytest.mark.parametrize("kind", ["affine4", "affine4-blocks", "affine4-blocks-asymmetric", "affine4-asymmetric"])
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_a_target_that_takes_4_bit_integers_gets_them(kind: str, axis: int | None) -> None:
+    encoded = encoded_weight(kind, (12, 8), axis)
+    model = _read_model(encoded)
+    report = lower_qdq(model, QuantizationScheme(), Storage(folds=False, int4_dequantize=True), max_opset=21)
+    verify(model)
+    assert report.forms == {"affine4 -> DequantizeLinear": 1}
+    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "Add"]
+    assert np.array_equal(_read(model, (12, 8)), encoded.dense())
+    assert stored_bytes(model.graph.initializers.values()) <= encoded.size / 2 + 4 * encoded.parameter_bits
+
+
+def test_4_bit_integers_need_whole_blocks_and_their_opset() -> None:
+    storage = Storage(folds=True, int4_dequantize=True)
+    model = _read_model(encoded_weight("affine4-blocks", (10, 8)))
+    assert lower_qdq(model, QuantizationScheme(), storage, max_opset=21).forms == {
+        "affine4 -> short blocks, Cast, Mul": 1
+    }
+    model = _read_model(encoded_weight("affine4", (10, 8)))
+    assert lower_qdq(model, QuantizationScheme(), storage, max_opset=20).forms == {"affine4 -> unpacked, Mul": 1}
+
+
+# What is counted.
+
+
+@pytest.mark.parametrize(
+    "kind", ["affine2", "affine4", "ternary", "binary1", "power3", "power4", "codebook3", "codebook16"]
+)
+def test_a_packed_model_read_again_has_the_parameters_of_an_8_bit_one(kind: str) -> None:
+    model, plain = _quantized("conv", kind, rounded=True), _quantized("conv", "affine8")
+    _lower(model)
+    _lower(plain)
+    packed, whole = (cost(load(_as_file(each))) for each in (model, plain))
+    assert packed.unknown == () and packed.unsized == 0
+    assert (packed.params, packed.macs) == (whole.params, whole.macs)
+    assert sum(node.params for node in packed.nodes) == packed.params
+    assert packed.weight_bytes == stored_bytes(model.graph.initializers.values()) < whole.weight_bytes + 300
