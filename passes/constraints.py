@@ -74,6 +74,9 @@ class Constraints:
     target: str = "any"
     channel_multiple: int = 1
     max_opset: int | None = None
-    encodings: tuple[str, ...] = ("affine8", "float16", "dense")
+    encodings: tuple[str, ...] = (
+        *("affine8", "affine4", "affine2", "affine16", "ternary", "binary", "power-of-two", "codebook"),
+        *("float16", "bfloat16", "float8", "dense"),
+    )
     quantization: QuantizationScheme = QuantizationScheme()
     costs: CostEstimator | None = None

@@ -48,6 +48,11 @@ _BUILT_IN = {
     "prune-weights": "onnxpress.passes.prune.prune_weights:PruneWeights",
     "prune-nm": "onnxpress.passes.prune.prune_nm:PruneNm",
     "equalize": "onnxpress.passes.quantize.equalize:Equalize",
+    "quantize-weights": "onnxpress.passes.lowbit.quantize_weights:QuantizeWeights",
+    "ternarize": "onnxpress.passes.lowbit.ternarize:Ternarize",
+    "binarize": "onnxpress.passes.lowbit.binarize:Binarize",
+    "palettize": "onnxpress.passes.lowbit.palettize:Palettize",
+    "power-of-two": "onnxpress.passes.lowbit.power_of_two:PowerOfTwo",
     "quantize-int8": "onnxpress.passes.quantize.quantize_int8:QuantizeInt8",
     "float16": "onnxpress.passes.quantize.float16:Float16",
 }

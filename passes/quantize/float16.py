@@ -22,7 +22,7 @@ import onnx_ir
 from onnxpress.ir import encodings
 from onnxpress.ir.analysis.decibels import sqnr_db
 from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
-from onnxpress.passes.order import BEFORE_ENCODING
+from onnxpress.passes.order import BEFORE_ENCODING, LOW_BIT
 from onnxpress.passes.selectors import Selection
 
 __all__ = ["Float16"]
@@ -36,7 +36,7 @@ class Float16(Pass):
     name: ClassVar[str] = "float16"
     fidelity: ClassVar[Fidelity] = "lossy"
     options_type: ClassVar[type[Options]] = SiteOptions
-    after: ClassVar[tuple[str, ...]] = (*BEFORE_ENCODING, "quantize-int8")
+    after: ClassVar[tuple[str, ...]] = (*BEFORE_ENCODING, *LOW_BIT, "quantize-int8")
     options: SiteOptions
 
     def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:

@@ -8,11 +8,12 @@ that becomes is the target's lowering.
 1. place    which units run in integers, at least predicted time for the whole graph (`placement`)
 2. observe  one streaming pass over the calibration data, a histogram per value (`ir.analysis.histogram`)
 3. range    a clipping range per value, shared where the target's kernels need it (`ir.analysis.ranges`)
-4. encode   weights, symmetric; a weight that already lies on an integer grid keeps that grid and loses nothing; where
-            the target's kernels add two products in 16 bits, so that they cannot saturate (`pair_sums`)
+4. encode   weights, symmetric; a weight that already lies on an integer grid keeps that grid and loses nothing, one of
+            few bits keeps its bits, its levels rounded to a grid of 8; where the target's kernels add two products in
+            16 bits, so that they cannot saturate (`pair_sums`)
 5. correct  biases for the mean error of each layer (`ir.analysis.layer_error`), where it is more than chance
 
-Legal when: values are FLOAT, weights constant, not quantized before; opset 13 or later (the model is raised to it).
+Legal when: values are FLOAT and not quantized before, weights constant; opset 13 or later (the model is raised to it).
 A MatMul has no bias, so its mean error stays. Fidelity: lossy; each site records the measured signal-to-noise ratio
 of its own output.
 Sources: Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (scheme); Nagel et al. 2021, section 3,
@@ -33,8 +34,9 @@ import pydantic
 from onnxpress.ir.analysis.cost import node_macs
 from onnxpress.ir.analysis.layer_error import LayerError, RoundedLayer, measure_layer_errors
 from onnxpress.ir.analysis.ranges import RangeMethod
-from onnxpress.ir.encodings import Affine, grid_scale
-from onnxpress.ir.linear import Linear, constant_tensor
+from onnxpress.ir.encodings import Affine, Encoded, Levels, Sparse, encoding_of, grid_scale
+from onnxpress.ir.encodings.integer_grid import integer_table, on_integer_grid
+from onnxpress.ir.linear import Linear
 from onnxpress.ir.opset import require_opset
 from onnxpress.ir.quantization import Quantization, integer_parameters, note
 from onnxpress.passes.base import (
@@ -50,13 +52,13 @@ from onnxpress.passes.base import (
 )
 from onnxpress.passes.cleanup.graph_edits import set_bias, value_names
 from onnxpress.passes.constraints import QuantizationScheme
-from onnxpress.passes.order import BEFORE_ENCODING
+from onnxpress.passes.order import BEFORE_ENCODING, LOW_BIT
 from onnxpress.passes.quantize.calibration import observe_ranges
 from onnxpress.passes.quantize.pair_sums import within_pair_limit
 from onnxpress.passes.quantize.placement import place, values_between
 from onnxpress.passes.quantize.units import Unit, find_units, nodes_before_last_linear
 from onnxpress.passes.selectors import Selection
-from onnxpress.passes.weight_sites import replace_weight
+from onnxpress.passes.weight_sites import layer_amount, replace_weight
 
 __all__ = ["QuantizeInt8", "QuantizeInt8Options"]
 
@@ -92,7 +94,7 @@ class _Plan:
 
     units: list[Unit]
     ranges: dict[onnx_ir.Value, Quantization]
-    weights: dict[Unit, Affine]
+    weights: dict[Unit, Encoded]
     errors: dict[Unit, LayerError]
 
 
@@ -102,7 +104,7 @@ class QuantizeInt8(Pass):
     name: ClassVar[str] = "quantize-int8"
     fidelity: ClassVar[Fidelity] = "lossy"
     options_type: ClassVar[type[Options]] = QuantizeInt8Options
-    after: ClassVar[tuple[str, ...]] = BEFORE_ENCODING
+    after: ClassVar[tuple[str, ...]] = (*BEFORE_ENCODING, *LOW_BIT)
     options: QuantizeInt8Options
 
     @property
@@ -173,20 +175,22 @@ class QuantizeInt8(Pass):
         amount, detail = _amount(unit), _describe(unit, plan.ranges)
         if unit.linear is None:
             return Site(unit.name, unit.node.op_type, amount, amount, detail=detail)
-        weight, error = plan.weights[unit], plan.errors[unit]
-        replace_weight(model, unit.linear, weight, names)
+        error = plan.errors[unit]
+        replace_weight(model, unit.linear, plan.weights[unit], names)
         if self.options.bias_correction:
             _shift_bias(model, unit.linear, error.significant_shift(), names)
-        after = dataclasses.replace(amount, size_bytes=amount.size_bytes - weight.nbytes + weight.packed_bytes)
-        return Site(unit.name, unit.node.op_type, amount, after, {"sqnr_db": error.sqnr_db}, detail)
+        return Site(unit.name, unit.node.op_type, amount, _amount(unit), {"sqnr_db": error.sqnr_db}, detail)
 
 
 def _declined(unit: Unit, reason: str) -> Declined:
     return Declined(unit.name, unit.node.op_type, reason)
 
 
-def _encode(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> Affine:
+def _encode(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> Encoded:
     """Encode the stored weight of `linear`, its sums of products within what the accumulators hold."""
+    kept = _of_few_bits(linear, data, scheme)
+    if kept is not None:
+        return kept
     stored = linear.to_stored(linear.weight())
     axis = linear.out_axis if scheme.weight_per_channel else None
     bits = scheme.weight.bits
@@ -194,9 +198,7 @@ def _encode(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> A
     encoded = Affine.quantize(stored, bits=bits, axis=axis, scale=scale)
     bias = linear.bias()
     if bias is not None:
-        activation = scheme.activation
-        data_scale, _ = integer_parameters(data, signed=activation.signed, symmetric=activation.symmetric)
-        least = _least_scale(linear, bias.astype(np.float64), float(data_scale), encoded.scale)
+        least = _least_scale(linear, bias.astype(np.float64), _data_scale(data, scheme), encoded.scale)
         if np.any(encoded.scale < least):
             encoded = Affine.quantize(stored, bits=bits, axis=axis, scale=np.maximum(encoded.scale, least))
     limit = scheme.weight_pair_limit
@@ -204,6 +206,31 @@ def _encode(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> A
         return encoded  # no integer kernel; and those of depthwise convolutions add products in 32 bits
     codes, scale = within_pair_limit(linear.weight(), encoded.scale, limit)
     return Affine(linear.to_stored(codes), scale, bits=bits, axis=axis)
+
+
+def _of_few_bits(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> Encoded | None:
+    """Return a weight that has few bits already as it can stay beside integers; None where it has none, or cannot."""
+    encoded = encoding_of(linear.weight_value)
+    narrow = encoded.inner if isinstance(encoded, Sparse) else encoded
+    if encoded is None or not (isinstance(narrow, Levels) or (isinstance(narrow, Affine) and narrow.bits < 8)):
+        return None
+    limit = 127 if scheme.weight_pair_limit is None else scheme.weight_pair_limit // 2
+    kept = on_integer_grid(encoded, linear.out_axis, limit)
+    table = integer_table(kept, linear.out_axis, limit)
+    if table is None or (table.scale.ndim and not scheme.weight_per_channel):
+        return None  # blocks, or groups of inputs: 8 bits for each weight
+    bias = linear.bias()
+    if bias is not None:
+        least = _least_scale(linear, bias.astype(np.float64), _data_scale(data, scheme), table.scale)
+        if np.any(table.scale < least):
+            return None
+    return kept
+
+
+def _data_scale(data: Quantization, scheme: QuantizationScheme) -> float:
+    activation = scheme.activation
+    scale, _ = integer_parameters(data, signed=activation.signed, symmetric=activation.symmetric)
+    return float(scale)
 
 
 def _is_one_by_one(linear: Linear) -> bool:
@@ -238,12 +265,7 @@ def _shift_bias(model: onnx_ir.Model, linear: Linear, shift: npt.NDArray[np.floa
 
 
 def _amount(unit: Unit) -> Amount:
-    macs = node_macs(unit.node) or 0
-    if unit.linear is None:
-        return Amount(macs=macs)
-    tensors = [constant_tensor(value) for value in (unit.linear.weight_value, unit.linear.bias_value)]
-    sizes = [(tensor.size, tensor.nbytes) for tensor in tensors if tensor is not None]
-    return Amount(sum(size for size, _ in sizes), macs, sum(int(nbytes) for _, nbytes in sizes))
+    return Amount(macs=node_macs(unit.node) or 0) if unit.linear is None else layer_amount(unit.linear)
 
 
 def _describe(unit: Unit, ranges: Mapping[onnx_ir.Value, Quantization]) -> str:

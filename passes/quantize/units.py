@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir
 
-from onnxpress.ir.encodings import Dense, Sparse, encoding_of, is_encoded
 from onnxpress.ir.linear import Linear, as_linear, constant_tensor
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Declined
@@ -96,8 +95,6 @@ def _as_unit(node: onnx_ir.Node, scheme: QuantizationScheme) -> Unit | str:
         view = as_linear(node)
         if not isinstance(view, Linear):
             return _ALREADY if _reads_dequantized(node) else view or "no constant weight"
-        if is_encoded(view.weight_value) and not _is_float_sparse(view.weight_value):
-            return _ALREADY
         if node.op_type == "MatMul" and view.weight_index == 0:
             return "its constant is the left operand, which no integer kernel takes"
         linear, inputs = view, (view.data,)
@@ -135,12 +132,6 @@ def _operands(node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...] | str:
     if node.op_type == "Pad" and not _pads_with_zero(node):
         return "pads with another value than zero"
     return operands
-
-
-def _is_float_sparse(weight: onnx_ir.Value) -> bool:
-    """Whether pruning left plain floats and zeros: rounding them symmetrically keeps the zeros."""
-    encoded = encoding_of(weight)
-    return isinstance(encoded, Sparse) and isinstance(encoded.inner, Dense)
 
 
 def _reads_dequantized(node: onnx_ir.Node) -> bool:

@@ -39,6 +39,11 @@ _BUILT_IN = [
     "prune-weights",
     "prune-nm",
     "equalize",
+    "quantize-weights",
+    "ternarize",
+    "binarize",
+    "palettize",
+    "power-of-two",
     "quantize-int8",
     "float16",
 ]
@@ -167,7 +172,7 @@ def test_unknown_pass_says_near_names() -> None:
     with pytest.raises(UsageError) as caught:
         get_pass("quantise-int8")
     assert str(caught.value) == (
-        "unknown pass 'quantise-int8'. Did you mean 'quantize-int8'? There are: " + ", ".join(_BUILT_IN)
+        "unknown pass 'quantise-int8'. Did you mean 'quantize-int8' or 'quantize-weights'? There are: " + ", ".join(_BUILT_IN)
     )
 
 
