@@ -6,8 +6,9 @@
     piece -> Reshape                                       of levels that many weights share, integers or float32
     piece -> Gather (one table) or GatherElements          of indices
 
-`packing` says what a plane is. Weights that are packed alike share all operators up to Split, and no weight needs to
-fill its last byte: in a small net the names of operators would else take more room than the codes.
+`packing` says what a plane is. Small weights that are packed alike share all operators up to Split, and none needs to
+fill its last byte: in a small net the names of operators would else take more room than the codes. Large weights have
+operators of their own and fewer of them, for a runtime holds what every one computes until all are folded.
 
 All operators have the kernels they need from opset 13 on, and a look-up of whole bytes touches no more memory than the
 result: shifts and masks, or divisions, take an intermediate of the full size each.
@@ -16,12 +17,11 @@ result: shifts and masks, or divisions, take an intermediate of the full size ea
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.encodings import Codebook, Levels
@@ -32,8 +32,9 @@ from onnxpress.targets.lowering.packing import Plane, choose_planes
 __all__ = ["Chain", "Unpacker", "compact", "look_up", "shape_of", "shared_row"]
 
 _WHOLE_BYTE = 256
-_MOST_POOLED = 1 << 22  # codes unpacked at once: bounds what a runtime holds beside the weights, as it loads
-_INT32, _FLOAT = onnx_ir.DataType.INT32, onnx_ir.DataType.FLOAT
+_LARGE = 1 << 17  # codes; 26 KB of ternary ones, beside 250 bytes of operators
+_OWN_TABLE = 16  # a weight may have its own table of what a byte means where its bytes are this many times as many
+_INT32 = onnx_ir.DataType.INT32
 
 
 class Chain:
@@ -88,7 +89,7 @@ class Chain:
 
 @dataclasses.dataclass
 class _Pool:
-    """Weights that are unpacked together: their codes, flat, and the pieces of the result."""
+    """Small weights that are unpacked together: their codes, flat, and the pieces of the result."""
 
     planes: tuple[Plane, ...]
     row: Array | None
@@ -96,87 +97,106 @@ class _Pool:
     codes: list[Array] = dataclasses.field(default_factory=list)
     pieces: list[onnx_ir.Value] = dataclasses.field(default_factory=list)
 
-    @property
-    def size(self) -> int:
-        """Number of codes."""
-        return sum(codes.size for codes in self.codes)
-
 
 class Unpacker:
-    """Collects packed weights; `place` emits what unpacks them, for the front of the graph."""
+    """Unpacks large weights in their own chains and collects small ones; `place` emits what unpacks those."""
 
     def __init__(self, emit: Emitter) -> None:
         self.emit = emit
-        self._open: dict[Any, _Pool] = {}
-        self._pools: list[_Pool] = []
+        self._pools: dict[Any, _Pool] = {}
         self._known: dict[Any, onnx_ir.Value] = {}
 
-    def piece(
-        self, codes: Array, planes: tuple[Plane, ...], row: npt.NDArray[np.int8] | None, dtype: onnx_ir.DataType
+    def unpack(
+        self,
+        chain: Chain,
+        codes: Array,
+        planes: tuple[Plane, ...],
+        row: Array | None,
+        dtype: onnx_ir.DataType,
+        shape: tuple[int, ...],
     ) -> onnx_ir.Value:
-        """Return a flat value that will hold the codes in `dtype`; with `row`, what it says for each of them."""
+        """Append what gives the codes in `dtype` and `shape`; with `row`, what it says for each of them."""
         flat = codes.reshape(-1)
-        key = (planes, None if row is None else row.tobytes(), dtype)
-        same = (key, hashlib.blake2b(flat.tobytes()).digest())
-        if same in self._known:
-            return self._known[same]
-        pool = self._open.get(key)
-        if pool is None or pool.size + flat.size > _MOST_POOLED:
-            pool = self._open[key] = _Pool(planes, row, dtype)
-            self._pools.append(pool)
-        value = self.emit.value("codes", dtype, (flat.size,))
-        pool.codes.append(flat)
-        pool.pieces.append(value)
-        self._known[same] = value
-        return value
+        if flat.size < _LARGE:
+            return chain.reshape(self._piece(flat, planes, row, dtype), shape)
+        values = _digits(chain, planes[0], flat, row) if len(planes) == 1 else _sum(chain, planes, flat)
+        if math.prod(shape_of(values)) > flat.size:
+            values = _cut(chain, _flatten(chain, values), flat.size)
+        return chain.cast(chain.reshape(values, shape), dtype)
 
     def place(self) -> list[onnx_ir.Node]:
-        """Return the nodes that compute all pieces, in order."""
-        return [node for pool in self._pools for node in self._unpack(pool)]
+        """Return the nodes that compute what small weights share, in order."""
+        return [node for pool in self._pools.values() for node in self._emit_pool(pool)]
 
-    def _unpack(self, pool: _Pool) -> list[onnx_ir.Node]:
+    def _piece(
+        self, codes: Array, planes: tuple[Plane, ...], row: Array | None, dtype: onnx_ir.DataType
+    ) -> onnx_ir.Value:
+        """Return a flat value that a Split will make."""
+        key = (planes, None if row is None else (row.dtype, row.tobytes()), dtype)
+        same = (key, codes.tobytes())
+        if same not in self._known:
+            pool = self._pools.setdefault(key, _Pool(planes, row, dtype))
+            pool.codes.append(codes)
+            pool.pieces.append(self.emit.value("codes", dtype, codes.shape))
+            self._known[same] = pool.pieces[-1]
+        return self._known[same]
+
+    def _emit_pool(self, pool: _Pool) -> list[onnx_ir.Node]:
         chain = Chain(self, "packed")
         codes = np.concatenate(pool.codes)
-        total: onnx_ir.Value | None = None
-        planes = pool.planes
-        if _packing_bytes(planes, codes.size) >= codes.size * codes.itemsize:  # few codes: less than the tables
-            planes = ()
-            numbers = codes if pool.row is None else pool.row[codes]
-            total = chain.cast(self.emit.constant("codes", numbers), pool.dtype)
-        for plane in planes:
-            digits = chain.cast(self._digits(chain, plane, codes, pool.row), pool.dtype)
-            if len(planes) > 1:  # planes fill their last bytes differently
-                digits = self._cut(chain, digits, codes.size)
-            total = digits if total is None else chain.add("Add", [total, digits], pool.dtype, shape_of(digits))
-        assert total is not None, "there is no plan of no planes"
-        sizes = [codes.size for codes in pool.codes]
-        rest = shape_of(total)[0] - codes.size
-        pieces = [*pool.pieces, *([self.emit.value("fill", pool.dtype, (rest,))] if rest else [])]
-        split = self.emit.constant(f"{chain.short}_sizes", np.asarray([*sizes, *([rest] if rest else [])], np.int64))
+        if _packing_bytes(pool.planes, codes.size) >= codes.nbytes:  # few codes: less than the tables
+            values = self.emit.constant("codes", codes if pool.row is None else pool.row[codes])
+        elif len(pool.planes) == 1:
+            values = _flatten(chain, _digits(chain, pool.planes[0], codes, pool.row))
+        else:
+            values = _sum(chain, pool.planes, codes)
+        values = chain.cast(values, pool.dtype)
+        sizes, pieces = [each.size for each in pool.codes], list(pool.pieces)
+        rest = shape_of(values)[0] - codes.size
+        if rest:
+            sizes.append(rest)
+            pieces.append(self.emit.value("fill", pool.dtype, (rest,)))
+        split = self.emit.constant(f"{chain.short}_sizes", np.asarray(sizes, np.int64))
         name = self.emit.fresh(f"{chain.short}_split")
-        return [*chain.nodes, onnx_ir.node("Split", [total, split], {"axis": 0}, outputs=pieces, name=name)]
+        return [*chain.nodes, onnx_ir.node("Split", [values, split], {"axis": 0}, outputs=pieces, name=name)]
 
-    def _digits(self, chain: Chain, plane: Plane, codes: Array, row: Array | None) -> onnx_ir.Value:
-        """Append what looks up the bytes of a plane: its digits, or what `row` says for them, flat, fill included."""
-        count = plane.count_bytes(codes.size)
-        packed = chain.cast(self.emit.constant("packed", plane.pack(codes), share=True), _INT32)
-        if plane.base == _WHOLE_BYTE and plane.weight == 1:
-            return packed
-        label, means = f"digits_of_base{plane.base}", plane.table()
-        if plane.weight > 1:
-            label += f"_times{plane.weight}"
-        if row is not None:
-            label, means = "byte_means", np.resize(row, plane.base)[means]  # repeated for digits that do not occur
-        kind = onnx_ir.DataType.from_numpy(means.dtype)
-        digits = chain.add("Gather", [self.emit.constant(label, means), packed], kind, (count, plane.digits))
-        return chain.reshape(digits, (count * plane.digits,))
 
-    def _cut(self, chain: Chain, value: onnx_ir.Value, size: int) -> onnx_ir.Value:
-        if shape_of(value) == (size,):
-            return value
-        start = self.emit.constant("from_0", np.zeros(1, np.int64))
-        end = self.emit.constant(f"to_{size}", np.asarray([size], np.int64))
-        return chain.add("Slice", [value, start, end], _dtype(value), (size,))
+def _sum(chain: Chain, planes: Sequence[Plane], codes: Array) -> onnx_ir.Value:
+    """Append the sum of several planes: the codes as int32, flat. Each plane fills its last byte differently."""
+    total: onnx_ir.Value | None = None
+    for plane in planes:
+        digits = chain.cast(_cut(chain, _flatten(chain, _digits(chain, plane, codes, None)), codes.size), _INT32)
+        total = digits if total is None else chain.add("Add", [total, digits], _INT32, codes.shape)
+    assert total is not None, "there is no plan of no planes"
+    return total
+
+
+def _digits(chain: Chain, plane: Plane, codes: Array, row: Array | None) -> onnx_ir.Value:
+    """Append what looks up the bytes of a plane: its digits, or what `row` says for them, [bytes, digits]."""
+    count = plane.count_bytes(codes.size)
+    packed = chain.cast(chain.emit.constant("packed", plane.pack(codes), share=True), _INT32)
+    if plane.base == _WHOLE_BYTE and plane.weight == 1:
+        return packed
+    label, means = f"digits_of_base{plane.base}", plane.table()
+    if plane.weight > 1:
+        label += f"_times{plane.weight}"
+    if row is not None:
+        label, means = "byte_means", np.resize(row, plane.base)[means]  # repeated for digits that do not occur
+    kind = onnx_ir.DataType.from_numpy(means.dtype)
+    return chain.add("Gather", [chain.emit.constant(label, means), packed], kind, (count, plane.digits))
+
+
+def _flatten(chain: Chain, value: onnx_ir.Value) -> onnx_ir.Value:
+    return chain.reshape(value, (math.prod(shape_of(value)),))
+
+
+def _cut(chain: Chain, value: onnx_ir.Value, size: int) -> onnx_ir.Value:
+    """Append what drops the digits that fill the last byte."""
+    if shape_of(value) == (size,):
+        return value
+    start = chain.emit.constant("from_0", np.zeros(1, np.int64))
+    end = chain.emit.constant(f"to_{size}", np.asarray([size], np.int64))
+    return chain.add("Slice", [value, start, end], _dtype(value), (size,))
 
 
 def compact(levels: Levels) -> Levels:
@@ -231,11 +251,16 @@ def _from_one_row(
     chain: Chain, indices: Array, row: Array, shape: tuple[int, ...], dtype: onnx_ir.DataType
 ) -> onnx_ir.Value:
     planes = choose_planes(len(row), indices.size)
-    if len(planes) == 1 and _is_common(row):
-        return chain.reshape(chain.unpacker.piece(indices, planes, row, dtype), shape)
+    if len(planes) == 1 and (_is_common(row) or _affords_table(planes[0], row, indices.size)):
+        return chain.unpacker.unpack(chain, indices, planes, row, dtype, shape)
     found = _indices(chain, indices, len(row), shape)
     numbers = chain.add("Gather", [chain.constant("table", row), found], onnx_ir.DataType.from_numpy(row.dtype), shape)
     return chain.cast(numbers, dtype)
+
+
+def _affords_table(plane: Plane, row: Array, size: int) -> bool:
+    """Whether a look-up of whole bytes in numbers of its own adds little: it saves an int32 for every weight."""
+    return plane.base != _WHOLE_BYTE and _OWN_TABLE * plane.table().size * row.itemsize <= plane.count_bytes(size)
 
 
 def _packing_bytes(planes: Sequence[Plane], size: int) -> int:
@@ -249,7 +274,7 @@ def _are_plain(planes: Sequence[Plane]) -> bool:
 def _numbers(levels: Levels, table: Array) -> Array:
     """Return `table` at the weight's indices."""
     if len(table) == 1:
-        return table[0][levels.indices]
+        return np.asarray(table[0][levels.indices])
     assert levels.axis is not None, "several groups lie along an axis"
     moved = np.moveaxis(levels.indices, levels.axis, 0)
     grouped = np.take_along_axis(table, moved.reshape(len(table), -1).astype(np.int64), axis=1)
@@ -271,7 +296,7 @@ def _indices(chain: Chain, codes: Array, levels: int, shape: tuple[int, ...]) ->
     planes = choose_planes(levels, codes.size)
     if _are_plain(planes):
         return chain.cast(chain.constant("codes", codes.reshape(shape)), _INT32)
-    return chain.reshape(chain.unpacker.piece(codes, planes, None, _INT32), shape)
+    return chain.unpacker.unpack(chain, codes, planes, None, _INT32, shape)
 
 
 def _dimensions(emit: Emitter, shape: Sequence[int]) -> onnx_ir.Value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir
@@ -426,7 +428,7 @@ def _product(op: str, encoded: Encoded, rows: str = "N", bias: bool = False) -> 
     return model
 
 
-def _blocked(op: str, bits: int = 4, block: int = 32, **options: bool) -> Affine:
+def _blocked(op: str, bits: int = 4, block: int = 32, **options: Any) -> Affine:
     shape = (1024, 1088) if op == "Gemm" else (1088, 1024)
     weights = np.random.default_rng(0).standard_normal(shape) + 0.2
     return Affine.quantize(weights, bits=bits, axis=1 if op == "Gemm" else 0, block_size=block, **options)
