@@ -3,18 +3,20 @@
     w[i] = float32(code[i]) * scale[channel]        in float32, rounded once
 
 The scale of a channel is its largest magnitude over a whole number, rounded to float32: 127 for most int8 schemes.
-The formula is checked on every element; the few that it misses (-0.0 among them) are stored beside the codes.
+The formula is checked on every element; the few that it misses are stored beside the codes. Rounding a small negative
+number gives -0.0, and so does fake quantization: the signs of zeros are coded where there are such.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxpress.ir.container.coder import Decoder, Encoder, StreamError
+from onnxpress.ir.container.coder import FLAG_ONE, Decoder, Encoder, StreamError
 from onnxpress.ir.container.codes import read_codes, write_codes
 from onnxpress.ir.container.floats import FORMATS, read_floats, write_floats
 
@@ -24,6 +26,7 @@ Floats = npt.NDArray[np.float32]
 
 _LEVELS = (127, 128, 7, 8, 63, 31, 15, 3, 1, 255)  # codes of the largest magnitude, by how common the schemes are
 _MISSES = 0.001  # share of elements that may lie off the grid
+_ROW_FITS = 0.9  # share of a row on its grid: a wrong scale gets nowhere near
 _PREFIX = 64  # elements of a row that tell most wrong scales
 _PROBED = 8  # channels that tell most tensors on no grid
 
@@ -41,7 +44,7 @@ def grid_of(weights: Floats) -> Grid | None:
     """Return the grid that float32 weights lie on, by channel or as a whole, or None."""
     if weights.ndim == 0 or weights.size < 2:
         return None
-    axes: list[int | None] = [0, weights.ndim - 1, None] if weights.ndim > 1 else [None]
+    axes: list[int | None] = [None, 0, weights.ndim - 1] if weights.ndim > 1 else [None]
     for axis in axes:
         rows = (
             weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
@@ -56,7 +59,7 @@ def grid_of(weights: Floats) -> Grid | None:
         shape = weights.shape if axis is None else np.moveaxis(weights, axis, 0).shape
         codes = moved.reshape(shape) if axis is None else np.moveaxis(moved.reshape(shape), 0, axis)
         again = _decoded(codes, scales, axis)
-        missed = np.flatnonzero(again.view(np.uint32).reshape(-1) != weights.view(np.uint32).reshape(-1))
+        missed = np.flatnonzero(again.reshape(-1) != weights.reshape(-1))  # NaN is never equal; the sign of 0 is apart
         if missed.size <= _MISSES * weights.size:
             return Grid(axis, scales, np.ascontiguousarray(codes), missed)
     return None
@@ -67,6 +70,11 @@ def write_grid(encoder: Encoder, weights: Floats, grid: Grid) -> None:
     encoder.number(0 if grid.axis is None else grid.axis + 1)
     write_floats(encoder, grid.scales.view(np.uint32), FORMATS["FLOAT"])
     write_codes(encoder, grid.codes)
+    negative = np.signbit(weights)[grid.codes == 0]
+    share = min(FLAG_ONE - 1, -(-int(negative.sum()) * FLAG_ONE // max(1, negative.size)))
+    encoder.number(share)  # 0: no zero is negative
+    if share:
+        encoder.flags(negative, np.full(negative.size, share))
     encoder.number(grid.missed.size)
     for step in np.diff(grid.missed, prepend=0).tolist():
         encoder.number(step)
@@ -80,6 +88,10 @@ def read_grid(decoder: Decoder, shape: Sequence[int]) -> Floats:
     scales = read_floats(decoder, (channels,), FORMATS["FLOAT"]).view(np.float32)
     codes = read_codes(decoder, shape)
     weights = _decoded(codes, scales, None if axis < 0 else axis)
+    share = decoder.number(FLAG_ONE - 1)
+    if share:
+        zeros = codes == 0
+        weights[zeros] = np.where(decoder.flags(np.full(int(zeros.sum()), share)) == 1, np.float32(-0.0), np.float32(0))
     missed = np.cumsum([decoder.number() for _ in range(decoder.number(weights.size))], dtype=np.int64)
     if missed.size and int(missed[-1]) >= weights.size:
         raise StreamError("an element off the grid lies outside the tensor")
@@ -107,10 +119,12 @@ def _scales(rows: Floats, levels: Sequence[int]) -> Floats | None:
     scales = np.ones(len(rows), np.float32)
     pending = np.flatnonzero(peaks > 0)
     allowed = _MISSES * rows.size
-    for level in levels:
+    for level, towards in itertools.product(levels, (None, np.inf, -np.inf)):
         if not pending.size:
             break
         tried = peaks[pending] / np.float32(level)
+        if towards is not None:  # the largest magnitude was rounded: the scale may be the next number
+            tried = np.nextafter(tried, np.float32(towards))
         likely = _fits(rows[pending, :_PREFIX], tried)
         likely[likely] = _fits(rows[pending[likely]], tried[likely])
         scales[pending[likely]] = tried[likely]
@@ -122,9 +136,8 @@ def _scales(rows: Floats, levels: Sequence[int]) -> Floats | None:
 
 def _fits(rows: Floats, scales: Floats) -> npt.NDArray[np.bool_]:
     """Tell which rows lie on their grid, but for the few that may miss it."""
-    fits: npt.NDArray[np.bool_] = (_codes(rows, scales).astype(np.float32) * scales[:, None] == rows).mean(
-        axis=1
-    ) >= 1 - _MISSES
+    again = _codes(rows, scales).astype(np.float32) * scales[:, None]
+    fits: npt.NDArray[np.bool_] = (again == rows).mean(axis=1) >= _ROW_FITS
     return fits
 
 

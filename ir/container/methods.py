@@ -35,6 +35,7 @@ Bytes = npt.NDArray[np.uint8]
 
 _SPARSE_FROM = 0.1  # share of zeros from which floats are told apart from them first
 _LZMA_BYTES = 4096  # up to here general compression is tried on all tensors
+_USES = 8  # elements to a value of a codebook, below which plain floats may be shorter
 _FEW_VALUES = 16  # so few may repeat in patterns that general compression finds
 _DICTIONARY_BYTES = 16 << 20  # of the decoder; an encoder takes no more than its data fills, which is much quicker
 
@@ -121,7 +122,7 @@ def _candidates(
             yield Method.CODEBOOK, _writer(write_codebook, bits, True, codebook)
         if can_pool(lengths):
             yield Method.POOLED_FLOATS, _writer(write_pooled_floats, bits, lengths, kind)
-        elif grid is None and codebook is None:
+        elif grid is None and (codebook is None or codebook.size * _USES > np.count_nonzero(bits)):
             if 1 - np.count_nonzero(bits) / max(1, bits.size) > _SPARSE_FROM:
                 yield Method.SPARSE_FLOATS, _writer(write_sparse_floats, bits, kind)
             else:

@@ -33,5 +33,5 @@ def show_packing(console: Console, report: PackReport, written: str | os.PathLik
     if report.bits_per_weight is not None:
         console.print(f"{three_digits(report.bits_per_weight)} bits per weight")
     if report.warning:
-        console.print(f"warning: {report.warning}")
+        console.print(f"warning: {report.warning}", soft_wrap=True)
     console.print(f"written: {os.fspath(written)}")
