@@ -3,6 +3,7 @@
 python -m onnxpress.tools.bench ptq [MODEL ...] [--rounds N] [--limit N] [--json FILE|-] [--keep DIR]
 python -m onnxpress.tools.bench prune [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
 python -m onnxpress.tools.bench factorize [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
+python -m onnxpress.tools.bench pack [MODEL ...] [--json FILE|-]
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         reduction = benchmarks.add_parser(name, parents=[shared], help=f"{what} without labels, beside baselines")
         reduction.add_argument("--times", default="1.25,1.5,2,3", help="how many times fewer MACs to ask for, > 1 each")
         reduction.add_argument("--by", help="compilers to run, with commas between; all by default")
+    benchmarks.add_parser("pack", parents=[shared], help="the .onnxp container beside xz")
     options = parser.parse_args(arguments)
     try:
-        rows, headings = (_ptq if options.benchmark == "ptq" else _reduction)(options)
+        rows, headings = {"ptq": _ptq, "pack": _pack}.get(options.benchmark, _reduction)(options)
     except OnnxpressError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -73,6 +75,12 @@ def _reduction(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
         rounds=options.rounds, limit=options.limit, keep=options.keep, tell=_tell,
     )  # fmt: skip
     return [dataclasses.asdict(row) for row in rows], _REDUCTION_HEADINGS
+
+
+def _pack(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+    from onnxpress.tools.bench.packing import HEADINGS, run
+
+    return [dataclasses.asdict(row) for row in run(options.models, tell=_tell)], HEADINGS
 
 
 def _write_json(target: str, records: _Rows) -> None:
