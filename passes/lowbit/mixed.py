@@ -64,6 +64,8 @@ def choose_widths(
         sizes[each.name], losses[each.name] = [one.packed_bytes for one in encoded], errors
     rest = whole - sum(_weight_bytes(each) for each in chosen)
     rest += sum(sizes[each.name][0] for each in chosen if each.why)
+    if options.method == "gptq":
+        rest += sum(map(_added_bias_bytes, chosen))
     levels = [sizes[each.name] for each in free]
 
     def cost(at: Sequence[int]) -> float:
@@ -161,6 +163,12 @@ def _constant_bytes(model: onnx_ir.Model) -> int:
         for tensor in tensors
         if tensor is not None
     )
+
+
+def _added_bias_bytes(each: Chosen) -> int:
+    """Return the bytes of the bias that a layer without one gets."""
+    has_none = each.layer.bias_value is None and each.layer.node.op_type != "MatMul"
+    return 4 * each.layer.out_channels if has_none else 0
 
 
 def _weight_bytes(each: Chosen) -> int:

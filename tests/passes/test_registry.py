@@ -172,7 +172,8 @@ def test_unknown_pass_says_near_names() -> None:
     with pytest.raises(UsageError) as caught:
         get_pass("quantise-int8")
     assert str(caught.value) == (
-        "unknown pass 'quantise-int8'. Did you mean 'quantize-int8' or 'quantize-weights'? There are: " + ", ".join(_BUILT_IN)
+        "unknown pass 'quantise-int8'. Did you mean 'quantize-int8' or 'quantize-weights'? There are: "
+        + ", ".join(_BUILT_IN)
     )
 
 
