@@ -20,7 +20,16 @@ import onnx_ir
 
 from onnxpress.ir import onnx_file
 from onnxpress.ir.container.coder import StreamError
-from onnxpress.ir.container.layout import MAGIC, Kind, Section, damaged, digest_of, file_chunks, read_sections
+from onnxpress.ir.container.layout import (
+    EXPANSION,
+    MAGIC,
+    Kind,
+    Section,
+    damaged,
+    digest_of,
+    file_chunks,
+    read_sections,
+)
 from onnxpress.ir.container.methods import decode, encode, encode_bytes
 from onnxpress.ir.errors import InputError
 
@@ -169,7 +178,7 @@ def read_packed(path: Path, *, keep: bool = False) -> onnx_file.Skeleton:
         raise InputError(damaged(where, "it has no skeleton"))
     proto = _read_skeleton(sections[0], where)
     remaining = iter(sections[1:])
-    large, small = _lifted(proto, where)
+    large, small = _lifted(proto, EXPANSION * len(data), where)
     _fill_small(small, remaining, where)
     weights: dict[str, onnx_ir.TensorProtocol] = {}
     for is_initializer, tensor, declared in large:
@@ -206,10 +215,11 @@ def _read_skeleton(section: Section, where: str) -> onnx.ModelProto:
     return proto
 
 
-def _lifted(proto: onnx.ModelProto, where: str) -> tuple[list[_Lifted], list[_Lifted]]:
-    """Return the tensors whose data lies in sections: large ones and small ones, in order."""
+def _lifted(proto: onnx.ModelProto, most: int, where: str) -> tuple[list[_Lifted], list[_Lifted]]:
+    """Return the tensors whose data lies in sections: large ones and small ones, in order. most: bytes of one."""
     large: list[_Lifted] = []
     small: list[_Lifted] = []
+    names: set[str] = set()
     initializers = len(proto.graph.initializer)
     for index, tensor in enumerate(onnx_file.tensors_of(proto)):  # which begins with the main graph's initializers
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
@@ -223,6 +233,14 @@ def _lifted(proto: onnx.ModelProto, where: str) -> tuple[list[_Lifted], list[_Li
         if any(dim < 0 for dim in tensor.dims):
             raise InputError(damaged(where, f"weight {tensor.name!r} has shape {list(tensor.dims)}"))
         declared = onnx_file.Declaration.of_proto(tensor, where)
+        if declared.nbytes > most:
+            raise InputError(
+                damaged(where, f"weight {declared} is said to take {declared.nbytes} bytes, too many for it")
+            )
+        if index < initializers and tensor.name in names:
+            raise InputError(damaged(where, f"there are two weights {tensor.name!r}"))
+        if index < initializers:
+            names.add(tensor.name)
         if declared.nbytes:
             found = large if declared.nbytes >= _POOLED_BELOW else small
             found.append(_Lifted(index < initializers, tensor, declared))

@@ -29,7 +29,7 @@ _SCORE_REACH = 160  # up to 10 nats: a chance of 1 in 22,000
 
 def write_table(encoder: Encoder, counts: Integers) -> npt.NDArray[np.int32]:
     """Write the table of measured counts, as coarse as pays, and return the levels that it has for the decoder."""
-    grains = _GRAINS if counts.size > _SHORT else _GRAINS[:2]
+    grains = _GRAINS if counts.size > _SHORT else _GRAINS[:1]
     best = min((_coarse(counts, *grain) for grain in grains), key=lambda each: each.bits)
     encoder.number(_GRAINS.index((best.block, best.step)))
     used = best.steps > 0

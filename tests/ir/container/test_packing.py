@@ -199,6 +199,13 @@ def _nothing(tensor: onnx.TensorProto) -> None:
     """Leave the tensor as it is."""
 
 
+def _twice(skeleton: bytes) -> bytes:
+    proto = onnx.ModelProto.FromString(skeleton)
+    proto.graph.initializer.append(proto.graph.initializer[0])
+    content: bytes = proto.SerializeToString()
+    return content
+
+
 def _point_outside(tensor: onnx.TensorProto) -> None:
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../secret")
@@ -228,7 +235,19 @@ _MALICIOUS: dict[str, tuple[list[Section], str]] = {
     ),
     "bomb in the skeleton": (
         [_section(Kind.SKELETON, _skeleton(_nothing, (1 << 40,))), _section(Kind.DATA, _DATA)],
-        "asks for a section of 16777216 bytes",
+        "weight 'w0' [1099511627776] float is said to take 4398046511104 bytes, too many for it",
+    ),
+    "endless bomb": (
+        [_section(Kind.SKELETON, _skeleton(_nothing, (1 << 62,))), _section(Kind.DATA, _DATA)],
+        "is said to take 18446744073709551616 bytes, too many for it",
+    ),
+    "smaller bomb": (
+        [_section(Kind.SKELETON, _skeleton(_nothing, (5000,))), _section(Kind.DATA, _DATA)],
+        "asks for a section of 20000 bytes, and there is one of 20",
+    ),
+    "one name twice": (
+        [_section(Kind.SKELETON, _twice(_skeleton(_nothing))), *[_section(Kind.DATA, _DATA)] * 2],
+        "there are two weights 'w0'",
     ),
     "other bytes": (
         [
