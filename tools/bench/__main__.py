@@ -3,6 +3,7 @@
 python -m onnxpress.tools.bench ptq [MODEL ...] [--rounds N] [--limit N] [--json FILE|-] [--keep DIR]
 python -m onnxpress.tools.bench prune [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
 python -m onnxpress.tools.bench factorize [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
+python -m onnxpress.tools.bench lowbit [MODEL ...] [--by PIPELINE,...] [the same options]
 python -m onnxpress.tools.bench pack [MODEL ...] [--json FILE|-]
 """
 
@@ -35,10 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
         reduction = benchmarks.add_parser(name, parents=[shared], help=f"{what} without labels, beside baselines")
         reduction.add_argument("--times", default="1.25,1.5,2,3", help="how many times fewer MACs to ask for, > 1 each")
         reduction.add_argument("--by", help="compilers to run, with commas between; all by default")
+    lowbit = benchmarks.add_parser("lowbit", parents=[shared], help="weights of 1 to 8 bits, packed and run")
+    lowbit.add_argument("--by", help="pipelines to run, with commas between; all by default")
     benchmarks.add_parser("pack", parents=[shared], help="the .onnxp container beside xz")
     options = parser.parse_args(arguments)
     try:
-        rows, headings = {"ptq": _ptq, "pack": _pack}.get(options.benchmark, _reduction)(options)
+        rows, headings = {"ptq": _ptq, "lowbit": _lowbit, "pack": _pack}.get(options.benchmark, _reduction)(options)
     except OnnxpressError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -75,6 +78,20 @@ def _reduction(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
         rounds=options.rounds, limit=options.limit, keep=options.keep, tell=_tell,
     )  # fmt: skip
     return [dataclasses.asdict(row) for row in rows], _REDUCTION_HEADINGS
+
+
+def _lowbit(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+    from onnxpress.tools.bench.assets import select
+    from onnxpress.tools.bench.encoders import ENCODERS
+    from onnxpress.tools.bench.lowbit import HEADINGS, run
+    from onnxpress.tools.bench.reduction import parse_compilers
+
+    rows = run(
+        select(options.models, "lowbit"),
+        parse_compilers(options.by, [*ENCODERS, "deep-compression"]),
+        rounds=options.rounds, limit=options.limit, keep=options.keep, tell=_tell,
+    )  # fmt: skip
+    return [dataclasses.asdict(row) for row in rows], HEADINGS
 
 
 def _pack(options: argparse.Namespace) -> tuple[_Rows, _Headings]:

@@ -37,7 +37,7 @@ class Asset:
     calibration: str
     evaluation: str
     samples: int | None = 256
-    benchmarks: tuple[str, ...] = ("ptq", "prune", "factorize")
+    benchmarks: tuple[str, ...] = ("ptq", "prune", "factorize", "lowbit")
 
 
 ASSETS = (

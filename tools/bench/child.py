@@ -1,10 +1,12 @@
 """Compile one model in a process of its own, so that CPU seconds and peak memory belong to that compiler alone.
 
     python -m onnxpress.tools.bench.child COMPILER MODEL CALIBRATION OUT INPUT [TIMES]
+    python -m onnxpress.tools.bench.child PIPELINE MODEL CALIBRATION OUT
 
 prints one JSON line: {"cpu_seconds", "peak_rss_bytes"}. With TIMES, the compiler is one of `reducers`, and that many
-times fewer MACs are asked of it. Imports are done before the clock starts; memory counts them. All compilers read the
-same files, and none is handed more of the samples at a time than it asks for.
+times fewer MACs are asked of it. Without INPUT, the first word is the text of a pipeline of ours. Imports are done
+before the clock starts; memory counts them. All compilers read the same files, and none is handed more of the samples
+at a time than it asks for.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from typing import Any
 
 from onnxpress.ir.errors import InternalError, OnnxpressError
 from onnxpress.ir.readers import open_npz
-from onnxpress.tools.bench.reducers import REDUCERS
+from onnxpress.tools.bench.reducers import REDUCERS, our_passes
 from onnxpress.tools.memory import peak_rss_bytes
 
-__all__ = ["COMPILERS", "Compiled", "CompilerError", "compile_in_child"]
+__all__ = ["COMPILERS", "Compiled", "CompilerError", "compile_in_child", "encode_in_child"]
 
 Compiled = dict[str, float]
+_Run = Callable[[Path, Path, Path, str], None]
 
 
 class CompilerError(InternalError):
@@ -47,9 +50,21 @@ def compile_in_child(
     Raises:
         CompilerError: the compiler failed; the message ends with its last line.
     """
+    return _spawn(compiler, model, calibration, out, input_name, *([] if times is None else [repr(times)]))
+
+
+def encode_in_child(pipeline: str, model: Path, calibration: Path, out: Path) -> Compiled:
+    """Run passes of ours on `model` in a fresh process, behind what comes before them everywhere; return what it cost.
+
+    Raises:
+        CompilerError: as for `compile_in_child`.
+    """
+    return _spawn(pipeline, model, calibration, out)
+
+
+def _spawn(compiler: str, model: Path, calibration: Path, out: Path, *words: str) -> Compiled:
     command = [sys.executable, "-m", "onnxpress.tools.bench.child", compiler]
-    command += [str(model), str(calibration), str(out), input_name]
-    command += [] if times is None else [repr(times)]
+    command += [str(model), str(calibration), str(out), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip() or f"exit status {done.returncode}, and no message"
@@ -58,7 +73,7 @@ def compile_in_child(
     return result
 
 
-def _onnxpress() -> Callable[[Path, Path, Path, str], None]:
+def _onnxpress() -> _Run:
     import numpy  # noqa: F401  # imported here so that the clock does not see it
     import onnxruntime  # noqa: F401
 
@@ -88,7 +103,7 @@ class _Samples:
         return next(self._rows, None)
 
 
-def _onnxruntime(method: str) -> Callable[[Path, Path, Path, str], None]:
+def _onnxruntime(method: str) -> _Run:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -106,21 +121,27 @@ def _onnxruntime(method: str) -> Callable[[Path, Path, Path, str], None]:
     return run
 
 
-COMPILERS: dict[str, Callable[[], Callable[[Path, Path, Path, str], None]]] = {
+COMPILERS: dict[str, Callable[[], _Run]] = {
     "onnxpress": _onnxpress,
     "onnxruntime-minmax": lambda: _onnxruntime("MinMax"),
     "onnxruntime-percentile": lambda: _onnxruntime("Percentile"),
 }
 
 
+def _compiler(name: str, input_name: str | None = None, times: str | None = None) -> _Run:
+    if input_name is None:
+        return our_passes(name)
+    return COMPILERS[name]() if times is None else REDUCERS[name](float(times))
+
+
 def _main() -> None:
-    compiler, model, calibration, out, input_name, *times = sys.argv[1:]
+    compiler, model, calibration, out, *words = sys.argv[1:]
     # Tools print as they please; the last line of standard output is ours.
     with Path(os.devnull).open("w", encoding="utf-8") as quiet, contextlib.redirect_stdout(quiet):
-        run = REDUCERS[compiler](float(times[0])) if times else COMPILERS[compiler]()
+        run = _compiler(compiler, *words)
         start = time.process_time()
         try:
-            run(Path(model), Path(calibration), Path(out), input_name)
+            run(Path(model), Path(calibration), Path(out), words[0] if words else "")
         except OnnxpressError as error:
             sys.exit(str(error))
         seconds = time.process_time() - start

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from onnxpress.ir.errors import BudgetError
 from onnxpress.ir.readers import open_npz
 
-__all__ = ["FACTORIZERS", "PACKAGES", "PRUNERS", "REDUCERS", "bisect_sparsity"]
+__all__ = ["FACTORIZERS", "PACKAGES", "PRUNERS", "REDUCERS", "bisect_sparsity", "our_passes"]
 
 _T = TypeVar("_T")
 _Run = Callable[[Path, Path, Path, str], None]
@@ -40,13 +40,14 @@ def bisect_sparsity(prune: Callable[[float], _T], is_met: Callable[[_T], bool], 
     return best
 
 
-def _onnxpress(*passes: str, calibrated: bool = True) -> _Run:
+def our_passes(*passes: str, calibrated: bool = True) -> _Run:
     """Run `passes` behind what comes before them everywhere. calibrated: whether they are given the samples."""
     import numpy  # noqa: F401  # imported here so that the clock does not see it
     import onnxruntime  # noqa: F401
 
     from onnxpress.ir.model_io import save
     from onnxpress.passes.factorize import low_rank, separable  # noqa: F401
+    from onnxpress.passes.lowbit import palettize, quantize_weights, ternarize  # noqa: F401
     from onnxpress.passes.prune import prune_channels  # noqa: F401
     from onnxpress.tools.compress import compress
 
@@ -63,7 +64,7 @@ def _mix(times: float) -> _Run:
     """Remove some channels first, then let every operator take the form that suits it."""
     left = times**-_PRUNED_FIRST
     forms = "scheme=[auto,separable]"
-    return _onnxpress(f"prune-channels{{macs={left!r}}}", f"low-rank{{{forms},macs={1 / times / left!r}}}")
+    return our_passes(f"prune-channels{{macs={left!r}}}", f"low-rank{{{forms},macs={1 / times / left!r}}}")
 
 
 def _onnxsim(times: float, *, calibrated: bool) -> _Run:
@@ -94,22 +95,22 @@ def _onnxsim(times: float, *, calibrated: bool) -> _Run:
 
 
 PRUNERS: dict[str, Callable[[float], _Run]] = {
-    "onnxpress": lambda times: _onnxpress(f"prune-channels{{macs={1 / times!r}}}"),
-    "magnitude": lambda times: _onnxpress(
+    "onnxpress": lambda times: our_passes(f"prune-channels{{macs={1 / times!r}}}"),
+    "magnitude": lambda times: our_passes(
         f"prune-channels{{macs={1 / times!r},score=l2,allocation=uniform,repair=false}}"
     ),
     "onnxsim-wanda": lambda times: _onnxsim(times, calibrated=True),
     "onnxsim-l2": lambda times: _onnxsim(times, calibrated=False),
 }
 FACTORIZERS: dict[str, Callable[[float], _Run]] = {
-    "low-rank": lambda times: _onnxpress(f"low-rank{{macs={1 / times!r}}}"),
-    "separable": lambda times: _onnxpress(f"separable{{macs={1 / times!r}}}"),
+    "low-rank": lambda times: our_passes(f"low-rank{{macs={1 / times!r}}}"),
+    "separable": lambda times: our_passes(f"separable{{macs={1 / times!r}}}"),
     "mix": _mix,
-    "weights-channel": lambda times: _onnxpress(f"low-rank{{scheme=channel,macs={1 / times!r}}}", calibrated=False),
-    "weights-spatial": lambda times: _onnxpress(
+    "weights-channel": lambda times: our_passes(f"low-rank{{scheme=channel,macs={1 / times!r}}}", calibrated=False),
+    "weights-spatial": lambda times: our_passes(
         f"low-rank{{scheme=[spatial,channel],macs={1 / times!r}}}", calibrated=False
     ),
-    "weights-tucker": lambda times: _onnxpress(
+    "weights-tucker": lambda times: our_passes(
         f"low-rank{{scheme=[tucker,channel],macs={1 / times!r}}}", calibrated=False
     ),
 }
