@@ -33,7 +33,7 @@ __all__ = ["Chain", "Unpacker", "compact", "look_up", "shape_of", "shared_row"]
 
 _WHOLE_BYTE = 256
 _LARGE = 1 << 17  # codes; 26 KB of ternary ones, beside 250 bytes of operators
-_OWN_TABLE = 16  # a weight may have its own table of what a byte means where its bytes are this many times as many
+_OWN_TABLE = 16  # a large weight whose bytes are this many times as many has its own table of what a byte means
 _INT32 = onnx_ir.DataType.INT32
 
 
@@ -260,7 +260,9 @@ def _from_one_row(
 
 def _affords_table(plane: Plane, row: Array, size: int) -> bool:
     """Whether a look-up of whole bytes in numbers of its own adds little: it saves an int32 for every weight."""
-    return plane.base != _WHOLE_BYTE and _OWN_TABLE * plane.table().size * row.itemsize <= plane.count_bytes(size)
+    if size < _LARGE or plane.base == _WHOLE_BYTE:
+        return False
+    return _OWN_TABLE * plane.table().size * row.itemsize <= plane.count_bytes(size)
 
 
 def _packing_bytes(planes: Sequence[Plane], size: int) -> int:

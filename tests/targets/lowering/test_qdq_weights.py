@@ -121,6 +121,31 @@ def test_weights_that_are_large_enough_to_pack(
     assert np.array_equal(_read(model, shape), encoded.dense())
 
 
+@pytest.mark.parametrize("axis", [0, 1, None])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "ternary",
+        "affine4",
+        "affine4-blocks",
+        "binary1",
+        "codebook3",
+        "codebook8",
+        "codebook12",
+        "codebook16",
+    ],
+)
+def test_large_weights_unpack_in_chains_of_their_own(kind: str, axis: int | None) -> None:
+    shape = (301, 437)  # 131,537 codes: over 2^17, and no multiple of 2, 3, 4, 5 or 8
+    encoded = encoded_weight(kind, shape, axis)
+    model = _read_model(encoded)
+    _lower(model)
+    assert "Split" not in {node.op_type for node in model.graph}
+    assert np.array_equal(_read(model, shape), encoded.dense())
+    assert optimized_operators(model)[0] == {"Add": 1}
+    assert stored_bytes(model.graph.initializers.values()) < encoded.packed_bytes + 9000
+
+
 @pytest.mark.parametrize(
     ("kind", "bits"),
     [
