@@ -19,7 +19,7 @@ __all__ = ["SCORE_NAT", "flag_chances", "frequencies", "gained", "read_table", "
 
 _LEVEL = 4  # levels to the octave: off by an eighth at most, which costs 0.002 bits a symbol
 _TOP = 16  # octaves between the rarest frequency and all of them
-_GRAINS = ((1, 1), (1, 2), (4, 1), (16, 1), (64, 1))  # symbols that share a level, and levels to a stored step
+_GRAINS = ((1, 1), (1, 2), (1, 3), (2, 2), (4, 1), (8, 1), (16, 1), (64, 1))  # symbols to a level, levels to a step
 _SHORT = 32  # tables that coarse blocks gain nothing on
 _TOTAL = 1 << 20  # about what a table sums to
 SCORE_NAT = 1024  # a score counts log-odds in parts of this
