@@ -98,9 +98,7 @@ def save(
         UsageError: the path is taken and `overwrite` is not set, or it cannot be written.
         InputError: the model is too large for protobuf even without its weights.
     """
-    return save_skeleton(
-        onnx_file.of_model(model), path, overwrite=overwrite, external_from_bytes=external_from_bytes
-    )
+    return save_skeleton(onnx_file.of_model(model), path, overwrite=overwrite, external_from_bytes=external_from_bytes)
 
 
 def save_skeleton(

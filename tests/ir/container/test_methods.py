@@ -47,7 +47,7 @@ def _normal(*shape: int, sigma: float = 0.05) -> npt.NDArray[np.float32]:
 
 @pytest.mark.parametrize("dtype", _TYPES, ids=lambda dtype: dtype.name)
 @hypothesis.given(data=some.data())
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=15)
 def test_any_bits_come_back(dtype: onnx_ir.DataType, data: some.DataObject) -> None:
     """NaNs with their payloads, both zeros, infinities and denormals are bits like others."""
     shape = data.draw(arrays_of.array_shapes(min_dims=0, max_dims=5, max_side=9))
@@ -173,7 +173,7 @@ def test_streams_come_back(small: list[int], numbers: list[int], plain: bytes) -
 
 
 @hypothesis.given(some.data())
-@hypothesis.settings(max_examples=150)
+@hypothesis.settings(max_examples=100)
 def test_streams_that_nobody_wrote_are_told(data: some.DataObject) -> None:
     """With a digest that fits, damage reaches the decoder: it must end in other bytes or a StreamError."""
     name = data.draw(some.sampled_from(sorted(_SAMPLES)))
