@@ -55,6 +55,7 @@ _BUILT_IN = {
     "power-of-two": "onnxpress.passes.lowbit.power_of_two:PowerOfTwo",
     "quantize-int8": "onnxpress.passes.quantize.quantize_int8:QuantizeInt8",
     "float16": "onnxpress.passes.quantize.float16:Float16",
+    "pack": "onnxpress.passes.lowbit.pack:Pack",
 }
 
 

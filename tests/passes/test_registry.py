@@ -46,6 +46,7 @@ _BUILT_IN = [
     "power-of-two",
     "quantize-int8",
     "float16",
+    "pack",
 ]
 InstallPlugin = Callable[..., None]
 

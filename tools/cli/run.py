@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxpress.tools.plan import Plan
@@ -29,16 +29,20 @@ def compress_and_tell(
 ) -> Report:
     """Run `plan` with progress, write the model, the recipe and the JSON, and print the tables.
 
-    destination: None writes no model. Output paths were checked before. The JSON says under `written` where the
-    model is; false, with the `reason`, where there is none.
+    destination: None writes no model; one that ends in .onnxp is packed. Output paths were checked before. The JSON
+    says under `written` where the model is; false, with the `reason`, where there is none; `packing` is what packing
+    it took.
 
     Raises:
         OnnxpressError: as `tools.compress.run`; then nothing is written, but the JSON of a missed `max_drop`.
     """
     from onnxpress.ir import model_io
     from onnxpress.tools.compress import Watch, run
+    from onnxpress.tools.container import SUFFIX, pack
+    from onnxpress.tools.report.console import console
     from onnxpress.tools.report.facts import say, show_plan
     from onnxpress.tools.report.json_output import write_json
+    from onnxpress.tools.report.packing import show_packing
     from onnxpress.tools.report.progress import watch_progress
     from onnxpress.tools.result import DropError
 
@@ -59,14 +63,21 @@ def compress_and_tell(
         say(_describe_time(error.report))
         write_json(json, {**error.report.to_json(), "written": False, "reason": str(error)}, overwrite=force)
         raise
-    if destination is not None:
+    packing = None
+    if destination is not None and destination.suffix == SUFFIX:
+        packing = pack(result.model, destination, overwrite=force)
+    elif destination is not None:
         model_io.save(result.model, destination, overwrite=force)
     if save_recipe is not None:
         result.recipe.write(save_recipe, overwrite=force)
     _show(result.report)
+    written: dict[str, Any] = {"written": False, "reason": _NO_OUT}
     if destination is not None:
         say(f"written: {os.fspath(destination)}")
-    written = {"written": False, "reason": _NO_OUT} if destination is None else {"written": os.fspath(destination)}
+        written = {"written": os.fspath(destination)}
+    if packing is not None and destination is not None:
+        show_packing(console(), packing, destination)
+        written["packing"] = packing.to_json()
     say(_describe_time(result.report))
     write_json(json, {**result.report.to_json(), **written}, overwrite=force)
     return result.report

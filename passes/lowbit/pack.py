@@ -1,0 +1,140 @@
+"""Pack weights that take few values, without changing one: a file of fewer bytes that computes the same.
+
+    W with at most 256 different numbers            =>  Codebook: indices of 1 to 8 bits and the numbers
+    W = float32(code) * scale, channel by channel   =>  Affine: integers of 2, 4 or 8 bits and the scales
+
+Models whose weights were shared, pruned or fake-quantized elsewhere are often stored as float32 all the same. Here each
+weight is stored as what it is, in the smaller of the two forms, where that is smaller than float32. A target unpacks it
+as it loads (lowering), so that speed and results stay as they were. What `onnxpress pack` writes is smaller still, but
+must be unpacked before a runtime can read it.
+
+Legal when: a FLOAT initializer of the main graph of 256 numbers or more that something reads, not encoded, no input or
+output of the graph, and the target can store the form. Fidelity: equal outputs (of zeros the sign is lost, which no sum
+shows). Scopes: the main graph. Behind all other passes. A second run finds every weight encoded. Needs no data.
+Source: Han et al. 2016, https://arxiv.org/abs/1510.00149 (stored as that paper means them to be).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from onnxpress.ir.bitpack import code_type
+from onnxpress.ir.encodings import Affine, Codebook, Encoded, grid_scale, is_encoded
+from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
+from onnxpress.passes.order import BEFORE_ENCODING, LOW_BIT
+from onnxpress.passes.selectors import Selection
+
+__all__ = ["Pack"]
+
+_Floats: TypeAlias = npt.NDArray[np.float32]
+
+_FEWEST = 256  # numbers of a weight that is worth nodes of its own
+_MOST_LEVELS = 256
+_WIDTHS = ((2, 1), (4, 7), (8, 127))  # bits, largest integer
+
+
+class Pack(Pass):
+    """Store weights of few different values as codes of few bits; the outputs stay equal."""
+
+    name: ClassVar[str] = "pack"
+    fidelity: ClassVar[Fidelity] = "bits"
+    options_type: ClassVar[type[Options]] = SiteOptions
+    after: ClassVar[tuple[str, ...]] = (*BEFORE_ENCODING, *LOW_BIT, "quantize-int8", "float16")
+    options: SiteOptions
+
+    def run(self, model: onnx_ir.Model, context: Context) -> Rewrites:
+        """Encode weights of `model` in place.
+
+        Raises:
+            UsageError: a selector matches nothing.
+        """
+        record = Rewrites()
+        selection = Selection.from_options(self.options, model, self.name)
+        for value in list(model.graph.initializers.values()):
+            tensor = value.const_value
+            if tensor is None or tensor.dtype != onnx_ir.DataType.FLOAT:
+                continue
+            readers = [use.node for use in value.uses()]
+            kind = readers[0].op_type if readers else "initializer"
+            reason = _why_not(value, tensor) or next(filter(None, map(selection.reason, readers)), None)
+            found = reason or _packed(tensor.numpy(), context.constraints.encodings)
+            if isinstance(found, str):
+                if tensor.size >= _FEWEST:
+                    record.declined.append(Declined(value.name or "", kind, found))
+                continue
+            found.name = value.name
+            value.const_value = found
+            record.sites.append(
+                Site(
+                    value.name or "",
+                    kind,
+                    Amount(tensor.size, size_bytes=tensor.nbytes),
+                    Amount(tensor.size, size_bytes=found.packed_bytes),
+                    detail=f"{found.label}, {found.bits_per_weight:.2f} bits a weight; read by {readers[0].name}",
+                )
+            )
+        return record
+
+
+def _why_not(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> str | None:
+    if is_encoded(value):
+        return "it is encoded already"
+    if tensor.size < _FEWEST:
+        return f"it has {tensor.size} numbers, too few to be worth a node"
+    if value.is_graph_input():
+        return "it is a graph input, which the caller may set"
+    if value.is_graph_output():
+        return "it is an output of the model"
+    return None if value.uses() else "nothing reads it"
+
+
+def _packed(weights: _Floats, encodings: tuple[str, ...]) -> Encoded | str:
+    """Return the smaller exact form, or why there is none."""
+    if not np.isfinite(weights).all():
+        return "it holds NaN or infinite values"
+    forms: list[Encoded] = [
+        form
+        for form, name in ((_integers(weights), ""), (_codebook(weights), "codebook"))
+        if form is not None and (name or form.label) in encodings
+    ]
+    smallest = min(forms, key=lambda form: form.packed_bytes, default=None)
+    if smallest is None:
+        return f"it takes more than {_MOST_LEVELS} different values, on no grid of integers"
+    if smallest.packed_bytes >= weights.nbytes:
+        return f"codes and parameters would take {smallest.packed_bytes} bytes, no fewer than its {weights.nbytes}"
+    return smallest
+
+
+def _codebook(weights: _Floats) -> Codebook | None:
+    levels, codes = np.unique(weights, return_inverse=True)  # which takes 0.0 and -0.0 for one
+    if len(levels) > _MOST_LEVELS:
+        return None
+    return Codebook(codes.reshape(weights.shape).astype(np.uint8), levels)
+
+
+def _integers(weights: _Floats) -> Affine | None:
+    """Return integers with one scale, or a scale for each index of the first or last axis, that are `weights`."""
+    axes = (None, 0, weights.ndim - 1) if weights.ndim > 1 else (None,)
+    found = [encoded for axis in axes if (encoded := _on_a_grid(weights, axis)) is not None]
+    return min(found, key=lambda encoded: encoded.packed_bytes, default=None)
+
+
+def _on_a_grid(weights: _Floats, axis: int | None) -> Affine | None:
+    scale = grid_scale(weights, axis)
+    if scale is None:
+        return None
+    shape = [-1 if each == axis else 1 for each in range(weights.ndim)]
+    others = tuple(each for each in range(weights.ndim) if each != axis)
+    codes = np.rint(weights / scale.reshape(shape))
+    start = scale
+    for towards in (np.inf, -np.inf):  # whoever decoded the integers may have had the next number as the scale
+        off = (codes * scale.reshape(shape) != weights).any(axis=others)
+        scale = np.where(off, np.nextafter(start, np.float32(towards)), scale)
+    largest = int(np.abs(codes).max(initial=0))
+    bits = next(bits for bits, most in _WIDTHS if largest <= most)
+    encoded = Affine(codes.astype(code_type(bits, signed=True)), scale.astype(np.float32), bits=bits, axis=axis)
+    return encoded if np.array_equal(encoded.dense(), weights) else None
