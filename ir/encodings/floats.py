@@ -44,6 +44,7 @@ class _Half(Encoded):
     """16 bits a weight; the codes are numbers of the narrow type."""
 
     number: ClassVar[npt.DTypeLike]
+    largest: ClassVar[float]
 
     def __init__(self, codes: Array, *, name: str | None = None) -> None:
         super().__init__(np.asarray(codes, self.number), name=name)
@@ -59,8 +60,7 @@ class _Half(Encoded):
         with np.errstate(over="ignore"):
             codes = weights.astype(cls.number)
         if np.any(np.isinf(codes) & np.isfinite(weights)):
-            largest = float(ml_dtypes.finfo(cls.number).max)
-            raise ValueError(f"a magnitude of {np.abs(weights).max():g} lies beyond {cls.kind}'s {largest:g}")
+            raise ValueError(f"a magnitude of {np.abs(weights).max():g} lies beyond {cls.kind}'s {cls.largest:g}")
         return cls(codes, name=name)
 
     @property
@@ -83,6 +83,7 @@ class Float16(_Half):
 
     kind = "float16"
     number = np.float16
+    largest = 65504.0
 
 
 class BFloat16(_Half):
@@ -90,6 +91,7 @@ class BFloat16(_Half):
 
     kind = "bfloat16"
     number = ml_dtypes.bfloat16
+    largest = 255 * 2.0**120
 
 
 class Float8(Encoded):
@@ -102,6 +104,7 @@ class Float8(Encoded):
 
     kind = "float8"
     formats: ClassVar[tuple[str, ...]] = ("e4m3fn", "e5m2")
+    largest: ClassVar[tuple[float, ...]] = (448.0, 57344.0)
 
     def __init__(self, codes: Array, scale: npt.ArrayLike, *, axis: int | None = None, name: str | None = None) -> None:
         """Check and keep. The format is read off the codes' type.
@@ -134,7 +137,7 @@ class Float8(Encoded):
         number = np.dtype(getattr(ml_dtypes, f"float8_{format}"))
         where = None if axis is None else positive_axis(axis, weights.ndim)
         others = tuple(other for other in range(weights.ndim) if other != where)
-        peak = np.abs(weights).max(axis=others, initial=0.0) / float(ml_dtypes.finfo(number).max)
+        peak = np.abs(weights).max(axis=others, initial=0.0) / cls.largest[cls.formats.index(format)]
         scale = np.maximum(np.where(peak > 0, peak, 1.0), np.finfo(np.float32).tiny).astype(np.float32)
         codes = np.asarray(weights / spread(scale, weights.shape, where, None)).astype(number)
         return cls(codes, scale, axis=where, name=name)

@@ -56,7 +56,8 @@ class Levels(Encoded):
         assert self.axis is not None, "several groups lie along an axis"
         group = np.repeat(np.arange(len(table)), indices.shape[self.axis] // len(table))
         first = (group * table.shape[1]).reshape([-1 if at == self.axis else 1 for at in range(indices.ndim)])
-        return table.reshape(-1)[indices + first]
+        dense: Floats = table.reshape(-1)[indices + first]
+        return dense
 
 
 class Codebook(Levels):
@@ -107,7 +108,7 @@ class Codebook(Levels):
 
     @property
     def bits(self) -> int:
-        return max(1, (self.codebook.shape[-1] - 1).bit_length())
+        return _width(self.codebook.shape[-1])
 
     @property
     def label(self) -> str:
@@ -128,9 +129,13 @@ class Codebook(Levels):
     def unpack(cls, packed: bytes, shape: Sequence[int], parameters: Mapping[str, Parameter]) -> Self:
         known: dict[str, Any] = dict(parameters)
         levels = known["codebook"].shape[-1]
-        bits = max(1, (levels - 1).bit_length())
-        codes = unpack_bits(packed, shape, bits, False)
+        codes = unpack_bits(packed, shape, _width(levels), False)
         return cls(codes.astype(np.uint8 if levels <= 256 else np.uint16, copy=False), **known)
+
+
+def _width(levels: int) -> int:
+    """Return the bits of an index."""
+    return max(1, (levels - 1).bit_length())
 
 
 class Ternary(Levels):

@@ -127,7 +127,7 @@ class Sparse(Encoded):
         codes = np.zeros(mask.shape, kind)
         codes[mask] = (
             from_bytes(packed[length:], kind.newbyteorder("<"), count)
-            if bits >= 8
+            if bits == 8 * kind.itemsize
             else unpack_bits(packed[length:], count, bits, kind.kind == "i")
         )
         inner = {name.removeprefix("inner."): value for name, value in known.items() if name.startswith("inner.")}

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Alphabet", "Grouping"]
+__all__ = ["Alphabet", "Grouping", "Rounding"]
 
 _Float64: TypeAlias = npt.NDArray[np.float64]
 _Codes: TypeAlias = npt.NDArray[np.int64]
@@ -82,10 +82,11 @@ class Alphabet:
 
     def replace(self, parameters: _Float64) -> Alphabet:
         """Return the alphabet with other parameters; groups where they are not usable keep theirs."""
-        usable = np.isfinite(parameters).all(axis=1)
+        is_wrong = ~np.isfinite(parameters)
         if self.positive:
-            usable &= (parameters > 0).all(axis=1)
-        return dataclasses.replace(self, parameters=np.where(usable[:, None], parameters, self.parameters))
+            is_wrong |= parameters <= 0
+        keep = is_wrong.any(axis=1, keepdims=True)
+        return dataclasses.replace(self, parameters=np.where(keep, self.parameters, parameters))
 
     def rounding(self, rows: int, width: int) -> Rounding:
         """Return what finds the nearest level for weights of [R, K]."""

@@ -27,7 +27,7 @@ from onnxpress.passes.base import Options
 from onnxpress.passes.lowbit.alphabet import Alphabet
 from onnxpress.passes.lowbit.family import Family
 from onnxpress.passes.lowbit.lowbit_pass import LowBitPass
-from onnxpress.passes.lowbit.options import LowBitOptions
+from onnxpress.passes.lowbit.options import FittedOptions
 from onnxpress.passes.lowbit.starts import binary_scales
 
 __all__ = ["Binarize", "BinarizeOptions"]
@@ -36,7 +36,7 @@ _Array: TypeAlias = npt.NDArray[Any]
 _Float64: TypeAlias = npt.NDArray[np.float64]
 
 
-class BinarizeOptions(LowBitOptions):
+class BinarizeOptions(FittedOptions):
     """Options of `binarize`."""
 
     sweeps: int = pydantic.Field(
@@ -74,8 +74,8 @@ class _Binary(Family):
         return super().problem(layer)
 
     def start(self, layer: Linear, rows: _Float64, importance: _Float64) -> Alphabet:
-        signs = 2.0 * (np.arange(1 << self.bases)[:, None] >> np.arange(self.bases) & 1) - 1
-        return Alphabet(signs, binary_scales(rows, importance, self.bases))
+        bits = np.arange(1 << self.bases)[:, None] >> np.arange(self.bases) & 1
+        return Alphabet(2 * bits.astype(np.float64) - 1, binary_scales(rows, importance, self.bases))
 
     def encode(self, layer: Linear, codes: _Array, alphabet: Alphabet) -> Binary:
         scales = np.ascontiguousarray(alphabet.parameters.T, np.float32)

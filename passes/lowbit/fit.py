@@ -103,7 +103,7 @@ def refit(
         return alphabet.gradient(rows, weighted if free is None else np.where(free, weighted, 0.0))
 
     def dot(a: _Float64, b: _Float64) -> _Float64:
-        return np.bincount(part, (a * b).sum(axis=1))
+        return np.bincount(part, (a * b).sum(axis=1)).astype(np.float64)
 
     parameters = alphabet.parameters.copy()
     residual = gradient(target.reshape(rows.shape) - values(parameters))
@@ -156,8 +156,7 @@ def _round(target: _Float64, gram: _Float64, alphabet: Alphabet, mask: _Mask | N
 
 def _upper_factor(matrix: _Float64) -> _Float64:
     """Return U with H^-1 = U^T U."""
-    factor: _Float64 = np.linalg.cholesky(inverse_of(matrix)).T
-    return factor
+    return np.asarray(np.linalg.cholesky(inverse_of(matrix)).T, np.float64)
 
 
 def _descend(

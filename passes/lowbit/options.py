@@ -8,15 +8,18 @@ import pydantic
 
 from onnxpress.passes.base import SiteOptions
 
-__all__ = ["LowBitOptions", "WidthOptions"]
+__all__ = ["FittedOptions", "LowBitOptions", "Method", "WidthOptions"]
+
+
+Method = Literal["gptq", "rtn"]
 
 
 class LowBitOptions(SiteOptions):
-    """How weights are fitted, and which layers are too sensitive for few bits."""
+    """How weights are fitted, and which layers are too sensitive for few bits. A pass may have a further method."""
 
-    method: Literal["gptq", "rtn"] = pydantic.Field(
+    method: Literal[Method, "hqq"] = pydantic.Field(
         default="gptq",
-        description="gptq: second order, from data, layer after layer; rtn: to the nearest level, without data",
+        description="gptq: second order, from data; rtn: to the nearest integer; hqq: half-quadratic, without data",
     )
     sensitive: Literal["int8", "same", "float"] = pydantic.Field(
         default="int8",
@@ -25,6 +28,15 @@ class LowBitOptions(SiteOptions):
     samples: int = pydantic.Field(default=512, ge=2, description="calibration samples to use, at most")
     sweeps: int = pydantic.Field(
         default=1, ge=1, le=4, description="times that all layers are fitted, each behind what the others became"
+    )
+
+
+class FittedOptions(LowBitOptions):
+    """Options of passes that know no method but the two."""
+
+    method: Method = pydantic.Field(
+        default="gptq",
+        description="gptq: second order, from data, layer after layer; rtn: to the nearest level, without data",
     )
 
 

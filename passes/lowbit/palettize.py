@@ -32,7 +32,7 @@ from onnxpress.passes.lowbit.alphabet import Alphabet, Grouping
 from onnxpress.passes.lowbit.family import Family
 from onnxpress.passes.lowbit.lowbit_pass import LowBitPass
 from onnxpress.passes.lowbit.mixed import choose_widths
-from onnxpress.passes.lowbit.options import WidthOptions
+from onnxpress.passes.lowbit.options import FittedOptions, WidthOptions
 from onnxpress.passes.lowbit.sites import Chosen
 from onnxpress.passes.lowbit.starts import codebook_levels
 
@@ -44,7 +44,7 @@ _Float64: TypeAlias = npt.NDArray[np.float64]
 _WIDTHS = (8, 7, 6, 5, 4, 3, 2, 1)
 
 
-class PalettizeOptions(WidthOptions):
+class PalettizeOptions(WidthOptions, FittedOptions):
     """Options of `palettize`."""
 
     bits: int | None = pydantic.Field(

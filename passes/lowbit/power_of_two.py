@@ -25,7 +25,7 @@ from onnxpress.passes.base import Options
 from onnxpress.passes.lowbit.alphabet import Alphabet
 from onnxpress.passes.lowbit.family import Family
 from onnxpress.passes.lowbit.lowbit_pass import LowBitPass
-from onnxpress.passes.lowbit.options import LowBitOptions
+from onnxpress.passes.lowbit.options import FittedOptions
 from onnxpress.passes.lowbit.starts import exponents
 
 __all__ = ["PowerOfTwo", "PowerOfTwoOptions"]
@@ -34,7 +34,7 @@ _Array: TypeAlias = npt.NDArray[Any]
 _Float64: TypeAlias = npt.NDArray[np.float64]
 
 
-class PowerOfTwoOptions(LowBitOptions):
+class PowerOfTwoOptions(FittedOptions):
     """Options of `power-of-two`."""
 
     bits: int = pydantic.Field(default=4, ge=2, le=6, description="width of a code: 2^(bits-1) - 1 powers, and zero")

@@ -54,10 +54,6 @@ class QuantizeWeightsOptions(WidthOptions):
     bits: Literal[2, 4, 8] | None = pydantic.Field(
         default=None, description="width of a weight; 4 where neither bits nor bytes is given"
     )
-    method: Literal["gptq", "rtn", "hqq"] = pydantic.Field(
-        default="gptq",
-        description="gptq: second order, from data; rtn: to the nearest integer; hqq: half-quadratic, without data",
-    )
     block: int = pydantic.Field(
         default=32, ge=0, description="inputs of a Gemm or MatMul that share a scale; 0 for one scale a channel"
     )

@@ -41,7 +41,8 @@ def integer_scales(rows: _Float64, importance: _Float64, grouping: Grouping, lar
         off = np.clip(np.rint(rows / of_weight), -largest, largest) * of_weight - rows
         error = np.bincount(group.reshape(-1), (np.square(off) * importance).reshape(-1), count)
         best, least = np.where(error < least, scale, best), np.minimum(error, least)
-    return np.where(least > 0, best, peak)
+    found: _Float64 = np.where(least > 0, best, peak)
+    return found
 
 
 def ternary_scales(rows: _Float64, importance: _Float64) -> _Float64:
@@ -57,7 +58,8 @@ def ternary_scales(rows: _Float64, importance: _Float64) -> _Float64:
     weights = np.maximum(np.cumsum(weight, axis=1), _SMALLEST)
     best = np.argmax(np.square(sums) / weights, axis=1)[:, None]
     scale = np.take_along_axis(sums, best, axis=1) / np.take_along_axis(weights, best, axis=1)
-    return np.maximum(scale[:, 0], _SMALLEST)
+    found: _Float64 = np.maximum(scale[:, 0], _SMALLEST)
+    return found
 
 
 def binary_scales(rows: _Float64, importance: _Float64, bases: int) -> _Float64:
@@ -74,7 +76,7 @@ def binary_scales(rows: _Float64, importance: _Float64, bases: int) -> _Float64:
         left -= scale[:, None] * signs[-1]
     patterns = 2.0 * (np.arange(1 << bases)[:, None] >> np.arange(bases) & 1) - 1
     stacked = np.stack(signs, axis=2)  # [R, K, bases]
-    scales = np.ones((len(rows), bases))
+    scales: _Float64 = np.ones((len(rows), bases))
     for _ in range(_ALTERNATIONS):
         gram = np.einsum("rkb,rk,rkc->rbc", stacked, importance, stacked, optimize=True)
         right = np.einsum("rkb,rk,rk->rb", stacked, importance, rows, optimize=True)
@@ -97,7 +99,7 @@ def codebook_levels(numbers: _Float64, importance: _Float64, count: int) -> _Flo
         weights = np.ones_like(weights)
     below = np.cumsum(weights)
     at = np.searchsorted(below, (np.arange(count) + 0.5) / count * below[-1])
-    levels = values[np.minimum(at, len(values) - 1)]
+    levels: _Float64 = values[np.minimum(at, len(values) - 1)]
     mass = np.concatenate([[0.0], below])
     moment = np.concatenate([[0.0], np.cumsum(weights * values)])
     for _ in range(_LLOYD_ROUNDS):
@@ -117,7 +119,8 @@ def exponents(rows: _Float64, importance: _Float64, largest: int) -> npt.NDArray
     largest: how many powers there are.
     """
     peak = np.maximum(np.abs(rows).max(axis=1, initial=0.0), _SMALLEST)
-    top = np.clip(np.ceil(np.log2(peak)).astype(np.int64), -60, 60)
+    mantissa, above = np.frexp(peak)
+    top: npt.NDArray[np.int64] = np.clip(above.astype(np.int64) - (mantissa == 0.5), -60, 60)
     best, least = top, np.full(len(rows), np.inf)
     for lower in range(4):
         levels = np.ldexp(1.0, (top - lower)[:, None] - np.arange(largest))

@@ -31,7 +31,7 @@ from onnxpress.passes.base import Options
 from onnxpress.passes.lowbit.alphabet import Alphabet
 from onnxpress.passes.lowbit.family import Family
 from onnxpress.passes.lowbit.lowbit_pass import LowBitPass
-from onnxpress.passes.lowbit.options import LowBitOptions
+from onnxpress.passes.lowbit.options import FittedOptions
 from onnxpress.passes.lowbit.starts import ternary_scales
 
 __all__ = ["Ternarize", "TernarizeOptions"]
@@ -40,7 +40,7 @@ _Array: TypeAlias = npt.NDArray[Any]
 _Float64: TypeAlias = npt.NDArray[np.float64]
 
 
-class TernarizeOptions(LowBitOptions):
+class TernarizeOptions(FittedOptions):
     """Options of `ternarize`."""
 
     sweeps: int = pydantic.Field(

@@ -290,11 +290,14 @@ def _source(model: ModelLike) -> Iterator[str | bytes]:
     if isinstance(model, bytes):
         yield model
         return
-    if isinstance(model, str | os.PathLike):
-        yield os.fspath(model)
-        return
     from onnxpress.ir import model_io
+    from onnxpress.ir.container.packing import is_packed
 
+    if isinstance(model, str | os.PathLike):
+        if not is_packed(pathlib.Path(model)):
+            yield os.fspath(model)
+            return
+        model = model_io.load(model)
     if isinstance(model, onnx.ModelProto):
         model = onnx_ir.from_proto(model)
     if model_io.size_bytes(model) <= _PROTOBUF_LIMIT_BYTES:

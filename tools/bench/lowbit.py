@@ -26,7 +26,7 @@ from onnxpress.tools.bench.encoders import DEEP_COMPRESSION, ENCODERS
 from onnxpress.tools.bench.ptq import predicted_classes
 from onnxpress.tools.container import open_session, pack
 
-__all__ = ["HEADINGS", "Row", "run"]
+__all__ = ["HEADINGS", "Row", "pipelines", "run"]
 
 HEADINGS = {
     "compiler": "pipeline", "accuracy": "top-1 %", "drop": "drop", "agreement": "same %", "size_bytes": ".onnx",
