@@ -45,6 +45,7 @@ from onnxpress.tools.measure import (
     source_bytes,
 )
 from onnxpress.tools.memory import peak_rss_bytes
+from onnxpress.tools.metrics import Metrics
 from onnxpress.tools.plan import Plan, prepare
 from onnxpress.tools.recipe import MANIFEST_KEY
 from onnxpress.tools.report.numbers import is_same_latency, milliseconds, three_digits
@@ -295,13 +296,23 @@ def _headlines(report: Report) -> Iterator[str]:
         else:
             yield f"NOT FASTER: latency{here} {change} ({three_digits(before.latency_ms / after.latency_ms)}x)"
     if after.size_bytes >= before.size_bytes:
-        yield f"NOT SMALLER: {before.size_bytes:,} bytes before, {after.size_bytes:,} bytes after"
+        weights, others = zip(*map(_parts, (before, after)), strict=True)
+        yield (
+            f"NOT SMALLER: {before.size_bytes:,} bytes before, {after.size_bytes:,} bytes after: weights "
+            f"{weights[0]:,} and {weights[1]:,}, operators, names and the rest {others[0]:,} and {others[1]:,}"
+        )
     if not any(record.rewrites.modified for record in report.passes):
         yield "NOTHING WAS REWRITTEN: every pass found nothing, or declined what it found (reasons below)"
     if unfused := report.kernels.unfused:
         names = ", ".join(map(repr, unfused[:_WORST_SITES]))
         more = f" and {len(unfused) - _WORST_SITES} more" if len(unfused) > _WORST_SITES else ""
         yield f"QUANTIZED BUT COMPUTED IN FLOAT by the runtime: {names}{more}"
+
+
+def _parts(metrics: Metrics) -> tuple[int, int]:
+    """Return the bytes of the weights, and those of all else in the file."""
+    weights = round((metrics.bits_per_weight or 0.0) * metrics.params / 8)
+    return weights, metrics.size_bytes - weights
 
 
 def _require_drop(plan: Plan, report: Report) -> None:

@@ -176,10 +176,21 @@ class QuantizeInt8(Pass):
         if unit.linear is None:
             return Site(unit.name, unit.node.op_type, amount, amount, detail=detail)
         error = plan.errors[unit]
+        detail += _widened(encoding_of(unit.linear.weight_value), plan.weights[unit])
         replace_weight(model, unit.linear, plan.weights[unit], names)
         if self.options.bias_correction:
             _shift_bias(model, unit.linear, error.significant_shift(), names)
         return Site(unit.name, unit.node.op_type, amount, _amount(unit), {"sqnr_db": error.sqnr_db}, detail)
+
+
+def _widened(before: Encoded | None, after: Encoded) -> str:
+    """Say that a weight of few bits could not keep them."""
+    if before is None or before.bits >= after.bits:
+        return ""
+    return (
+        f"; its {before.label} weight became {after.label}, as integer kernels take one scale for an output channel and "
+        "no blocks or groups of inputs"
+    )
 
 
 def _declined(unit: Unit, reason: str) -> Declined:

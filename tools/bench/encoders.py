@@ -22,7 +22,7 @@ ENCODERS = {
     "int4": "quantize-weights",
     "int4-rtn": "quantize-weights{method=rtn}",
     "int4-hqq": "quantize-weights{method=hqq}",
-    "int4+int8": "quantize-weights, quantize-int8",
+    "int4+int8": "quantize-weights{block=0}, quantize-int8",
     "float16": "float16",
 }
 # Deep Compression's pipeline without its fine-tuning, at strengths that each network bears.

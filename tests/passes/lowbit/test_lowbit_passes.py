@@ -348,6 +348,21 @@ def test_integer_activations_keep_the_few_bits(
     assert relative_error(expected, got) < relative_error(expected, before) + 0.02
 
 
+def test_blocks_of_inputs_become_eight_bits_beside_integers_and_it_says_so() -> None:
+    constants = {"w": np.random.default_rng(0).standard_normal((16, 64)), "v": np.random.default_rng(1).random((16, 9))}
+    body = "[first] h = Gemm <transB = 1> (x, w)\n [out] out = MatMul (h, v)"
+    model = model_of(body, constants, inputs="float[N, 64] x")
+    _encode("quantize-weights", model, block=16, sensitive="same", include=["first"])
+    context = Context(load_target("x86-vnni").constraints, data_of(model))
+    rewrites = get_pass("quantize-int8")(placement="all", tail="int8").run(model, context)
+    assert _encoding(model, "first").label == "affine8"
+    detail = next(site.detail for site in rewrites.sites if site.name == "first")
+    assert detail.endswith(
+        "; its affine4 weight became affine8, as integer kernels take one scale for an output channel and no blocks or "
+        "groups of inputs"
+    )
+
+
 # Generated graphs.
 
 
