@@ -92,6 +92,6 @@ def _why_not(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> str | None
     if not value.uses():
         return "nothing reads it"
     largest = float(np.abs(tensor.numpy()).max())
-    if not largest <= np.finfo(np.float16).max:
+    if not largest <= encodings.Float16.largest:
         return f"a magnitude of {largest:g} lies beyond float16's 65504"
     return None

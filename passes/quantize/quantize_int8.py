@@ -188,8 +188,8 @@ def _widened(before: Encoded | None, after: Encoded) -> str:
     if before is None or before.bits >= after.bits:
         return ""
     return (
-        f"; its {before.label} weight became {after.label}, as integer kernels take one scale for an output channel and "
-        "no blocks or groups of inputs"
+        f"; its {before.label} weight became {after.label}, as integer kernels take one scale for an output channel "
+        "and no blocks or groups of inputs"
     )
 
 
