@@ -27,8 +27,8 @@ ENCODERS = {
 }
 # Deep Compression's pipeline without its fine-tuning, at strengths that each network bears.
 DEEP_COMPRESSION = {
-    "lenet300": "prune-weights{ratio=0.8,allocation=global}, palettize{bits=3,sensitive=same}",
+    "lenet300": "prune-weights{ratio=0.83,allocation=global}, palettize{bits=3,sensitive=same,sweeps=2}",
     "lenet5": "prune-weights{ratio=0.9,allocation=global}, palettize{bits=3,sensitive=same}",
-    "vgg_small": "prune-weights{ratio=0.6,allocation=global}, palettize{bits=3,sensitive=same}",
-    "squeezenet": "prune-weights{ratio=0.3,allocation=global}, palettize{bits=5,sensitive=same}",
+    "vgg_small": "prune-weights{ratio=0.8,allocation=global}, palettize{bits=3,sensitive=same}",
+    "squeezenet": "prune-weights{ratio=0.67,allocation=global}, palettize{bits=5,sensitive=same}",
 }
