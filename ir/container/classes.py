@@ -14,16 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.ir.container.coder import Decoder, Encoder, Integers, StreamError
-from onnxpress.ir.container.factors import Factors
+from onnxpress.ir.container.logs import entropy_bits, quarter_octaves
 from onnxpress.ir.container.tables import gained
 
-__all__ = ["best_factors", "buckets_of", "read_classed", "write_classed"]
+__all__ = ["buckets_of", "read_classed", "write_classed"]
 
 _BUCKETS = 8
 _GAIN = 4  # stored gains to the octave
 _MOST_CLASSES = 64
-_SAMPLE = 1 << 16  # elements that the choice of factors looks at
-_GAIN_BITS = 2.5  # about what a stored gain costs
+_GAIN_HALF_BITS = 5  # about what a stored gain costs
 
 
 def buckets_of(table: Integers, order: Integers) -> npt.NDArray[np.int32]:
@@ -33,26 +32,6 @@ def buckets_of(table: Integers, order: Integers) -> npt.NDArray[np.int32]:
     np.add.at(mass, inverse, table)
     before = np.cumsum(mass) - mass
     return (before * _BUCKETS // int(mass.sum())).astype(np.int32)[inverse]
-
-
-def best_factors(fitted: Factors, of_symbol: Integers, kept: npt.NDArray[np.bool_] | None) -> Factors:
-    """Return the fitted factors, or some of them, by what they cost and what they gain.
-
-    of_symbol: [M, C, S], the bucket of each element's symbol. kept: [M, C, S]; None for all.
-    """
-    if of_symbol.size == max(of_symbol.shape):
-        return fitted.without("rows", "columns", "positions")  # a vector's factor would be as long as it is
-    step = -(-of_symbol.size // _SAMPLE) if len(of_symbol) > 1 else 1
-    seen = of_symbol[::step].reshape(-1) if kept is None else of_symbol[::step][kept[::step]]
-    candidates = [fitted, fitted.without("columns"), fitted.without("rows"), fitted.without("rows", "columns")]
-    candidates.append(fitted.without("rows", "columns", "positions"))
-
-    def cost(factors: Factors) -> float:
-        sums = factors.every(step).sums
-        counts = _joint(sums.reshape(-1) if kept is None else sums[kept[::step]], seen)[1]
-        return min(_class_bits(_merged(counts, width), step) for width in (1, 2, 4)) + _stored_bits(factors)
-
-    return min(candidates, key=cost)
 
 
 def write_classed(encoder: Encoder, symbols: Integers, sums: Integers, table: Integers, buckets: Integers) -> None:
@@ -119,26 +98,14 @@ def _merged(counts: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
 
 def _gains(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
     """Return gains [class, bucket] against the distribution over all classes."""
-    overall = (counts.sum(axis=0) + 0.5) / (counts.sum() + 0.5 * _BUCKETS)
-    own = (counts + 2 * overall) / (counts.sum(axis=1, keepdims=True) + 2)
-    gains: npt.NDArray[np.float64] = np.rint(_GAIN * np.log2(own / overall))
-    return np.clip(gains, -5 * _GAIN, 5 * _GAIN).astype(np.int32)
+    overall = 2 * counts.sum(axis=0) + 1
+    total = int(overall.sum())
+    # Eight more elements, spread as over all classes, keep rare classes near the others.
+    own = counts * total + 8 * overall
+    steps = quarter_octaves(own, (counts.sum(axis=1, keepdims=True) + 8) * overall)
+    return np.clip(steps, -5 * _GAIN, 5 * _GAIN)
 
 
-def _class_bits(counts: npt.NDArray[np.int64], weight: int = 1) -> float:
-    """Return what the buckets cost when each class has its own distribution, and the gains.
-
-    weight: how many elements each one that was counted stands for.
-    """
-    share = np.maximum(counts, 1) / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    stored = 0.0 if len(counts) == 1 else _GAIN_BITS * counts.size
-    return -weight * float((counts * np.log2(share)).sum()) + stored
-
-
-def _stored_bits(factors: Factors) -> float:
-    bits = 0.0
-    for factor in (factors.rows, factors.columns, factors.positions):
-        if factor.any():
-            counts = np.bincount(factor - factor.min())
-            bits += 40 - float((counts * np.log2(np.maximum(counts, 1) / factor.size)).sum())
-    return bits
+def _class_bits(counts: npt.NDArray[np.int64]) -> int:
+    """Return what the buckets cost when each class has its own distribution, and the gains."""
+    return entropy_bits(counts) + (0 if len(counts) == 1 else _GAIN_HALF_BITS * counts.size // 2)

@@ -17,13 +17,14 @@ import numpy.typing as npt
 from onnxpress.ir.container.coder import Decoder, Encoder, StreamError
 from onnxpress.ir.container.codes import read_codes, write_codes
 
-__all__ = ["MOST_VALUES", "codebook_of", "read_codebook", "write_codebook"]
+__all__ = ["MOST_VALUES", "codebook_of", "read_codebook", "values_of", "write_codebook"]
 
 Bits = npt.NDArray[np.unsignedinteger[Any]]
 
 MOST_VALUES = 4096
-_HASH_BITS = 20
+_HASH_BITS, _LONG_HASH_BITS = 16, 20  # a short table stays in the cache
 _MULTIPLIERS = (2654435769, 2246822519, 3266489917, 668265263, 374761393, 1)  # odd; Knuth's and xxHash's
+_PARTS = 16  # of a running mean
 _PROBE = 2048  # elements that tell most tensors of many values
 
 
@@ -32,10 +33,17 @@ def codebook_of(bits: Bits, is_float: bool) -> npt.NDArray[np.uint64] | None:
     flat = bits.reshape(-1)
     limit = min(MOST_VALUES, flat.size // 4 + 1)
     probe = flat[:: max(1, flat.size // _PROBE)]
-    if np.unique(probe).size > min(limit, probe.size // 2 + 16) and flat.size > _PROBE:
+    if flat.size > _PROBE and _distinct(probe).size > min(limit, probe.size // 2 + 16):
         return None
-    values = np.unique(flat)
+    values = _distinct(flat)
     return np.sort(_keys(values, is_float)) if values.size <= limit else None
+
+
+def _distinct(flat: Bits) -> Bits:
+    """Return the different values, sorted; np.unique hashes, at several times the time."""
+    ordered = np.sort(flat)
+    found: Bits = ordered[np.concatenate([ordered[:1] == ordered[:1], ordered[1:] != ordered[:-1]])]
+    return found
 
 
 def write_codebook(encoder: Encoder, bits: Bits, is_float: bool, codebook: npt.NDArray[np.uint64]) -> None:
@@ -44,8 +52,8 @@ def write_codebook(encoder: Encoder, bits: Bits, is_float: bool, codebook: npt.N
     _write_keys(encoder, codebook.tolist(), bits.dtype.itemsize, _exponent_shift(bits.dtype, is_float))
     ranks = np.arange(codebook.size) - _zero_rank(codebook, bits.dtype.itemsize, is_float)
     codes = _skipping_zero(ranks, codebook, bits.dtype.itemsize, is_float)
-    places = _places(bits.reshape(-1), _values(codebook, bits.dtype, is_float))
-    write_codes(encoder, codes[places].reshape(bits.shape))
+    coded = _looked_up(bits.reshape(-1), values_of(codebook, bits.dtype, is_float), codes)
+    write_codes(encoder, coded.reshape(bits.shape))
 
 
 def read_codebook(decoder: Decoder, shape: Sequence[int], kind: np.dtype[Any], is_float: bool) -> Bits:
@@ -61,7 +69,7 @@ def read_codebook(decoder: Decoder, shape: Sequence[int], kind: np.dtype[Any], i
             raise StreamError("a codebook without zero is asked for it")
     if ranks.size and not (ranks.min() >= 0 and ranks.max() < count):
         raise StreamError("a rank lies outside the codebook")
-    found: Bits = _values(codebook, kind, is_float)[ranks]
+    found: Bits = values_of(codebook, kind, is_float)[ranks]
     return found
 
 
@@ -69,12 +77,16 @@ def _write_keys(encoder: Encoder, keys: list[int], width: int, shift: int) -> No
     """Write ascending keys: the bits that each step to the next has, and these bits but the leading 1.
 
     Values that lie evenly have longer steps between keys where the exponent is smaller: its sum with the length of a
-    step is about the same everywhere, and is what is coded.
+    step is about the same everywhere. What is coded is how far it is off from what those before it make likely.
     """
     encoder.plain(keys[0].to_bytes(width, "little"))
     steps = [after - before for before, after in itertools.pairwise(keys)]
-    expected = [step.bit_length() + _exponent(before, shift) for before, step in zip(keys, steps, strict=False)]
-    encoder.small(np.array(expected, np.int32))
+    likely, surprises = _Likely(), []
+    for before, step in zip(keys, steps, strict=False):
+        evenness = step.bit_length() + _exponent(before, shift)
+        surprises.append(evenness - likely.next)
+        likely.learn(evenness)
+    encoder.small(np.array(surprises, np.int32))
     joined = total = 0
     for step in steps:
         length = step.bit_length() - 1
@@ -87,12 +99,15 @@ def _read_keys(decoder: Decoder, count: int, shift: int, width: int) -> list[int
     if count < 1:
         raise StreamError("a codebook is empty")
     keys, total = [int.from_bytes(decoder.plain(width), "little")], 0
-    expected = decoder.small(count - 1).tolist()
+    surprises = decoder.small(count - 1).tolist()
+    likely = _Likely()
     # The lengths depend on the keys, and the keys on bits of these lengths: the bits are taken as they are needed.
     rest = decoder.rest()
     joined = int.from_bytes(rest, "little")
-    for each in expected:
-        length = each - _exponent(keys[-1], shift) - 1
+    for surprise in surprises:
+        evenness = surprise + likely.next
+        likely.learn(evenness)
+        length = evenness - _exponent(keys[-1], shift) - 1
         if not 0 <= length < 64:
             raise StreamError("the step of a codebook is out of range")
         keys.append(keys[-1] + (1 << length) + (joined >> total & (1 << length) - 1))
@@ -101,6 +116,25 @@ def _read_keys(decoder: Decoder, count: int, shift: int, width: int) -> list[int
     if keys[-1] >= 1 << 8 * width:
         raise StreamError("a value of a codebook is out of range")
     return keys
+
+
+class _Likely:
+    """A running mean that one outlier, such as the step across zero, does not carry away."""
+
+    def __init__(self) -> None:
+        self._mean: int | None = None
+
+    @property
+    def next(self) -> int:
+        """The number that is likely next."""
+        return 0 if self._mean is None else (self._mean + _PARTS // 2) // _PARTS
+
+    def learn(self, number: int) -> None:
+        """Move half of the way to a number, by one at most."""
+        if self._mean is None:
+            self._mean = number * _PARTS
+        else:
+            self._mean += max(-2 * _PARTS, min(2 * _PARTS, number * _PARTS - self._mean)) // 2
 
 
 def _exponent_shift(kind: np.dtype[Any], is_float: bool) -> int:
@@ -116,22 +150,25 @@ def _exponent(key: int, shift: int) -> int:
     return (key - top if key >= top else top - 1 - key) >> shift
 
 
-def _places(flat: Bits, values: Bits) -> npt.NDArray[np.intp]:
-    """Return where in `values` each element lies.
+def _looked_up(flat: Bits, values: Bits, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return the code of each element; `codes` are those of `values`.
 
     A multiplication hashes the values into a table; with the first multiplier that keeps them apart, a look-up
     replaces a search, at a tenth of the time.
     """
     if flat.dtype.itemsize == 4 and values.size <= 1024:
+        bits = _HASH_BITS if values.size <= 256 else _LONG_HASH_BITS
         for multiplier in _MULTIPLIERS:
-            hashed = (values * np.uint32(multiplier)) >> np.uint32(32 - _HASH_BITS)
+            hashed = (values * np.uint32(multiplier)) >> np.uint32(32 - bits)
             if np.unique(hashed).size == values.size:
-                table = np.zeros(1 << _HASH_BITS, np.int16)
-                table[hashed] = np.arange(values.size)
-                places: npt.NDArray[np.int16] = table[(flat * np.uint32(multiplier)) >> np.uint32(32 - _HASH_BITS)]
-                return places.astype(np.intp)
+                table = np.zeros(1 << bits, np.int32)
+                table[hashed] = codes
+                places = flat * np.uint32(multiplier)
+                places >>= np.uint32(32 - bits)
+                coded: npt.NDArray[np.int32] = table[places]
+                return coded
     order = np.argsort(values)
-    return order[np.searchsorted(values[order], flat)]
+    return codes[order[np.searchsorted(values[order], flat)]]
 
 
 def _skipping_zero(
@@ -163,7 +200,8 @@ def _keys(values: Bits, is_float: bool) -> npt.NDArray[np.uint64]:
     return np.where(values & top, ~values, values | top).astype(np.uint64)
 
 
-def _values(keys: npt.NDArray[np.uint64], kind: np.dtype[Any], is_float: bool) -> Bits:
+def values_of(keys: npt.NDArray[np.uint64], kind: np.dtype[Any], is_float: bool) -> Bits:
+    """Return the values of keys, as unsigned integers of their type."""
     narrow: Bits = keys.astype(kind)
     if not is_float:
         return narrow

@@ -7,15 +7,17 @@ holds exactly, and nothing on the way to them depends on how a processor or a li
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FLAG_ONE", "Decoder", "Encoder", "Integers", "StreamError"]
+__all__ = ["FLAG_ONE", "Decoder", "Encoder", "Integers", "StreamError", "flag_share"]
 
 Array: TypeAlias = npt.NDArray[Any]
+Chances: TypeAlias = npt.NDArray[np.float32]
 Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 
 FLAG_ONE = 1 << 16  # the probability of a flag is counted in parts of this
@@ -58,19 +60,18 @@ class Encoder:
         if values.size and len(table) > 1:
             self._coder.encode(_coder_symbols(values), self._model.Categorical(_probabilities(table), perfect=False))
 
-    def flags(self, values: Array, ones: Integers) -> None:
-        """Code flags of 0 or 1. ones: for each the probability of a 1, in parts of FLAG_ONE."""
+    def flags(self, values: Array, ones: Chances) -> None:
+        """Code flags of 0 or 1. ones: for each the probability of a 1, a whole number of parts of FLAG_ONE."""
         if values.size:
-            self._coder.encode(
-                _coder_symbols(values), self._model.Bernoulli(perfect=False), ones.astype(np.float32) / FLAG_ONE
-            )
+            self._coder.encode(_coder_symbols(values), self._model.Bernoulli(perfect=False), ones)
 
     def small(self, values: Integers) -> None:
         """Code small numbers that gather about one value, under a two-sided geometric table."""
         if not values.size:
             return
-        lowest, centre = int(values.min()), int(np.median(values))
-        width = int(values.max()) - lowest + 1
+        ordered = np.sort(values)
+        lowest, centre = int(ordered[0]), int(ordered[values.size // 2])
+        width = int(ordered[-1]) - lowest + 1
         ratio = _ratio(float(np.abs(values - centre).mean()))
         self.signed(lowest)
         self.number(width)
@@ -146,11 +147,11 @@ class Decoder:
             return np.zeros(count, np.int32)
         return self._decode(self._model.Categorical(_probabilities(table), perfect=False), count)
 
-    def flags(self, ones: Integers) -> npt.NDArray[np.int32]:
+    def flags(self, ones: Chances) -> npt.NDArray[np.int32]:
         """Read a flag for each of the probabilities."""
         if not ones.size:
             return np.zeros(0, np.int32)
-        return self._decode(self._model.Bernoulli(perfect=False), ones.astype(np.float32) / FLAG_ONE)
+        return self._decode(self._model.Bernoulli(perfect=False), ones)
 
     def small(self, count: int) -> npt.NDArray[np.int32]:
         """Read `count` small numbers."""
@@ -175,6 +176,11 @@ class Decoder:
         return found
 
 
+def flag_share(share: int, count: int) -> Chances:
+    """Return the same probability for each of `count` flags. share: in parts of FLAG_ONE."""
+    return np.full(count, share / FLAG_ONE, np.float32)
+
+
 def _coder_symbols(values: Array) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(values, np.int32).reshape(-1)
 
@@ -186,11 +192,16 @@ def _probabilities(table: Integers) -> npt.NDArray[np.float32]:
 
 def _geometric(width: int, centre: int, ratio: int) -> npt.NDArray[np.int64]:
     """Return frequencies that fall by ratio / 32 with each step from the centre."""
-    falling = [1 << 16]
-    while len(falling) < width and falling[-1] > 1:
-        falling.append(max(1, falling[-1] * ratio >> _RATIO_BITS))
-    distance = np.abs(np.arange(width) - centre)
-    return np.asarray(falling, np.int64)[np.minimum(distance, len(falling) - 1)]
+    falling = _falling(ratio)
+    return falling[np.minimum(np.abs(np.arange(-centre, width - centre)), falling.size - 1)]
+
+
+@functools.cache
+def _falling(ratio: int) -> npt.NDArray[np.int64]:
+    found = [1 << 16]
+    while found[-1] > 1:
+        found.append(max(1, found[-1] * ratio >> _RATIO_BITS))
+    return np.array(found, np.int64)
 
 
 def _ratio(deviation: float) -> int:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from onnxpress.ir.container.classes import best_factors, buckets_of, read_classed, write_classed
+from onnxpress.ir.container.classes import buckets_of, read_classed, write_classed
 from onnxpress.ir.container.coder import Decoder, Encoder, Integers, StreamError
-from onnxpress.ir.container.factors import Factors, planes_of
+from onnxpress.ir.container.factors import Factors, fit_fullness, planes_of, with_fullness
 from onnxpress.ir.container.folds import kernel_of
 from onnxpress.ir.container.signs import Signs, read_signs
 from onnxpress.ir.container.tables import frequencies, read_table, write_table
@@ -46,14 +46,20 @@ def write_codes(encoder: Encoder, codes: Codes) -> None:
     encoder.number(is_sparse + 2 * signs.pay)
     if is_sparse:
         write_zeros(encoder, kept, kernel)
-    magnitudes = np.abs(cube)
     order = np.abs(np.arange(size) + lowest)
     table = frequencies(levels)
     buckets = buckets_of(table, order)
-    fitted = Factors.fit(magnitudes.astype(np.float32), mask)
-    factors = best_factors(fitted, buckets[cube - lowest], mask)
+    magnitudes = np.abs(cube)
+    factors = Factors.fit(magnitudes, mask)
     factors.write(encoder)
-    sums = factors.sums.reshape(-1) if mask is None else factors.sums[mask]
+    sums: Integers = factors.sums
+    if mask is not None and planes[2] > 1:
+        fullness = fit_fullness(magnitudes, mask, sums)
+        encoder.number(int(fullness.any()))
+        if fullness.any():
+            encoder.small(fullness)
+            sums = with_fullness(sums, mask, fullness)
+    sums = sums.reshape(-1) if mask is None else sums[mask]
     if signs.pay:
         folded, fold_buckets = _folded(table, lowest, size)
         write_classed(encoder, np.abs(symbols + lowest), sums, folded, fold_buckets)
@@ -73,7 +79,10 @@ def read_codes(decoder: Decoder, shape: Sequence[int]) -> Codes:
     kept = read_zeros(decoder, planes, kernel) if is_sparse else None
     table = frequencies(levels)
     factors = Factors.read(decoder, planes)
-    sums = factors.sums.reshape(-1) if kept is None else factors.sums[kept]
+    sums: Integers = factors.sums
+    if kept is not None and planes[2] > 1 and decoder.number(1):
+        sums = with_fullness(sums, kept, decoder.small(planes[2] + 1))
+    sums = sums.reshape(-1) if kept is None else sums[kept]
     if signs_pay:
         folded, fold_buckets = _folded(table, lowest, size)
         sized = _placed(read_classed(decoder, sums, folded, fold_buckets), kept, planes)

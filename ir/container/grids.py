@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from onnxpress.ir.container.coder import FLAG_ONE, Decoder, Encoder, StreamError
+from onnxpress.ir.container.coder import FLAG_ONE, Decoder, Encoder, StreamError, flag_share
 from onnxpress.ir.container.codes import read_codes, write_codes
 from onnxpress.ir.container.floats import FORMATS, read_floats, write_floats
 
-__all__ = ["Grid", "grid_of", "read_grid", "write_grid"]
+__all__ = ["Grid", "grid_of", "may_have_grid", "read_grid", "write_grid"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -40,8 +40,11 @@ class Grid(NamedTuple):
     missed: npt.NDArray[np.intp]
 
 
-def grid_of(weights: Floats) -> Grid | None:
-    """Return the grid that float32 weights lie on, by channel or as a whole, or None."""
+def grid_of(weights: Floats, values: Floats | None = None) -> Grid | None:
+    """Return the grid that float32 weights lie on, by channel or as a whole, or None.
+
+    values: the different ones, where they are few.
+    """
     if weights.ndim == 0 or weights.size < 2:
         return None
     axes: list[int | None] = [None, 0, weights.ndim - 1] if weights.ndim > 1 else [None]
@@ -51,7 +54,10 @@ def grid_of(weights: Floats) -> Grid | None:
         )
         if rows.shape[1] < 2:
             continue
-        levels = _likely_levels(rows[:: max(1, len(rows) // _PROBED)])
+        if values is not None and axis is None:
+            levels = _likely_levels(values[None, :], has_few=True)
+        else:
+            levels = _likely_levels(rows[:2]) and _likely_levels(rows[:: max(1, len(rows) // _PROBED)])
         scales = _scales(rows, levels) if levels else None
         if scales is None:
             continue
@@ -65,16 +71,28 @@ def grid_of(weights: Floats) -> Grid | None:
     return None
 
 
+def may_have_grid(weights: Floats) -> bool:
+    """Tell whether a look at some of the weights says that they may lie on a grid."""
+    if weights.ndim < 2:
+        return bool(weights.size > 1 and _likely_levels(weights.reshape(1, -1)))
+    sides = (
+        weights.reshape(1, -1),
+        weights.reshape(len(weights), -1)[:2],
+        weights.reshape(-1, weights.shape[-1]).T[:2],
+    )
+    return any(side.shape[1] > 1 and _likely_levels(side) for side in sides)
+
+
 def write_grid(encoder: Encoder, weights: Floats, grid: Grid) -> None:
     """Code the weights by the grid that `grid_of` found."""
     encoder.number(0 if grid.axis is None else grid.axis + 1)
-    write_floats(encoder, grid.scales.view(np.uint32), FORMATS["FLOAT"])
+    write_floats(encoder, grid.scales.view(np.uint32), [grid.scales.shape], FORMATS["FLOAT"])
     write_codes(encoder, grid.codes)
     negative = np.signbit(weights)[grid.codes == 0]
     share = min(FLAG_ONE - 1, -(-int(negative.sum()) * FLAG_ONE // max(1, negative.size)))
     encoder.number(share)  # 0: no zero is negative
     if share:
-        encoder.flags(negative, np.full(negative.size, share))
+        encoder.flags(negative, flag_share(share, negative.size))
     encoder.number(grid.missed.size)
     for step in np.diff(grid.missed, prepend=0).tolist():
         encoder.number(step)
@@ -85,13 +103,15 @@ def read_grid(decoder: Decoder, shape: Sequence[int]) -> Floats:
     """Read weights of this shape."""
     axis = decoder.number(len(shape)) - 1
     channels = 1 if axis < 0 else shape[axis]
-    scales = read_floats(decoder, (channels,), FORMATS["FLOAT"]).view(np.float32)
+    scales = read_floats(decoder, [(channels,)], FORMATS["FLOAT"]).view(np.float32)
     codes = read_codes(decoder, shape)
     weights = _decoded(codes, scales, None if axis < 0 else axis)
     share = decoder.number(FLAG_ONE - 1)
     if share:
         zeros = codes == 0
-        weights[zeros] = np.where(decoder.flags(np.full(int(zeros.sum()), share)) == 1, np.float32(-0.0), np.float32(0))
+        weights[zeros] = np.where(
+            decoder.flags(flag_share(share, int(zeros.sum()))) == 1, np.float32(-0.0), np.float32(0)
+        )
     missed = np.cumsum([decoder.number() for _ in range(decoder.number(weights.size))], dtype=np.int64)
     if missed.size and int(missed[-1]) >= weights.size:
         raise StreamError("an element off the grid lies outside the tensor")
@@ -141,8 +161,11 @@ def _fits(rows: Floats, scales: Floats) -> npt.NDArray[np.bool_]:
     return fits
 
 
-def _likely_levels(rows: Floats) -> list[int]:
+def _likely_levels(rows: Floats, *, has_few: bool = False) -> list[int]:
     """Return the levels that fit the beginning of some of the rows; all of them where the rows are zero."""
+    beginning = np.sort(np.abs(rows[:, :_PREFIX]), axis=1)
+    if not has_few and rows.shape[1] >= _PREFIX and (beginning[:, 1:] == beginning[:, :-1]).any(axis=1).mean() < 0.5:
+        return []  # of 64 numbers on a grid of 255, some are the same
     peaks = np.abs(rows).max(axis=1)
     rows, peaks = rows[peaks > 0, :_PREFIX], peaks[peaks > 0]
     if not np.isfinite(peaks).all():

@@ -2,7 +2,7 @@
 
     magic       8 bytes, 0x93 "ONNXP" CR LF
     version     2 bytes, little endian
-    sections    each: a tag (16 * kind + method), decoded size, coded size (varints), the first 8 bytes of the
+    sections    each: a tag (16 * kind + method), decoded size, coded size (varints), the first 16 bytes of the
                 SHA-256 of what it decodes to, the coded bytes. Where the tag has 0x80 set, zeros follow these,
                 and their number (varint) goes before
     digest      32 bytes: SHA-256 of all before it
@@ -29,8 +29,9 @@ __all__ = ["EXPANSION", "MAGIC", "VERSION", "Kind", "Section", "damaged", "diges
 MAGIC = b"\x93ONNXP\r\n"  # no text file, and told apart from one that was sent as text
 VERSION = 1
 EXPANSION = 4096  # a section decodes to at most so many times its coded size; an encoder pads what is shorter
+_SKELETON_EXPANSION = 64  # of the skeleton, which takes several times its size once it is parsed; most are below 30
 
-_DIGEST_BYTES = 8  # of each section: the file's digest tells damage, this one a decoder that goes wrong
+_DIGEST_BYTES = 16  # of each section: the file's digest tells damage, this one a decoder that goes wrong
 _PADDED = 0x80  # in the tag of a section: zeros follow it
 _FILE_DIGEST_BYTES = 32
 _HEAD_BYTES = len(MAGIC) + 2
@@ -72,7 +73,7 @@ def file_chunks(sections: Iterable[Section]) -> Iterator[bytes | memoryview]:
 def _chunks(sections: Iterable[Section]) -> Iterator[bytes | memoryview]:
     yield MAGIC + VERSION.to_bytes(2, "little")
     for section in sections:
-        padding = max(0, -(-section.size // EXPANSION) - len(section.stream))
+        padding = max(0, -(-section.size // _expansion(section.kind)) - len(section.stream))
         tag = bytes([section.kind << 4 | section.method | (_PADDED if padding else 0)])
         head = tag + _varint(section.size) + _varint(len(section.stream)) + section.digest
         yield head + _varint(padding) if padding else head
@@ -126,7 +127,7 @@ def _sections(body: memoryview, where: str) -> Iterator[Section]:
         padding, at = _read_varint(body, at + _DIGEST_BYTES, where) if is_padded else (0, at + _DIGEST_BYTES)
         if coded + padding > len(body) - at:
             raise InputError(damaged(where, f"a section of {coded + padding} bytes has {len(body) - at}"))
-        if size > EXPANSION * (coded + padding):
+        if size > _expansion(Kind(kind)) * (coded + padding):
             raise InputError(
                 damaged(where, f"a section of {coded + padding} bytes says that it holds {size}, too many for it")
             )
@@ -134,6 +135,10 @@ def _sections(body: memoryview, where: str) -> Iterator[Section]:
         at += coded + padding
     if at != len(body):
         raise InputError(damaged(where, f"{len(body) - at} bytes follow its end"))
+
+
+def _expansion(kind: Kind) -> int:
+    return _SKELETON_EXPANSION if kind is Kind.SKELETON else EXPANSION
 
 
 def _varint(value: int) -> bytes:

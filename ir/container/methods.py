@@ -14,29 +14,28 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from onnxpress.ir.container.codebooks import codebook_of, read_codebook, write_codebook
+from onnxpress.ir.container.codebooks import codebook_of, read_codebook, values_of, write_codebook
 from onnxpress.ir.container.coder import Decoder, Encoder, StreamError
 from onnxpress.ir.container.floats import (
     FORMATS,
-    can_pool,
     read_floats,
-    read_pooled_floats,
     read_sparse_floats,
     write_floats,
-    write_pooled_floats,
     write_sparse_floats,
 )
-from onnxpress.ir.container.grids import grid_of, read_grid, write_grid
+from onnxpress.ir.container.grids import grid_of, may_have_grid, read_grid, write_grid
 from onnxpress.ir.container.integers import read_fields, read_planes, write_fields, write_planes
 
-__all__ = ["Method", "decode", "encode", "encode_bytes"]
+__all__ = ["Method", "decode", "encode", "encode_bytes", "is_plain"]
 
 Bytes = npt.NDArray[np.uint8]
 
 _SPARSE_FROM = 0.1  # share of zeros from which floats are told apart from them first
 _LZMA_BYTES = 4096  # up to here general compression is tried on all tensors
-_USES = 8  # elements to a value of a codebook, below which plain floats may be shorter
 _FEW_VALUES = 16  # so few may repeat in patterns that general compression finds
+_SHORT_ENOUGH = 4  # wide integers that general compression makes so much shorter are not tried as planes
+_STEP_BYTES = 1 << 20  # that are decompressed at a time
+_NICE_BYTES = 28  # a match so long is taken: a quarter of the time of more, for some hundred bytes of a large skeleton
 _DICTIONARY_BYTES = 16 << 20  # of the decoder; an encoder takes no more than its data fills, which is much quicker
 
 
@@ -51,7 +50,6 @@ class Method(enum.IntEnum):
     SPARSE_FLOATS = 5
     FIELDS = 6
     PLANES = 7
-    POOLED_FLOATS = 8
 
     @property
     def label(self) -> str:
@@ -60,11 +58,15 @@ class Method(enum.IntEnum):
 
 
 def encode(
-    data: bytes | memoryview, dtype: onnx_ir.DataType, shape: Sequence[int], lengths: Sequence[int] = ()
+    data: bytes | memoryview, dtype: onnx_ir.DataType, shape: Sequence[int], members: Sequence[Sequence[int]] = ()
 ) -> tuple[Method, bytes]:
-    """Return the shortest coding of a tensor's bytes, and its method. lengths: of the tensors that are joined in it."""
+    """Return the shortest coding of a tensor's bytes, and its method. members: shapes of the tensors joined in it."""
     best: tuple[Method, bytes] = (Method.STORED, bytes(data))
-    for method, write in _candidates(np.frombuffer(data, np.uint8), dtype, shape, lengths):
+    for method, write in _candidates(np.frombuffer(data, np.uint8), dtype, shape, members):
+        if method is Method.LZMA and _is_hopeless(data, len(best[1])):
+            continue
+        if method is Method.PLANES and _SHORT_ENOUGH * len(best[1]) < len(data):
+            continue
         stream = write()
         if len(stream) < len(best[1]):
             best = method, stream
@@ -82,7 +84,7 @@ def decode(
     size: int,
     dtype: onnx_ir.DataType,
     shape: Sequence[int],
-    lengths: Sequence[int] = (),
+    members: Sequence[Sequence[int]] = (),
 ) -> bytes | memoryview:
     """Return the `size` bytes that a method coded.
 
@@ -95,8 +97,8 @@ def decode(
         found = _unlzma(stream, size)
     else:
         decoder = Decoder(stream)
-        if method is Method.POOLED_FLOATS:
-            found = _as_bytes(read_pooled_floats(decoder, lengths, _format(dtype)))
+        if method is Method.FLOATS:
+            found = _as_bytes(read_floats(decoder, members or [shape], _format(dtype)))
         else:
             found = _as_bytes(_READERS[method](decoder, size, dtype, shape))
         decoder.finish()
@@ -106,7 +108,7 @@ def decode(
 
 
 def _candidates(
-    data: Bytes, dtype: onnx_ir.DataType, shape: Sequence[int], lengths: Sequence[int]
+    data: Bytes, dtype: onnx_ir.DataType, shape: Sequence[int], members: Sequence[Sequence[int]]
 ) -> Iterator[tuple[Method, Callable[[], bytes]]]:
     """Yield the methods that may be the shortest."""
     tries_lzma = data.size <= _LZMA_BYTES
@@ -115,25 +117,27 @@ def _candidates(
         bits = data.view(f"<u{kind.width // 8}").reshape(shape)
         codebook = codebook_of(bits, is_float=True)
         tries_lzma |= codebook is not None and codebook.size <= _FEW_VALUES
-        grid = grid_of(bits.view(np.float32)) if dtype == onnx_ir.DataType.FLOAT else None
+        grid = None
+        if dtype == onnx_ir.DataType.FLOAT:
+            values = None if codebook is None else values_of(codebook, bits.dtype, is_float=True).view(np.float32)
+            grid = grid_of(bits.view(np.float32), values)
         if grid is not None:
             yield Method.GRID, _writer(write_grid, bits.view(np.float32), grid)
         if codebook is not None:
             yield Method.CODEBOOK, _writer(write_codebook, bits, True, codebook)
-        if can_pool(lengths):
-            yield Method.POOLED_FLOATS, _writer(write_pooled_floats, bits, lengths, kind)
-        elif grid is None and (codebook is None or codebook.size * _USES > np.count_nonzero(bits)):
-            if 1 - np.count_nonzero(bits) / max(1, bits.size) > _SPARSE_FROM:
+        if grid is None and (codebook is None or not _is_short(codebook.size, int(np.count_nonzero(bits)), kind.width)):
+            if _is_sparse(bits) and not members:
                 yield Method.SPARSE_FLOATS, _writer(write_sparse_floats, bits, kind)
             else:
-                yield Method.FLOATS, _writer(write_floats, bits, kind)
+                yield Method.FLOATS, _writer(write_floats, bits, members or [shape], kind)
     elif dtype.bitwidth <= 8:
         tries_lzma |= data.size <= 16 * _LZMA_BYTES or _has_few_values(data)
         for width in (8, 4, 2):
             if dtype == onnx_ir.DataType.UINT8 or width == min(8, dtype.bitwidth):
                 yield Method.FIELDS, _writer(write_fields, data, shape, width)
     else:
-        tries_lzma = True
+        yield Method.LZMA, lambda: _lzma(data.tobytes(), quick=data.size > 16 * _LZMA_BYTES)
+        tries_lzma = False
         width = dtype.bitwidth // 8
         if width in (2, 4, 8):
             bits = data.view(f"<u{width}").reshape(shape)
@@ -143,6 +147,31 @@ def _candidates(
         yield Method.PLANES, _writer(write_planes, data, width)
     if tries_lzma:
         yield Method.LZMA, lambda: _lzma(data.tobytes(), quick=data.size > 16 * _LZMA_BYTES)
+
+
+def is_plain(data: bytes | memoryview, dtype: onnx_ir.DataType, shape: Sequence[int]) -> bool:
+    """Tell whether a tensor's bytes are floats like any, which may be coded with others."""
+    if dtype.name not in FORMATS:
+        return False
+    bits = np.frombuffer(data, f"<u{dtype.bitwidth // 8}").reshape(shape)
+    if _is_sparse(bits) or codebook_of(bits, is_float=True) is not None:
+        return False
+    return dtype != onnx_ir.DataType.FLOAT or not may_have_grid(bits.view(np.float32))
+
+
+def _is_short(values: int, kept: int, width: int) -> bool:
+    """Tell whether a codebook of so many values is surely shorter than floats, which lose 6 bits each at most."""
+    return values * width + kept * values.bit_length() < kept * (width - 6)
+
+
+def _is_sparse(bits: npt.NDArray[Any]) -> bool:
+    return 1 - int(np.count_nonzero(bits)) / max(1, bits.size) > _SPARSE_FROM
+
+
+def _is_hopeless(data: bytes | memoryview, best: int) -> bool:
+    """Tell whether general compression of the beginning says that all of it would be longer than the best so far."""
+    beginning = bytes(data[: 4 * _LZMA_BYTES])
+    return len(data) > 8 * len(beginning) and 2 * len(_lzma(beginning)) * len(data) > 3 * best * len(beginning)
 
 
 def _has_few_values(data: Bytes) -> bool:
@@ -174,10 +203,6 @@ def _read_grid(decoder: Decoder, size: int, dtype: onnx_ir.DataType, shape: Sequ
     return read_grid(decoder, shape)
 
 
-def _read_floats(decoder: Decoder, size: int, dtype: onnx_ir.DataType, shape: Sequence[int]) -> npt.NDArray[Any]:
-    return read_floats(decoder, shape, _format(dtype))
-
-
 def _read_sparse(decoder: Decoder, size: int, dtype: onnx_ir.DataType, shape: Sequence[int]) -> npt.NDArray[Any]:
     return read_sparse_floats(decoder, shape, _format(dtype))
 
@@ -193,7 +218,6 @@ def _read_planes(decoder: Decoder, size: int, dtype: onnx_ir.DataType, shape: Se
 _READERS: dict[Method, _Reader] = {
     Method.CODEBOOK: _read_codebook,
     Method.GRID: _read_grid,
-    Method.FLOATS: _read_floats,
     Method.SPARSE_FLOATS: _read_sparse,
     Method.FIELDS: _read_fields,
     Method.PLANES: _read_planes,
@@ -213,20 +237,27 @@ def _as_bytes(array: npt.NDArray[Any]) -> memoryview:
 
 def _lzma(data: bytes, *, quick: bool = False) -> bytes:
     dictionary = min(_DICTIONARY_BYTES, max(4096, 1 << (len(data) - 1).bit_length()))
-    return lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(dictionary, 1 if quick else 9 | lzma.PRESET_EXTREME))
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(dictionary, quick))
 
 
-def _filters(dictionary: int, preset: int) -> list[dict[str, int]]:
-    return [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": dictionary, "lc": 0, "lp": 0, "pb": 0}]
+def _filters(dictionary: int, quick: bool) -> list[dict[str, int]]:
+    found = {"id": lzma.FILTER_LZMA2, "dict_size": dictionary, "lc": 0, "lp": 0, "pb": 0}
+    return [{**found, "preset": 1} if quick else {**found, "preset": 6, "nice_len": _NICE_BYTES}]
 
 
 def _unlzma(stream: memoryview, size: int) -> bytes:
     # All else that a decoder needs is in the stream.
-    decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(_DICTIONARY_BYTES, 0))
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(_DICTIONARY_BYTES, quick=True))
+    found = bytearray()
     try:
-        found = decompressor.decompress(stream, max_length=size + 1)
+        # In steps, so that a stream takes no more memory than what it really holds, whatever size is declared.
+        while not decompressor.eof and len(found) <= size:
+            step = decompressor.decompress(b"" if found else stream, max_length=min(_STEP_BYTES, size + 1 - len(found)))
+            if not step and not decompressor.eof:
+                break  # it is cut off
+            found += step
     except lzma.LZMAError as error:
         raise StreamError(f"lzma says: {error}") from None
     if not decompressor.eof or decompressor.unused_data:
         raise StreamError("the lzma stream does not end where it should")
-    return found
+    return bytes(found)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import google.protobuf.message  # type: ignore[import-untyped]
 import onnx
@@ -30,13 +30,19 @@ from onnxpress.ir.container.layout import (
     file_chunks,
     read_sections,
 )
-from onnxpress.ir.container.methods import decode, encode, encode_bytes
+from onnxpress.ir.container.methods import decode, encode, encode_bytes, is_plain
 from onnxpress.ir.errors import InputError
 
 __all__ = ["Packed", "is_packed", "pack_chunks", "read_packed"]
 
 _POOLED_BELOW = 4096  # bytes
-_PIECE_BYTES = 16 << 20  # coding takes some twenty times this in working memory
+_GROUPED_BELOW = 1 << 20
+_GROUP_BYTES = 2 << 20  # whoever asks for one tensor of a group decodes it all
+_IN_GROUP = b"\x01"  # in place of data
+_PIECE_BYTES = 8 << 20  # coding takes some twenty times this in working memory
+
+
+_Source: TypeAlias = tuple[onnx_file.Declaration, onnx_ir.TensorProtocol | bytes]
 
 
 class Packed(NamedTuple):
@@ -70,20 +76,24 @@ def pack_chunks(skeleton: onnx_file.Skeleton, told: list[Packed]) -> Iterator[by
 def _sections(skeleton: onnx_file.Skeleton, told: list[Packed]) -> Iterator[Section]:
     proto = onnx.ModelProto()
     proto.CopyFrom(skeleton.proto)
-    large: list[tuple[onnx_file.Declaration, onnx_ir.TensorProtocol | bytes]] = []
-    pools: dict[int, list[bytes]] = collections.defaultdict(list)
+    large: list[_Source] = []
+    pools: dict[int, list[_Source]] = collections.defaultdict(list)
+    groups: dict[int, list[_Source]] = collections.defaultdict(list)
     initializers = len(proto.graph.initializer)
     for index, tensor in enumerate(onnx_file.tensors_of(proto)):  # which begins with the main graph's initializers
         weight = skeleton.weights.get(tensor.name) if index < initializers else None
         if weight is None and not tensor.raw_data:
             continue
         declared = onnx_file.Declaration.of_proto(tensor, "the model")
-        if declared.nbytes >= _POOLED_BELOW:
-            large.append((declared, weight if weight is not None else tensor.raw_data))
-        else:
-            data = tensor.raw_data if weight is None else bytes(onnx_file.payload(weight))
-            pools[tensor.data_type].append(data)
+        source = tensor.raw_data if weight is None else weight
         tensor.raw_data = b""
+        if declared.nbytes < _POOLED_BELOW:
+            pools[tensor.data_type].append((declared, source))
+        elif declared.nbytes < _GROUPED_BELOW and is_plain(_content(source), declared.dtype, declared.shape.numpy()):
+            tensor.raw_data = _IN_GROUP
+            groups[tensor.data_type].append((declared, source))
+        else:
+            large.append((declared, source))
     yield _section(
         Kind.SKELETON,
         b"".join(onnx_file.chunks(onnx_file.Skeleton(proto, {}))),
@@ -91,23 +101,21 @@ def _sections(skeleton: onnx_file.Skeleton, told: list[Packed]) -> Iterator[Sect
         (),
         told,
         "graph, names and attributes",
-        0,
     )
-    for data_type, parts in sorted(pools.items()):
-        dtype = onnx_ir.DataType(data_type)
-        joined = b"".join(parts)
-        name = f"small tensors, {dtype.name.lower()}"
-        start = 0
-        for shape, size, lengths in _pool_pieces(dtype, list(map(len, parts))):
-            piece = joined[start : start + size]
-            yield _section(Kind.DATA, piece, dtype, shape, told, name, 0 if start else len(parts), lengths)
-            start += size
+    for label, kinds in (("small tensors", pools), ("tensors", groups)):
+        for data_type, members in sorted(kinds.items()):
+            dtype = onnx_ir.DataType(data_type)
+            for batch in _batches([declared for declared, _ in members]):
+                joined = b"".join(_content(source) for _, source in members[batch])
+                shapes = [declared.shape.numpy() for declared, _ in members[batch]]
+                name = f"{len(shapes)} {label}, {dtype.name.lower()}"
+                yield _section(Kind.DATA, joined, dtype, _pool_shape(dtype, len(joined)), told, name, shapes)
     for declared, source in large:
-        content = memoryview(source if isinstance(source, bytes) else onnx_file.payload(source))
+        content = memoryview(_content(source))
         start = 0
         for shape, size in _pieces(declared):
             part = content[start : start + size]
-            yield _section(Kind.DATA, part, declared.dtype, shape, told, declared.name, 0 if start else 1)
+            yield _section(Kind.DATA, part, declared.dtype, shape, told, declared.name, tensors=0 if start else 1)
             start += size
 
 
@@ -118,13 +126,13 @@ def _section(
     shape: Sequence[int],
     told: list[Packed],
     name: str,
-    tensors: int,
-    lengths: Sequence[int] = (),
+    members: Sequence[Sequence[int]] = (),
+    tensors: int = 0,
 ) -> Section:
-    method, stream = encode_bytes(bytes(data)) if dtype is None else encode(data, dtype, shape, lengths)
+    method, stream = encode_bytes(bytes(data)) if dtype is None else encode(data, dtype, shape, members)
     label = "skeleton" if dtype is None else method.label
     numbers = 0 if dtype is None else len(data) * 8 // dtype.bitwidth
-    told.append(Packed(name, label, tensors, numbers, len(data), len(stream)))
+    told.append(Packed(name, label, tensors + len(members), numbers, len(data), len(stream)))
     return Section(kind, method, len(data), digest_of(data), stream)
 
 
@@ -141,12 +149,19 @@ def _pieces(declared: onnx_file.Declaration) -> list[tuple[tuple[int, ...], int]
     return [(_pool_shape(declared.dtype, size), size) for size in sizes]
 
 
-def _pool_pieces(dtype: onnx_ir.DataType, sizes: list[int]) -> list[tuple[tuple[int, ...], int, tuple[int, ...]]]:
-    """Return (shape, bytes, lengths in elements) of the pieces that joined tensors of these sizes are coded in."""
-    pieces = _sizes(sum(sizes), _PIECE_BYTES)
-    width = max(1, dtype.bitwidth // 8)
-    lengths = tuple(size // width for size in sizes) if len(pieces) == 1 else ()
-    return [(_pool_shape(dtype, size), size, lengths) for size in pieces]
+def _batches(declared: Sequence[onnx_file.Declaration]) -> list[slice]:
+    """Return which tensors of one type are joined: as many as have _GROUP_BYTES."""
+    found, start, size = [], 0, 0
+    for index, each in enumerate(declared):
+        if size + each.nbytes > _GROUP_BYTES and index > start:
+            found.append(slice(start, index))
+            start, size = index, 0
+        size += each.nbytes
+    return [*found, slice(start, len(declared))] if declared else []
+
+
+def _content(source: onnx_ir.TensorProtocol | bytes) -> bytes | memoryview:
+    return source if isinstance(source, bytes) else onnx_file.payload(source)
 
 
 def _sizes(total: int, most: int) -> list[int]:
@@ -178,9 +193,21 @@ def read_packed(path: Path, *, keep: bool = False) -> onnx_file.Skeleton:
         raise InputError(damaged(where, "it has no skeleton"))
     proto = _read_skeleton(sections[0], where)
     remaining = iter(sections[1:])
-    large, small = _lifted(proto, EXPANSION * len(data), where)
-    _fill_small(small, remaining, where)
+    small, grouped, large = _lifted(proto, EXPANSION * len(data), where)
+    for batch, piece in _joined_pieces(small, remaining, "its small tensors", where):
+        _fill(batch, piece.decoded())
     weights: dict[str, onnx_ir.TensorProtocol] = {}
+    latest = _Latest()
+    for batch, piece in _joined_pieces(grouped, remaining, "a group of weights", where):
+        start = 0
+        for is_initializer, tensor, declared in batch:
+            numbers = _Grouped(declared, piece, start, latest, keep)
+            start += declared.nbytes
+            if is_initializer:
+                weights[declared.name] = declared.tensor(numbers)
+                tensor.raw_data = b""
+            else:
+                tensor.raw_data = numbers.content()
     for is_initializer, tensor, declared in large:
         pieces = [
             _Piece(_next(remaining, size, where), declared.dtype, shape, f"weight {declared}", where)
@@ -215,10 +242,11 @@ def _read_skeleton(section: Section, where: str) -> onnx.ModelProto:
     return proto
 
 
-def _lifted(proto: onnx.ModelProto, most: int, where: str) -> tuple[list[_Lifted], list[_Lifted]]:
-    """Return the tensors whose data lies in sections: large ones and small ones, in order. most: bytes of one."""
-    large: list[_Lifted] = []
+def _lifted(proto: onnx.ModelProto, most: int, where: str) -> tuple[list[_Lifted], list[_Lifted], list[_Lifted]]:
+    """Return the tensors whose data lies in sections: small, grouped and large, in order. most: bytes of one."""
     small: list[_Lifted] = []
+    grouped: list[_Lifted] = []
+    large: list[_Lifted] = []
     names: set[str] = set()
     initializers = len(proto.graph.initializer)
     for index, tensor in enumerate(onnx_file.tensors_of(proto)):  # which begins with the main graph's initializers
@@ -228,7 +256,7 @@ def _lifted(proto: onnx.ModelProto, most: int, where: str) -> tuple[list[_Lifted
                 f"{where}: weight {tensor.name!r} keeps its data in a file, which no packed model does: refused. "
                 "Pack the model again."
             )
-        if not tensor.HasField("raw_data") or tensor.raw_data:
+        if not tensor.HasField("raw_data") or tensor.raw_data not in (b"", _IN_GROUP):
             continue
         if any(dim < 0 for dim in tensor.dims):
             raise InputError(damaged(where, f"weight {tensor.name!r} has shape {list(tensor.dims)}"))
@@ -241,27 +269,35 @@ def _lifted(proto: onnx.ModelProto, most: int, where: str) -> tuple[list[_Lifted
             raise InputError(damaged(where, f"there are two weights {tensor.name!r}"))
         if index < initializers:
             names.add(tensor.name)
-        if declared.nbytes:
+        if tensor.raw_data:
+            grouped.append(_Lifted(index < initializers, tensor, declared))
+        elif declared.nbytes:
             found = large if declared.nbytes >= _POOLED_BELOW else small
             found.append(_Lifted(index < initializers, tensor, declared))
-    return large, small
+    return small, grouped, large
 
 
-def _fill_small(small: list[_Lifted], remaining: Iterator[Section], where: str) -> None:
-    """Put the data of small tensors back; the sections hold them joined, type by type."""
-    pools: dict[int, list[_Lifted]] = collections.defaultdict(list)
-    for each in small:
-        pools[each.tensor.data_type].append(each)
-    for data_type, members in sorted(pools.items()):
+def _joined_pieces(
+    tensors: list[_Lifted], remaining: Iterator[Section], what: str, where: str
+) -> Iterator[tuple[list[_Lifted], _Piece]]:
+    """Yield the tensors that a section holds joined, type by type, and the section."""
+    kinds: dict[int, list[_Lifted]] = collections.defaultdict(list)
+    for each in tensors:
+        kinds[each.tensor.data_type].append(each)
+    for data_type, members in sorted(kinds.items()):
         dtype = onnx_ir.DataType(data_type)
-        joined = b"".join(
-            _Piece(_next(remaining, size, where), dtype, shape, "its small tensors", where, lengths).decoded()
-            for shape, size, lengths in _pool_pieces(dtype, [each.declared.nbytes for each in members])
-        )
-        start = 0
-        for each in members:
-            each.tensor.raw_data = joined[start : start + each.declared.nbytes]
-            start += each.declared.nbytes
+        for batch in _batches([each.declared for each in members]):
+            shapes = tuple(each.declared.shape.numpy() for each in members[batch])
+            size = sum(each.declared.nbytes for each in members[batch])
+            section = _next(remaining, size, where)
+            yield members[batch], _Piece(section, dtype, _pool_shape(dtype, size), what, where, shapes)
+
+
+def _fill(batch: Sequence[_Lifted], data: bytes | memoryview) -> None:
+    start = 0
+    for each in batch:
+        each.tensor.raw_data = bytes(data[start : start + each.declared.nbytes])
+        start += each.declared.nbytes
 
 
 def _next(remaining: Iterator[Section], size: int, where: str) -> Section:
@@ -281,18 +317,53 @@ class _Piece(NamedTuple):
     shape: tuple[int, ...]
     what: str
     where: str
-    lengths: tuple[int, ...] = ()
+    members: tuple[tuple[int, ...], ...] = ()
 
     def decoded(self) -> bytes | memoryview:
         method, stream, size = self.section.method, memoryview(self.section.stream), self.section.size
         try:
-            data = decode(method, stream, size, self.dtype, self.shape, self.lengths)
+            data = decode(method, stream, size, self.dtype, self.shape, self.members)
         except (StreamError, ValueError, IndexError, OverflowError, TypeError) as error:
             # Numbers that no encoder writes may meet numpy before they meet a check of ours.
             raise InputError(damaged(self.where, f"{self.what} cannot be decoded ({error})")) from None
         if digest_of(data) != self.section.digest:
             raise InputError(damaged(self.where, f"{self.what} decodes to other bytes than were packed"))
         return data
+
+
+class _Latest:
+    """The group that was decoded last: whoever goes through a model asks for its tensors one after the other."""
+
+    def __init__(self) -> None:
+        self._piece: _Piece | None = None
+        self._data: bytes | memoryview = b""
+
+    def decoded(self, piece: _Piece) -> bytes | memoryview:
+        if self._piece is not piece:
+            self._data, self._piece = b"", None  # before the next one takes memory
+            self._data, self._piece = piece.decoded(), piece
+        return self._data
+
+
+class _Grouped:
+    """The numbers of a weight that lies in a group, `start` bytes from its beginning."""
+
+    def __init__(self, declared: onnx_file.Declaration, piece: _Piece, start: int, latest: _Latest, keep: bool) -> None:
+        self._declared, self._piece, self._start, self._latest = declared, piece, start, latest
+        self._keep = keep
+        self._kept: bytes | None = None
+
+    def content(self) -> bytes:
+        """Return the weight's bytes."""
+        if self._kept is not None:
+            return self._kept
+        data = bytes(self._latest.decoded(self._piece)[self._start : self._start + self._declared.nbytes])
+        if self._keep:
+            self._kept = data
+        return data
+
+    def __call__(self) -> onnx_ir.TensorProtocol:
+        return onnx_file.mapped_tensor(self.content(), 0, self._declared)
 
 
 class _Numbers:

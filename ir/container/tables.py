@@ -13,13 +13,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from onnxpress.ir.container.coder import FLAG_ONE, Decoder, Encoder, Integers, StreamError
+from onnxpress.ir.container.coder import FLAG_ONE, Decoder, Encoder, Integers, StreamError, flag_share
+from onnxpress.ir.container.logs import LOG_BITS, entropy_bits, log2_parts
 
-__all__ = ["SCORE_NAT", "flag_chances", "frequencies", "gained", "read_table", "write_table"]
+__all__ = ["SCORE_NAT", "flag_chances", "flag_parts", "frequencies", "gained", "read_table", "write_table"]
 
 _LEVEL = 4  # levels to the octave: off by an eighth at most, which costs 0.002 bits a symbol
 _TOP = 16  # octaves between the rarest frequency and all of them
-_GRAINS = ((1, 1), (1, 2), (1, 3), (2, 2), (4, 1), (8, 1), (16, 1), (64, 1))  # symbols to a level, levels to a step
+# Symbols to a level, and levels to a step.
+_GRAINS: tuple[tuple[int, int], ...] = ((1, 1), (1, 2), (1, 3), (2, 2), (4, 1), (8, 1), (16, 1), (64, 1))
+_FULL = 64  # occurrences of a symbol on average from which the four finest grains are enough; below 1, the coarsest two
 _SHORT = 32  # tables that coarse blocks gain nothing on
 _TOTAL = 1 << 20  # about what a table sums to
 SCORE_NAT = 1024  # a score counts log-odds in parts of this
@@ -27,9 +30,17 @@ _SCORE_SHIFT = 6  # chances are tabled every 1/16 nat
 _SCORE_REACH = 160  # up to 10 nats: a chance of 1 in 22,000
 
 
-def write_table(encoder: Encoder, counts: Integers) -> npt.NDArray[np.int32]:
+def write_table(encoder: Encoder, measured: Integers) -> npt.NDArray[np.int32]:
     """Write the table of measured counts, as coarse as pays, and return the levels that it has for the decoder."""
-    grains = _GRAINS if counts.size > _SHORT else _GRAINS[:1]
+    counts = np.asarray(measured, np.int64)
+    total = int(counts.sum())
+    grains = _GRAINS
+    if counts.size <= _SHORT:
+        grains = _GRAINS[:1]
+    elif total >= _FULL * counts.size:
+        grains = _GRAINS[:4]
+    elif total < counts.size:
+        grains = _GRAINS[-2:]
     best = min((_coarse(counts, *grain) for grain in grains), key=lambda each: each.bits)
     encoder.number(_GRAINS.index((best.block, best.step)))
     used = best.steps > 0
@@ -37,7 +48,7 @@ def write_table(encoder: Encoder, counts: Integers) -> npt.NDArray[np.int32]:
     if not used.all():
         share = max(1, min(FLAG_ONE - 1, round(FLAG_ONE * float(used.mean()))))
         encoder.number(share)
-        encoder.flags(used, np.full(used.size, share))
+        encoder.flags(used, flag_share(share, used.size))
     encoder.small(np.diff(best.steps[used], prepend=0))
     return best.levels(counts.size)
 
@@ -47,12 +58,12 @@ def read_table(decoder: Decoder, size: int) -> npt.NDArray[np.int32]:
     block, step = _GRAINS[decoder.number(len(_GRAINS) - 1)]
     used = np.ones(-(-size // block), np.bool_)
     if not decoder.number(1):
-        used = decoder.flags(np.full(used.size, decoder.number(FLAG_ONE - 1))) == 1
+        used = decoder.flags(flag_share(decoder.number(FLAG_ONE - 1), used.size)) == 1
     steps = np.zeros(used.size, np.int32)
     steps[used] = np.cumsum(decoder.small(int(used.sum())))
     if used.any() and not (steps[used].min() >= 1 and steps.max() <= 1 + _LEVEL * _TOP):
         raise StreamError("a frequency is out of range")
-    return _Coarse(block, step, steps, 0.0).levels(size)
+    return _Coarse(block, step, steps, 0).levels(size)
 
 
 class _Coarse(NamedTuple):
@@ -61,7 +72,7 @@ class _Coarse(NamedTuple):
     block: int
     step: int
     steps: npt.NDArray[np.int32]
-    bits: float
+    bits: int
 
     def levels(self, size: int) -> npt.NDArray[np.int32]:
         """Return the level of each of `size` symbols."""
@@ -69,18 +80,16 @@ class _Coarse(NamedTuple):
         return np.repeat(levels, self.block)[:size].astype(np.int32)
 
 
-def _coarse(counts: Integers, block: int, step: int) -> _Coarse:
-    padded = np.zeros(-(-counts.size // block) * block, np.int64)
-    padded[: counts.size] = counts
-    blocks = padded.reshape(-1, block).sum(axis=1)
-    logs = _LEVEL * (np.log2(np.maximum(blocks, 1) / max(1, int(blocks.sum()))) + _TOP)
-    steps = np.where(blocks > 0, 1 + np.clip(np.rint(logs / step), 0, _LEVEL * _TOP // step), 0).astype(np.int32)
-    table = frequencies(_Coarse(block, step, steps, 0.0).levels(counts.size))
-    coded = float((counts * (np.log2(table.sum()) - np.log2(table))).sum())
+def _coarse(counts: npt.NDArray[np.int64], block: int, step: int) -> _Coarse:
+    blocks = np.add.reduceat(counts, np.arange(0, counts.size, block)) if block > 1 else counts
+    logs = _LEVEL * (log2_parts(blocks) - log2_parts(blocks.sum()) + (_TOP << LOG_BITS))
+    rounded = np.clip((logs // step + (1 << (LOG_BITS - 1))) >> LOG_BITS, 0, _LEVEL * _TOP // step)
+    steps = np.where(blocks > 0, 1 + rounded, 0).astype(np.int32)
+    table = frequencies(_Coarse(block, step, steps, 0).levels(counts.size))
+    coded = int((counts * (log2_parts(table.sum()) - log2_parts(table))).sum()) >> LOG_BITS
     used = steps[steps > 0]
-    jumps = np.bincount(np.abs(np.diff(used))) if used.size > 1 else np.zeros(1, np.int64)
-    stored = -float((jumps * np.log2(np.maximum(jumps, 1) / max(1, used.size))).sum()) + used.size + steps.size * 0.3
-    return _Coarse(block, step, steps, coded + stored)
+    jumps = np.bincount(np.abs(used[1:] - used[:-1]), minlength=1)
+    return _Coarse(block, step, steps, coded + entropy_bits(jumps) + used.size + steps.size // 3)
 
 
 def frequencies(levels: Integers) -> npt.NDArray[np.int64]:
@@ -97,11 +106,23 @@ def gained(table: Integers, gains: Integers, parts: int) -> npt.NDArray[np.int64
     return _normalised(raw >> 4)
 
 
-def flag_chances(scores: Integers) -> Integers:
-    """Return the probability of a 1 for scores in parts of a nat, in parts of FLAG_ONE."""
-    steps = (scores + (1 << (_SCORE_SHIFT - 1))) >> _SCORE_SHIFT
-    chances: Integers = _logistic()[np.clip(steps, -_SCORE_REACH, _SCORE_REACH) + _SCORE_REACH]
-    return chances
+def flag_parts(scores: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return the probability of a 1 for scores in parts of a nat, in parts of FLAG_ONE. `scores` is overwritten."""
+    return _logistic()[0][_score_steps(scores)]
+
+
+def flag_chances(scores: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    """Return the probability of a 1 for scores in parts of a nat. `scores` is overwritten."""
+    return _logistic()[1][_score_steps(scores)]
+
+
+def _score_steps(scores: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    scores += 1 << (_SCORE_SHIFT - 1)
+    scores >>= _SCORE_SHIFT
+    np.maximum(scores, -_SCORE_REACH, out=scores)
+    np.minimum(scores, _SCORE_REACH, out=scores)
+    scores += _SCORE_REACH
+    return scores
 
 
 def _normalised(raw: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -120,9 +141,11 @@ def _powers(parts: int) -> npt.NDArray[np.int64]:
 
 
 @functools.cache
-def _logistic() -> npt.NDArray[np.int32]:
+def _logistic() -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Return the logistic function of scores in steps, in parts of FLAG_ONE and as the coder takes it."""
     with localcontext() as context:
         context.prec = 30
         step = Decimal(1 << _SCORE_SHIFT) / SCORE_NAT
         scores = [step * i for i in range(-_SCORE_REACH, _SCORE_REACH + 1)]
-        return np.array([int(FLAG_ONE / (1 + (-score).exp())) for score in scores], np.int32)
+        parts = np.array([int(FLAG_ONE / (1 + (-score).exp())) for score in scores], np.int32)
+    return parts, parts.astype(np.float32) / np.float32(FLAG_ONE)

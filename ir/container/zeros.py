@@ -28,7 +28,7 @@ def write_zeros(encoder: Encoder, kept: Mask, kernel: Kernel) -> None:
     """Code which elements of [M, C, S] are not zero."""
     factors = Factors.none(kept.shape)
     if kept.size >= _FACTORS_FROM * (kept.shape[0] + kept.shape[1]):
-        factors = Factors.fit(kept.astype(np.float32))
+        factors = Factors.fit(kept.view(np.uint8))
     fold = Fold.of(kept.shape, kernel)
     flags, kernel = fold.planes(kept), fold.kernel
     known = np.where(flags, 64, -64).astype(np.int32)
