@@ -28,13 +28,16 @@ __all__ = [
     "clear",
     "integer_parameters",
     "integer_range",
+    "is_weight_only",
     "note",
+    "note_weight_only",
     "quantization_of",
 ]
 
 BITS = (2, 4, 8, 16)  # the integer widths of ONNX QuantizeLinear, opset 25
 
 _KEY = "onnxpress.quantization"
+_WEIGHT_ONLY = "onnxpress.weight_only"
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # smallest normal number: 1 / scale stays finite
 
 
@@ -71,6 +74,19 @@ def quantization_of(value: onnx_ir.Value | None) -> Quantization | None:
     """Return the note on `value`, or None where it stays float (or is an omitted input)."""
     found = None if value is None else value.meta.get(_KEY)
     return found if isinstance(found, Quantization) else None
+
+
+def note_weight_only(value: onnx_ir.Value, is_so: bool = True) -> None:
+    """Note on an encoded weight that its layers compute in float, whatever their inputs are; or take the note away."""
+    if is_so:
+        value.meta[_WEIGHT_ONLY] = True
+    else:
+        value.meta.pop(_WEIGHT_ONLY, None)
+
+
+def is_weight_only(value: onnx_ir.Value) -> bool:
+    """Whether `note_weight_only` noted so."""
+    return _WEIGHT_ONLY in value.meta
 
 
 def clear(value: onnx_ir.Value) -> None:

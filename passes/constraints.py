@@ -67,7 +67,7 @@ class Constraints:
 
     channel_multiple: widths that the target runs without waste; 1 where any width is as good.
     max_opset: highest default-domain opset that the runtime loads.
-    encodings: names of weight encodings that the target can store, in order of preference.
+    encodings: names of weight encodings that the target can store.
     costs: None where nothing is known, and then passes decide without it.
     """
 

@@ -290,7 +290,7 @@ class Profile(_Table):
     max_ir_version: int = pydantic.Field(ge=3, description="highest ONNX IR version that the runtime loads")
     channel_multiple: int = pydantic.Field(default=1, ge=1, description="channel counts that waste nothing")
     encodings: tuple[EncodingName, ...] = pydantic.Field(
-        description="how the target can store weights, in order of preference; passes encode in no other way"
+        description="how the target can store weights; passes encode in no other way"
     )
     storage: Storage = Storage()
     quantization: Quantization

@@ -52,6 +52,10 @@ class Stepwise:
         self._size, self._samples, self._limit = batch_size, samples, cache_bytes
         self._fixed = batch_dimension(model)
         self._ranks = {str(value.name): len(value.shape) for value in model.graph.inputs if value.shape is not None}
+        first = self._source.head(1).feeds
+        self._whole = {name for name, array in first.items() if array.ndim == self._ranks.get(name, array.ndim) + 1}
+        if self._whole:
+            self._size = 1  # each sample is all that the model takes at once
         self._kept: list[dict[str, _Array]] | None = None  # one dict a batch; None: the data itself
         self._counts: list[int] = []  # samples in each batch, once a step was made
 
@@ -101,8 +105,8 @@ class Stepwise:
     def _fed(self, batch: Batch) -> dict[str, _Array]:
         fed: dict[str, _Array] = {}
         for name, array in batch.feeds.items():
-            if array.ndim == self._ranks.get(name, array.ndim) + 1:
-                fed[name] = array[0]  # a whole feed, and batches of one
+            if name in self._whole:
+                fed[name] = array[0, ...]  # an array, also of no axis
             elif self._fixed is not None and len(array) < self._fixed:
                 fed[name] = np.concatenate([array, np.repeat(array[-1:], self._fixed - len(array), axis=0)])
             else:
@@ -115,7 +119,13 @@ class Stepwise:
 
     def _cut(self, array: _Array, samples: int) -> _Array:
         """Drop the repeats that filled up a fixed batch."""
-        filled = self._fixed is not None and samples < self._fixed and array.ndim > 0 and len(array) == self._fixed
+        filled = (
+            not self._whole
+            and self._fixed is not None
+            and samples < self._fixed
+            and array.ndim > 0
+            and len(array) == self._fixed
+        )
         return array[:samples] if filled else array
 
     def _within(self, kept: list[dict[str, _Array]]) -> list[dict[str, _Array]] | None:
@@ -145,14 +155,23 @@ class Stepwise:
         needed = ancestors(wanted)
         crossing: dict[str, None] = {}
         for value in wanted:
-            if _comes_before(value, places, border):
+            if self._comes_before(value, places, border):
                 crossing[value.name or ""] = None
         for node in needed:
             if places.get(node, -1) >= border:
                 for value in _used_values(node):
-                    if _comes_before(value, places, border):
+                    if self._comes_before(value, places, border):
                         crossing[value.name or ""] = None
         return list(crossing)
+
+    def _comes_before(self, value: onnx_ir.Value, places: Mapping[onnx_ir.Node, int], border: int) -> bool:
+        """Whether `value` is computed before the border, or fed; constants are part of every piece."""
+        if not value.name or constant_tensor(value) is not None or value.is_initializer():
+            return False
+        node = value.producer()
+        if node is None:  # an input, of the model or of a body
+            return value.graph is self._model.graph
+        return places.get(node, border) < border
 
     def _session(self, wanted: Sequence[str], place: Sequence[str], held: Collection[str] | None) -> Session | None:
         """Return a session from what is held to `wanted` and `place`; None where all of it is held."""
@@ -218,14 +237,6 @@ def _takes_batches(model: onnx_ir.Model, data: DataSource) -> bool:
         return all(array.ndim > 0 and len(array) == batch.size for array in session.run(batch.feeds).values())
     except InputError:
         return False
-
-
-def _comes_before(value: onnx_ir.Value, places: Mapping[onnx_ir.Node, int], border: int) -> bool:
-    """Whether `value` is computed before the border, or fed; constants are part of every piece."""
-    if not value.name or constant_tensor(value) is not None or value.is_initializer():
-        return False
-    node = value.producer()
-    return places.get(node, border) < border if node is not None else value.is_graph_input()
 
 
 def _used_values(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:

@@ -39,10 +39,12 @@ class IntegerTable:
 def as_levels(encoded: Encoded) -> Levels | None:
     """Return a weight as indices into tables of levels, None where it is none.
 
-    Narrow affine codes with one scale for the tensor or for each channel are such indices. Of a sparse weight, what is
-    not stored becomes a level of its own where no level of every group is zero.
+    None too for one without numbers. Narrow affine codes with one scale for the tensor or for each channel are such
+    indices. Of a sparse weight, what is not stored becomes a level of its own where no level of every group is zero.
     """
     encoded = _without_mask(encoded)
+    if encoded.size == 0:
+        return None
     if isinstance(encoded, Levels):
         return encoded
     if isinstance(encoded, Affine) and encoded.bits < 8 and encoded.block_size is None:
@@ -81,6 +83,8 @@ def on_integer_grid(encoded: Encoded, out_axis: int, limit: int = 127) -> Encode
     256 levels, floats) becomes 8-bit `Affine` with a scale for each output channel. Zero stays zero.
     """
     encoded = _without_mask(encoded)
+    if encoded.size == 0:
+        return encoded
     if isinstance(encoded, Affine) and encoded.bits == 8:
         if _is_plain(encoded, out_axis) and np.abs(encoded.codes.astype(np.int16)).max(initial=0) <= limit:
             return encoded
@@ -133,7 +137,9 @@ def _affine_levels(encoded: Affine) -> Levels:
     steps = np.arange(lowest, lowest + (1 << encoded.bits), dtype=np.float32)
     scale = encoded.scale.reshape(-1, 1)
     zero_point = np.zeros_like(scale) if encoded.zero_point is None else encoded.zero_point.reshape(-1, 1)
-    table = (steps - zero_point.astype(np.float32)) * scale
+    with np.errstate(over="ignore"):
+        table = (steps - zero_point.astype(np.float32)) * scale
+    table[~np.isfinite(table)] = 0.0  # of codes that no finite weight has
     indices = (encoded.codes.astype(np.int16) - lowest).astype(np.uint8)
     return Codebook(indices, table[0] if encoded.axis is None else table, axis=encoded.axis, name=encoded.name)
 

@@ -26,6 +26,11 @@ def parameter_shape(shape: Sequence[int], axis: int | None, block_size: int | No
 
 
 def checked_scale(scale: npt.ArrayLike, expected: tuple[int, ...]) -> Floats:
+    """Return a scale as float32.
+
+    Raises:
+        ValueError: it has another shape than `expected`, or is not positive and finite.
+    """
     checked = np.asarray(scale, np.float32)
     if checked.shape != expected:
         raise ValueError(f"scale has shape {list(checked.shape)}, needs {list(expected)}")
@@ -45,6 +50,11 @@ def spread(parameter: Array, shape: Sequence[int], axis: int | None, block_size:
 
 
 def positive_axis(axis: int, rank: int) -> int:
+    """Return an axis that may count from the end as one that counts from 0.
+
+    Raises:
+        ValueError: there is no such axis.
+    """
     if not -rank <= axis < rank:
         raise ValueError(f"axis {axis} is outside a weight of rank {rank}")
     return axis % rank

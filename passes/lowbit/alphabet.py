@@ -64,8 +64,12 @@ class Alphabet:
     positive: bool = True
 
     def levels(self) -> _Float64:
-        """Return the numbers, [groups, L]; one group after the other, so that equal ones stay equal on any machine."""
-        found: _Float64 = (self.parameters[:, None, :] * self.basis).sum(axis=2)
+        """Return the numbers, [groups, L]: one parameter after the other, so that no machine sums in another order."""
+        if self.basis.shape[0] == self.basis.shape[1] and np.array_equal(self.basis, np.eye(len(self.basis))):
+            return self.parameters
+        found = np.zeros((len(self.parameters), len(self.basis)))
+        for parameter, column in zip(self.parameters.T, self.basis.T, strict=True):
+            found += parameter[:, None] * column
         return found
 
     def values(self, codes: _Codes) -> _Float64:
@@ -80,12 +84,15 @@ class Alphabet:
         found: _Float64 = summed.reshape(shape) @ self.basis
         return found
 
-    def replace(self, parameters: _Float64) -> Alphabet:
-        """Return the alphabet with other parameters; groups where they are not usable keep theirs."""
+    def replace(self, parameters: _Float64, together: int = 1) -> Alphabet:
+        """Return the alphabet with other parameters; groups where they are not usable keep theirs.
+
+        together: groups of one row, which were found together and are kept together.
+        """
         is_wrong = ~np.isfinite(parameters)
         if self.positive:
             is_wrong |= parameters <= 0
-        keep = is_wrong.any(axis=1, keepdims=True)
+        keep = is_wrong.reshape(len(is_wrong) // together, -1).any(axis=1).repeat(together)[:, None]
         return dataclasses.replace(self, parameters=np.where(keep, self.parameters, parameters))
 
     def rounding(self, rows: int, width: int) -> Rounding:

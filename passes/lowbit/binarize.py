@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -27,7 +28,7 @@ from onnxpress.passes.base import Options
 from onnxpress.passes.lowbit.alphabet import Alphabet
 from onnxpress.passes.lowbit.family import Family
 from onnxpress.passes.lowbit.lowbit_pass import LowBitPass
-from onnxpress.passes.lowbit.options import FittedOptions
+from onnxpress.passes.lowbit.options import CoarseOptions
 from onnxpress.passes.lowbit.starts import binary_scales
 
 __all__ = ["Binarize", "BinarizeOptions"]
@@ -36,12 +37,8 @@ _Array: TypeAlias = npt.NDArray[Any]
 _Float64: TypeAlias = npt.NDArray[np.float64]
 
 
-class BinarizeOptions(FittedOptions):
+class BinarizeOptions(CoarseOptions):
     """Options of `binarize`."""
-
-    sweeps: int = pydantic.Field(
-        default=2, ge=1, le=4, description="times that all layers are fitted, each behind what the others became"
-    )
 
     bases: int = pydantic.Field(default=1, ge=1, le=4, description="signs of a weight, each with a scale: its bits")
     spatial_only: bool = pydantic.Field(
@@ -56,9 +53,9 @@ class Binarize(LowBitPass):
     options_type: ClassVar[type[Options]] = BinarizeOptions
     options: BinarizeOptions
 
-    def family(self) -> Family:
-        """Return the encoding of the layers that are not sensitive."""
-        return _Binary(self.options.bases, self.options.spatial_only)
+    def families(self) -> Sequence[Family]:
+        """Return the one encoding."""
+        return [_Binary(self.options.bases, self.options.spatial_only)]
 
 
 @dataclasses.dataclass(frozen=True)

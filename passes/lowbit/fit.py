@@ -119,7 +119,7 @@ def refit(
         if not squares.any():
             break
         direction = residual + _ratio(squares, before)[part, None] * direction
-    return alphabet.replace(parameters)
+    return alphabet.replace(parameters, together=blocks)
 
 
 def _ratio(above: _Float64, below: _Float64) -> _Float64:

@@ -1,4 +1,4 @@
-"""The frame of the passes that give each layer the same low-bit encoding."""
+"""The frame of the passes to low-bit weights: which layers, which encoding for each, and the fitting."""
 
 from __future__ import annotations
 
@@ -8,29 +8,26 @@ from typing import ClassVar
 
 import onnx_ir
 
-from onnxpress.passes.base import Context, Fidelity, Pass, Rewrites
+from onnxpress.passes.base import Context, Declined, Fidelity, Pass, Rewrites
 from onnxpress.passes.lowbit.family import Family
-from onnxpress.passes.lowbit.options import LowBitOptions
-from onnxpress.passes.lowbit.sites import Chosen, encode_layers, find_layers
+from onnxpress.passes.lowbit.mixed import choose_widths
+from onnxpress.passes.lowbit.options import LowBitOptions, WidthOptions
+from onnxpress.passes.lowbit.sites import encode_layers, find_layers
 from onnxpress.passes.order import BEFORE_ENCODING
 
 __all__ = ["LowBitPass"]
 
 
 class LowBitPass(Pass):
-    """Encodes the weights of all layers in one family, sensitive ones at 8 bits. Subclasses say which family."""
+    """Encodes the weights of all layers, sensitive ones at 8 bits. Subclasses say in which encoding."""
 
     fidelity: ClassVar[Fidelity] = "lossy"
     after: ClassVar[tuple[str, ...]] = BEFORE_ENCODING
     options: LowBitOptions
 
     @abc.abstractmethod
-    def family(self) -> Family:
-        """Return the encoding of the layers that are not sensitive."""
-
-    def choose(self, model: onnx_ir.Model, chosen: Sequence[Chosen], context: Context) -> Sequence[Chosen]:
-        """Return the layers with the encodings that they get; here each keeps its own."""
-        return chosen
+    def families(self) -> Sequence[Family]:
+        """Return the encoding of layers that are not sensitive; several widths, the widest first, for a byte budget."""
 
     @property
     def needs_data(self) -> bool:
@@ -42,10 +39,19 @@ class LowBitPass(Pass):
 
         Raises:
             UsageError: method=gptq without calibration data, or a selector that matches nothing.
+            BudgetError: the bytes asked for cannot be reached.
         """
         if self.needs_data:
             context.require_data(self.name)
-        chosen, declined = find_layers(model, self.options, context, self.name, self.family())
-        record = encode_layers(model, self.choose(model, chosen, context), self.options, context, self.name)
+        families = [each for each in self.families() if each.encoding in context.constraints.encodings]
+        if not families:
+            missing = " or ".join(dict.fromkeys(each.encoding for each in self.families()))
+            return Rewrites(
+                declined=[Declined("model", "model", f"{context.constraints.target} stores no {missing} weights")]
+            )
+        chosen, declined = find_layers(model, self.options, context, self.name, families[0])
+        if isinstance(self.options, WidthOptions) and self.options.bytes is not None:
+            chosen = choose_widths(model, chosen, families, self.options.bytes, self.options, context, self.name)
+        record = encode_layers(model, chosen, self.options, context, self.name)
         record.declined += declined
         return record

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.analysis.divergence import Divergence, NotMeasurableError
 from onnxpress.ir.analysis.moments import Moments, collect, gram_bytes, parts_within
 from onnxpress.ir.encodings import Encoded
@@ -28,6 +29,7 @@ from onnxpress.passes.lowbit.options import WidthOptions
 from onnxpress.passes.lowbit.sites import Chosen, fitted_weight, mask_of, rows_of
 from onnxpress.passes.normal_form import normal_form
 from onnxpress.passes.samples import split_samples
+from onnxpress.passes.weight_sites import stored_bytes
 
 __all__ = ["choose_widths"]
 
@@ -47,15 +49,17 @@ def choose_widths(
     context: Context,
     pass_name: str,
 ) -> list[Chosen]:
-    """Return the layers with a family of `families` each, the widest first there; exceptions keep theirs.
+    """Return the layers with a family of `families` (the widest first) each; exceptions keep theirs.
 
-    share: of the bytes of the model's constants that may remain.
+    share: of the bytes of the model's weights that may remain.
 
     Raises:
         BudgetError: more remain with all layers at their narrowest. UsageError: too little data, or outputs that no
             loss can be measured of.
     """
-    whole = _constant_bytes(model)
+    if not chosen:
+        return []
+    whole = int(cost(model).weight_bytes)
     budget = share * whole
     free = [each for each in chosen if not each.why]
     sizes: dict[str, list[int]] = {}
@@ -68,17 +72,17 @@ def choose_widths(
         rest += sum(map(_added_bias_bytes, chosen))
     levels = [sizes[each.name] for each in free]
 
-    def cost(at: Sequence[int]) -> float:
+    def remaining(at: Sequence[int]) -> float:
         return rest + sum(size[level] for size, level in zip(levels, at, strict=True))
 
     found, is_met = allocate(
         [_rising(losses[each.name]) for each in free],
-        cost,
+        remaining,
         lambda at, site, level: levels[site][at[site]] - levels[site][level],
         budget,
     )
     if not is_met:
-        least = np.ceil(cost(found) / whole * _SHOWN_STEPS) / _SHOWN_STEPS
+        least = np.ceil(remaining(found) / whole * _SHOWN_STEPS) / _SHOWN_STEPS
         raise BudgetError(
             f"{pass_name}: bytes={share:g} cannot be reached: with all of {len(free)} layers at their narrowest, "
             f"{least:g} remain"
@@ -156,15 +160,6 @@ def _rising(losses: Sequence[float]) -> list[float]:
     return [float(each - risen[0]) for each in risen]
 
 
-def _constant_bytes(model: onnx_ir.Model) -> int:
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    return sum(
-        tensor.packed_bytes if isinstance(tensor, Encoded) else int(tensor.nbytes)
-        for tensor in tensors
-        if tensor is not None
-    )
-
-
 def _added_bias_bytes(each: Chosen) -> int:
     """Return the bytes of the bias that a layer without one gets."""
     has_none = each.layer.bias_value is None and each.layer.node.op_type != "MatMul"
@@ -174,4 +169,4 @@ def _added_bias_bytes(each: Chosen) -> int:
 def _weight_bytes(each: Chosen) -> int:
     tensor = constant_tensor(each.layer.weight_value)
     assert tensor is not None
-    return tensor.packed_bytes if isinstance(tensor, Encoded) else int(tensor.nbytes)
+    return stored_bytes(tensor)

@@ -8,19 +8,13 @@ import pydantic
 
 from onnxpress.passes.base import SiteOptions
 
-__all__ = ["FittedOptions", "LowBitOptions", "Method", "WidthOptions"]
-
-
-Method = Literal["gptq", "rtn"]
+__all__ = ["CoarseOptions", "FittedOptions", "LowBitOptions", "WidthOptions"]
 
 
 class LowBitOptions(SiteOptions):
-    """How weights are fitted, and which layers are too sensitive for few bits. A pass may have a further method."""
+    """How weights are fitted, and which layers are too sensitive for few bits. Passes say which methods they know."""
 
-    method: Literal[Method, "hqq"] = pydantic.Field(
-        default="gptq",
-        description="gptq: second order, from data; rtn: to the nearest integer; hqq: half-quadratic, without data",
-    )
+    method: str = pydantic.Field(default="gptq", description="how weights are fitted")
     sensitive: Literal["int8", "same", "float"] = pydantic.Field(
         default="int8",
         description="first and last layers and depthwise convolutions: at 8 bits, as the others, or left as they are",
@@ -32,11 +26,19 @@ class LowBitOptions(SiteOptions):
 
 
 class FittedOptions(LowBitOptions):
-    """Options of passes that know no method but the two."""
+    """Options of passes that know two methods."""
 
-    method: Method = pydantic.Field(
+    method: Literal["gptq", "rtn"] = pydantic.Field(
         default="gptq",
         description="gptq: second order, from data, layer after layer; rtn: to the nearest level, without data",
+    )
+
+
+class CoarseOptions(FittedOptions):
+    """Options of passes to so few levels that a second sweep pays."""
+
+    sweeps: int = pydantic.Field(
+        default=2, ge=1, le=4, description="times that all layers are fitted, each behind what the others became"
     )
 
 
@@ -48,7 +50,7 @@ class WidthOptions(LowBitOptions):
         default=None,
         gt=0,
         le=1,
-        description="share of the bytes of the model's constants that may remain; each layer gets a width of its own",
+        description="share of the bytes of the model's weights that may remain; each layer gets a width of its own",
     )
     error_samples: int = pydantic.Field(
         default=64, ge=2, description="bytes: samples, at most a third of all, that measure a width's effect"

@@ -9,8 +9,10 @@ as it loads (lowering), so that speed and results stay as they were. What `onnxp
 must be unpacked before a runtime can read it.
 
 Legal when: a FLOAT initializer of the main graph of 256 numbers or more that something reads, not encoded, no input or
-output of the graph, and the target can store the form. Fidelity: equal outputs (of zeros the sign is lost, which no sum
-shows). Scopes: the main graph. Behind all other passes. A second run finds every weight encoded. Needs no data.
+output of the graph, and the target can store the form. Fidelity: the numbers are equal bit for bit, but for the sign of
+zeros that only linear operators read, which no sum shows. So are outputs once the runtime has unpacked the weights as
+it loads; without its optimizations it may sum products with such weights in another order. Scopes: the main graph.
+Behind all other passes. A second run finds every weight encoded. Needs no data.
 Source: Han et al. 2016, https://arxiv.org/abs/1510.00149 (stored as that paper means them to be).
 """
 
@@ -23,8 +25,11 @@ import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.bitpack import code_type
-from onnxpress.ir.encodings import Affine, Codebook, Encoded, grid_scale, is_encoded
+from onnxpress.ir.encodings import Affine, Codebook, Dense, Encoded, Sparse, grid_scale, is_encoded
+from onnxpress.ir.linear import Linear, as_linear
+from onnxpress.ir.quantization import note_weight_only
 from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
+from onnxpress.passes.constraints import Constraints
 from onnxpress.passes.order import BEFORE_ENCODING, LOW_BIT
 from onnxpress.passes.selectors import Selection
 
@@ -38,10 +43,10 @@ _WIDTHS = ((2, 1), (4, 7), (8, 127))  # bits, largest integer
 
 
 class Pack(Pass):
-    """Store weights of few different values as codes of few bits; the outputs stay equal."""
+    """Store weights of few different values as codes of few bits, none of them changed."""
 
     name: ClassVar[str] = "pack"
-    fidelity: ClassVar[Fidelity] = "bits"
+    fidelity: ClassVar[Fidelity] = "rounding"
     options_type: ClassVar[type[Options]] = SiteOptions
     after: ClassVar[tuple[str, ...]] = (*BEFORE_ENCODING, *LOW_BIT, "quantize-int8", "float16")
     options: SiteOptions
@@ -61,13 +66,17 @@ class Pack(Pass):
             readers = [use.node for use in value.uses()]
             kind = readers[0].op_type if readers else "initializer"
             reason = _why_not(value, tensor) or next(filter(None, map(selection.reason, readers)), None)
-            found = reason or _packed(tensor.numpy(), context.constraints.encodings)
+            weights = tensor.numpy()
+            if not all(_sums_products(node, value) for node in readers) and np.signbit(weights[weights == 0]).any():
+                reason = reason or "it holds negative zeros, whose sign a reader may tell"
+            found = reason or _packed(weights, context.constraints)
             if isinstance(found, str):
                 if tensor.size >= _FEWEST:
                     record.declined.append(Declined(value.name or "", kind, found))
                 continue
             found.name = value.name
             value.const_value = found
+            note_weight_only(value)
             record.sites.append(
                 Site(
                     value.name or "",
@@ -81,7 +90,7 @@ class Pack(Pass):
 
 
 def _why_not(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> str | None:
-    if is_encoded(value):
+    if is_encoded(value) and not (isinstance(tensor, Sparse) and isinstance(tensor.inner, Dense)):
         return "it is encoded already"
     if tensor.size < _FEWEST:
         return f"it has {tensor.size} numbers, too few to be worth a node"
@@ -92,41 +101,48 @@ def _why_not(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> str | None
     return None if value.uses() else "nothing reads it"
 
 
-def _packed(weights: _Floats, encodings: tuple[str, ...]) -> Encoded | str:
-    """Return the smaller exact form, or why there is none."""
+def _sums_products(node: onnx_ir.Node, weight: onnx_ir.Value) -> bool:
+    """Whether `node` is a linear operator with that weight."""
+    view = as_linear(node)
+    return isinstance(view, Linear) and view.weight_value is weight
+
+
+def _packed(weights: _Floats, constraints: Constraints) -> Encoded | str:
+    """Return the smallest exact form that the target stores, or why there is none."""
     if not np.isfinite(weights).all():
         return "it holds NaN or infinite values"
-    forms: list[Encoded] = [
-        form
-        for form, name in ((_integers(weights), ""), (_codebook(weights), "codebook"))
-        if form is not None and (name or form.label) in encodings
-    ]
-    smallest = min(forms, key=lambda form: form.packed_bytes, default=None)
-    if smallest is None:
+    exact = [*_integers(weights), *_codebook(weights)]
+    if not exact:
         return f"it takes more than {_MOST_LEVELS} different values, on no grid of integers"
+    known = constraints.encodings
+    forms = [form for form in exact if (form.label if isinstance(form, Affine) else form.kind) in known]
+    if not forms:
+        return f"{constraints.target} stores no {' or '.join(dict.fromkeys(form.label for form in exact))} weights"
+    smallest = min(forms, key=lambda form: form.packed_bytes)
     if smallest.packed_bytes >= weights.nbytes:
         return f"codes and parameters would take {smallest.packed_bytes} bytes, no fewer than its {weights.nbytes}"
     return smallest
 
 
-def _codebook(weights: _Floats) -> Codebook | None:
+def _codebook(weights: _Floats) -> list[Encoded]:
+    probe = weights.reshape(-1)[: _MOST_LEVELS * 4]
+    if len(np.unique(probe)) > _MOST_LEVELS:
+        return []
     levels, codes = np.unique(weights, return_inverse=True)  # which takes 0.0 and -0.0 for one
-    if len(levels) > _MOST_LEVELS:
-        return None
-    return Codebook(codes.reshape(weights.shape).astype(np.uint8), levels)
+    return [Codebook(codes.reshape(weights.shape).astype(np.uint8), levels)] if len(levels) <= _MOST_LEVELS else []
 
 
-def _integers(weights: _Floats) -> Affine | None:
+def _integers(weights: _Floats) -> list[Encoded]:
     """Return integers with one scale, or a scale for each index of the first or last axis, that are `weights`."""
     axes = (None, 0, weights.ndim - 1) if weights.ndim > 1 else (None,)
-    found = [encoded for axis in axes if (encoded := _on_a_grid(weights, axis)) is not None]
-    return min(found, key=lambda encoded: encoded.packed_bytes, default=None)
+    return [encoded for axis in axes for encoded in _on_a_grid(weights, axis)]
 
 
-def _on_a_grid(weights: _Floats, axis: int | None) -> Affine | None:
+def _on_a_grid(weights: _Floats, axis: int | None) -> list[Encoded]:
+    """Return the integers along `axis` in all widths that hold them."""
     scale = grid_scale(weights, axis)
     if scale is None:
-        return None
+        return []
     shape = [-1 if each == axis else 1 for each in range(weights.ndim)]
     others = tuple(each for each in range(weights.ndim) if each != axis)
     codes = np.rint(weights / scale.reshape(shape))
@@ -134,7 +150,11 @@ def _on_a_grid(weights: _Floats, axis: int | None) -> Affine | None:
     for towards in (np.inf, -np.inf):  # whoever decoded the integers may have had the next number as the scale
         off = (codes * scale.reshape(shape) != weights).any(axis=others)
         scale = np.where(off, np.nextafter(start, np.float32(towards)), scale)
+    if not np.array_equal(codes * scale.reshape(shape), weights):
+        return []
     largest = int(np.abs(codes).max(initial=0))
-    bits = next(bits for bits, most in _WIDTHS if largest <= most)
-    encoded = Affine(codes.astype(code_type(bits, signed=True)), scale.astype(np.float32), bits=bits, axis=axis)
-    return encoded if np.array_equal(encoded.dense(), weights) else None
+    return [
+        Affine(codes.astype(code_type(bits, signed=True)), scale.astype(np.float32), bits=bits, axis=axis)
+        for bits, most in _WIDTHS
+        if largest <= most
+    ]

@@ -22,18 +22,15 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir
 import pydantic
 
 from onnxpress.ir.encodings import Codebook, Sparse, encoding_of
 from onnxpress.ir.linear import Linear
-from onnxpress.passes.base import Context, Options
+from onnxpress.passes.base import Options
 from onnxpress.passes.lowbit.alphabet import Alphabet, Grouping
 from onnxpress.passes.lowbit.family import Family
 from onnxpress.passes.lowbit.lowbit_pass import LowBitPass
-from onnxpress.passes.lowbit.mixed import choose_widths
 from onnxpress.passes.lowbit.options import FittedOptions, WidthOptions
-from onnxpress.passes.lowbit.sites import Chosen
 from onnxpress.passes.lowbit.starts import codebook_levels
 
 __all__ = ["Palettize", "PalettizeOptions"]
@@ -44,7 +41,7 @@ _Float64: TypeAlias = npt.NDArray[np.float64]
 _WIDTHS = (8, 7, 6, 5, 4, 3, 2, 1)
 
 
-class PalettizeOptions(WidthOptions, FittedOptions):
+class PalettizeOptions(FittedOptions, WidthOptions):
     """Options of `palettize`."""
 
     bits: int | None = pydantic.Field(
@@ -65,19 +62,11 @@ class Palettize(LowBitPass):
     options_type: ClassVar[type[Options]] = PalettizeOptions
     options: PalettizeOptions
 
-    def family(self) -> Family:
-        """Return the encoding of the layers that are not sensitive."""
-        return self._of_width(self.options.bits or 4)
-
-    def choose(self, model: onnx_ir.Model, chosen: Sequence[Chosen], context: Context) -> Sequence[Chosen]:
-        """Choose widths where bytes are given."""
-        if self.options.bytes is None:
-            return chosen
-        families = [self._of_width(bits) for bits in _WIDTHS]
-        return choose_widths(model, chosen, families, self.options.bytes, self.options, context, self.name)
-
-    def _of_width(self, bits: int) -> Family:
-        return _Palette(bits, self.options.group_size, self.options.weighting == "hessian")
+    def families(self) -> Sequence[Family]:
+        """Return the palette of the width asked for, or of all widths where bytes are."""
+        widths = _WIDTHS if self.options.bytes is not None else (self.options.bits or 4,)
+        is_weighted = self.options.weighting == "hessian"
+        return [_Palette(bits, self.options.group_size, is_weighted) for bits in widths]
 
 
 @dataclasses.dataclass(frozen=True)

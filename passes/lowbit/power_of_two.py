@@ -13,6 +13,7 @@ Sources: Zhou et al. 2017, section 2.1, https://arxiv.org/abs/1702.03044 (INQ, w
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -47,9 +48,9 @@ class PowerOfTwo(LowBitPass):
     options_type: ClassVar[type[Options]] = PowerOfTwoOptions
     options: PowerOfTwoOptions
 
-    def family(self) -> Family:
-        """Return the encoding of the layers that are not sensitive."""
-        return _Powers(self.options.bits)
+    def families(self) -> Sequence[Family]:
+        """Return the one encoding."""
+        return [_Powers(self.options.bits)]
 
 
 @dataclasses.dataclass(frozen=True)

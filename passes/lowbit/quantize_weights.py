@@ -8,7 +8,8 @@ hqq   without data: at the scale of the least sum of |error|^0.7, by half-quadra
       bend less (`half_quadratic`)
 
 bytes=x chooses 2, 4 or 8 bits for each layer instead, at least measured loss (`mixed`). `quantize-int8` behind it makes
-activations 8-bit integers and keeps these weights: the file of few bits at the speed of 8.
+activations 8-bit integers and keeps these weights, but for those in blocks (block=0): the file of few bits at the speed
+of 8.
 
 Legal when, fidelity, scopes and order: as for `ternarize`.
 Sources: Frantar et al. 2022, https://arxiv.org/abs/2210.17323 (GPTQ); Badri & Shaji 2023, "Half-Quadratic
@@ -24,19 +25,16 @@ from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir
 import pydantic
 
 from onnxpress.ir.linear import Linear
-from onnxpress.passes.base import Context, Options
+from onnxpress.passes.base import Options
 from onnxpress.passes.lowbit.alphabet import Alphabet
 from onnxpress.passes.lowbit.family import Family
 from onnxpress.passes.lowbit.fit import nearest_codes, refit
 from onnxpress.passes.lowbit.integers import Integers
 from onnxpress.passes.lowbit.lowbit_pass import LowBitPass
-from onnxpress.passes.lowbit.mixed import choose_widths
 from onnxpress.passes.lowbit.options import WidthOptions
-from onnxpress.passes.lowbit.sites import Chosen
 
 __all__ = ["QuantizeWeights", "QuantizeWeightsOptions", "half_quadratic"]
 
@@ -54,6 +52,10 @@ class QuantizeWeightsOptions(WidthOptions):
     bits: Literal[2, 4, 8] | None = pydantic.Field(
         default=None, description="width of a weight; 4 where neither bits nor bytes is given"
     )
+    method: Literal["gptq", "rtn", "hqq"] = pydantic.Field(
+        default="gptq",
+        description="gptq: second order, from data; rtn: to the nearest integer; hqq: half-quadratic, without data",
+    )
     block: int = pydantic.Field(
         default=32, ge=0, description="inputs of a Gemm or MatMul that share a scale; 0 for one scale a channel"
     )
@@ -66,20 +68,11 @@ class QuantizeWeights(LowBitPass):
     options_type: ClassVar[type[Options]] = QuantizeWeightsOptions
     options: QuantizeWeightsOptions
 
-    def family(self) -> Family:
-        """Return the encoding of the layers that are not sensitive."""
-        return self._of_width(self.options.bits or 4)
-
-    def choose(self, model: onnx_ir.Model, chosen: Sequence[Chosen], context: Context) -> Sequence[Chosen]:
-        """Choose widths where bytes are given."""
-        if self.options.bytes is None:
-            return chosen
-        families = [self._of_width(bits) for bits in _WIDTHS]
-        return choose_widths(model, chosen, families, self.options.bytes, self.options, context, self.name)
-
-    def _of_width(self, bits: int) -> Family:
+    def families(self) -> Sequence[Family]:
+        """Return the integers of the width asked for, or of all widths where bytes are."""
         family = _HalfQuadratic if self.options.method == "hqq" else Integers
-        return family(bits, self.options.block or None)
+        widths = _WIDTHS if self.options.bytes is not None else (self.options.bits or 4,)
+        return [family(bits, self.options.block or None) for bits in widths]
 
 
 class _HalfQuadratic(Integers):
@@ -97,7 +90,8 @@ def half_quadratic(rows: _Float64, alphabet: Alphabet) -> Alphabet:
         e = argmin |e|^p + beta/2 (e - (w - q))^2          generalised soft thresholding
         q = the nearest levels to w, at the scales of the least (w - e - q)^2
     """
-    beta = _BETA / max(float(np.square(rows).mean()), _TINY)  # the reference's weights have a variance near 1 / beta
+    # The reference's numbers are for weights of size 1: |e|^p over beta/2 e^2 keeps its meaning at this beta.
+    beta = _BETA * max(float(np.sqrt(np.square(rows).mean())), _TINY) ** (_NORM - 2)
     target = rows[None]
     for _ in range(_ROUNDS):
         codes = nearest_codes(target, alphabet)

@@ -25,8 +25,8 @@ from onnxpress.ir.analysis.decibels import sqnr_db
 from onnxpress.ir.analysis.moments import Moments
 from onnxpress.ir.analysis.patches import why_no_patches
 from onnxpress.ir.analysis.stepwise import ancestors
-from onnxpress.ir.encodings import Dense, Encoded, Sparse, encoding_of
-from onnxpress.ir.linear import Linear, as_linear, constant_tensor, linear_ops
+from onnxpress.ir.encodings import Encoded, Sparse, encoding_of
+from onnxpress.ir.linear import Linear, as_linear, linear_ops
 from onnxpress.passes.base import Amount, Context, Declined, Rewrites, Site
 from onnxpress.passes.cleanup.graph_edits import set_bias, value_names
 from onnxpress.passes.layer_moments import layer_moments
@@ -37,7 +37,7 @@ from onnxpress.passes.lowbit.options import LowBitOptions
 from onnxpress.passes.normal_form import best_bias, normal_form
 from onnxpress.passes.samples import split_samples
 from onnxpress.passes.selectors import Selection
-from onnxpress.passes.weight_sites import layer_amount, replace_weight
+from onnxpress.passes.weight_sites import layer_amount, replace_weight, why_not_encodable
 
 __all__ = ["Chosen", "encode_layers", "find_layers", "fitted_weight", "mask_of", "rows_of"]
 
@@ -45,6 +45,7 @@ _Array: TypeAlias = npt.NDArray[Any]
 _Float64: TypeAlias = npt.NDArray[np.float64]
 
 _FEWEST_WEIGHTS = 128  # below, scales and nodes weigh as much as what is saved
+_ERROR_SAMPLES = 64  # that errors are measured on after several sweeps
 _POSITIONS = 64  # of each sample that moments are taken at; 256 change top-1 by less than its error
 
 
@@ -73,9 +74,8 @@ def find_layers(
         UsageError: a selector matches nothing.
     """
     selection = Selection.from_options(options, model, pass_name)
-    if family.encoding not in context.constraints.encodings:
-        return [], [Declined("model", "model", f"{context.constraints.target} stores no {family.encoding} weights")]
     exceptions = _sensitive(model)
+    known = context.constraints.encodings
     chosen: list[Chosen] = []
     declined: list[Declined] = []
     for node in model.graph.all_nodes():
@@ -83,6 +83,10 @@ def find_layers(
         if view is None:
             continue
         found = _choose(view, node, model, options, selection, family, exceptions)
+        if isinstance(found, Chosen) and found.family.encoding not in known:
+            found = (
+                f"{found.why or 'a layer'}, and {context.constraints.target} stores no {found.family.encoding} weights"
+            )
         if isinstance(found, Chosen):
             chosen.append(found)
         else:
@@ -117,25 +121,10 @@ def _choose(
 
 def _problem(layer: Linear, model: onnx_ir.Model, options: LowBitOptions) -> str | None:
     """Say why the weight of `layer` cannot be encoded; None where it can."""
-    value = layer.weight_value
-    encoded = encoding_of(value)
-    tensor = constant_tensor(value)
-    assert tensor is not None, "a linear operator has a constant weight"
-    if layer.node.graph is not model.graph:
-        return "inside a subgraph body: its input has no statistics, and its weight may belong to the outer graph"
-    if encoded is not None and not (isinstance(encoded, Sparse) and isinstance(encoded.inner, Dense)):
-        return f"weight {value.name!r} is already encoded as {encoded.label}"
-    if tensor.dtype != onnx_ir.DataType.FLOAT:
-        return f"weight {value.name!r} is {tensor.dtype.name}, and only FLOAT is encoded"
-    if value.is_graph_output():
-        return f"weight {value.name!r} is an output of the graph"
-    if len(value.uses()) > 1:
-        return f"weight {value.name!r} is shared by {len(value.uses())} readers, each with an input of its own"
-    if tensor.size < _FEWEST_WEIGHTS:
-        return f"too small: {tensor.size} weights, fewer than {_FEWEST_WEIGHTS}"
-    if not np.isfinite(tensor.numpy()).all():
-        return f"weight {value.name!r} holds NaN or infinite values"
-    return why_no_patches(layer) if options.method == "gptq" else None
+    reason = why_not_encodable(layer, model, _FEWEST_WEIGHTS)
+    if reason is None and not np.isfinite(layer.weight()).all():
+        reason = f"weight {layer.weight_value.name!r} holds NaN or infinite values"
+    return reason or (why_no_patches(layer) if options.method == "gptq" else None)
 
 
 def _sensitive(model: onnx_ir.Model) -> dict[onnx_ir.Node, str]:
@@ -174,7 +163,7 @@ def encode_layers(
         for each in chosen:
             original = each.layer.weight()
             encoded = fitted_weight(each, original, None, rows_of(original, each.layer), mask_of(each.layer))
-            replace_weight(model, each.layer, encoded, names)
+            replace_weight(model, each.layer, encoded, names, weight_only=True)
             noise = _energy(original - each.layer.weight())
             errors[each.name] = {"weight_sqnr_db": sqnr_db(_energy(original), noise)}
     else:
@@ -193,7 +182,7 @@ def _fit_to_data(
     pass_name: str,
     names: set[str | None],
 ) -> list[tuple[str, float]]:
-    """Fit and store; return each layer's relative output error against the original, as of its last fit."""
+    """Fit and store; return each layer's relative output error against the original."""
     data = context.require_data(f"{pass_name}{{method=gptq}}")
     samples = split_samples(data, model, pass_name, samples=options.samples, held_out=0).fitted
     reference = model.clone()
@@ -213,12 +202,19 @@ def _fit_to_data(
             gram, target = normal_form(found.layer, found.moments, original.weight())
             encoded = fitted_weight(by_name[name], original.weight(), gram, target, masks[name])
             errors[name] = _store(model, found.layer, encoded, found.moments, names)
+    if options.sweeps > 1:  # the last sweep's targets took the layer's own values for right beyond a Relu's limit
+        for found in layer_moments(
+            model, reference, data, [each.layer for each in chosen], samples=min(samples, _ERROR_SAMPLES),
+            positions=_POSITIONS, seed=context.seed, progress=context.progress, label="measuring errors",
+        ):  # fmt: skip
+            name = found.layer.node.name or ""
+            errors[name] = found.moments.error_of(found.layer.weight(), found.layer.bias())
     return [(each.name, errors[each.name]) for each in chosen]
 
 
 def _store(model: onnx_ir.Model, layer: Linear, encoded: Encoded, moments: Moments, names: set[str | None]) -> float:
     """Put the weight and the best bias beside it in place, and return the relative output error."""
-    replace_weight(model, layer, encoded, names)
+    replace_weight(model, layer, encoded, names, weight_only=True)
     weight = layer.weight()
     bias = best_bias(layer, moments, weight)
     if bias is not None:

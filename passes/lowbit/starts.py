@@ -17,10 +17,12 @@ __all__ = ["binary_scales", "codebook_levels", "exponents", "integer_scales", "t
 
 _Float64: TypeAlias = npt.NDArray[np.float64]
 
-_SMALLEST = 1e-30  # a scale must be above zero, also that of a row of zeros
+_SMALLEST = float(np.finfo(np.float32).tiny)  # a scale must be above zero, also that of a row of zeros
+_LOWEST_EXPONENT, _HIGHEST_EXPONENT = -126, 127  # of normal float32 numbers
 _FRACTIONS = np.linspace(0.3, 1.0, 36)  # of max|w| / largest integer: below, clipping costs more than it wins
 _ALTERNATIONS = 8
 _LLOYD_ROUNDS = 64
+_PART_WEIGHTS = 1 << 18
 
 
 def integer_scales(rows: _Float64, importance: _Float64, grouping: Grouping, largest: int) -> _Float64:
@@ -30,16 +32,16 @@ def integer_scales(rows: _Float64, importance: _Float64, grouping: Grouping, lar
     """
     index = grouping.index(*rows.shape)
     group = np.broadcast_to(grouping.spread(index, rows.shape[1]), rows.shape)
-    count = int(index.max()) + 1
+    flat, count = group.reshape(-1), int(index.max()) + 1
     peak = np.zeros(count)
-    np.maximum.at(peak, group.reshape(-1), np.abs(rows).reshape(-1))
+    np.maximum.at(peak, flat, np.abs(rows).reshape(-1))
     peak = np.where(peak > 0, peak / largest, 1.0)
     best, least = peak, np.full(count, np.inf)
     for fraction in _FRACTIONS:
         scale = np.maximum(peak * fraction, _SMALLEST)
         of_weight = scale[group]
         off = np.clip(np.rint(rows / of_weight), -largest, largest) * of_weight - rows
-        error = np.bincount(group.reshape(-1), (np.square(off) * importance).reshape(-1), count)
+        error = np.bincount(flat, (np.square(off) * importance).reshape(-1), count)
         best, least = np.where(error < least, scale, best), np.minimum(error, least)
     found: _Float64 = np.where(least > 0, best, peak)
     return found
@@ -68,6 +70,11 @@ def binary_scales(rows: _Float64, importance: _Float64, bases: int) -> _Float64:
     Sources: Guo et al. 2017, https://arxiv.org/abs/1706.02021 (greedy), and Xu et al. 2018,
     https://arxiv.org/abs/1802.00150 (alternating).
     """
+    parts = [_binary_scales(rows[part], importance[part], bases) for part in _parts(rows)]
+    return np.concatenate(parts)
+
+
+def _binary_scales(rows: _Float64, importance: _Float64, bases: int) -> _Float64:
     left, signs = rows.copy(), []
     total = np.maximum(importance.sum(axis=1), _SMALLEST)
     for _ in range(bases):
@@ -91,16 +98,17 @@ def binary_scales(rows: _Float64, importance: _Float64, bases: int) -> _Float64:
 def codebook_levels(numbers: _Float64, importance: _Float64, count: int) -> _Float64:
     """Return `count` levels [count] for numbers [N]: weighted k-means on the line, ascending.
 
-    Begins at quantiles of the importance, so that no cluster is empty and equal runs give equal levels.
+    Begins at quantiles of the importance, where one number that many weights share counts for one level at most: half
+    of the levels would begin, and stay, on the zeros of a pruned weight.
     """
-    order = np.argsort(numbers, kind="stable")
-    values, weights = numbers[order], importance[order]
+    values, inverse = np.unique(numbers, return_inverse=True)
+    weights = np.bincount(inverse, importance, len(values))
     if not weights.any():
         weights = np.ones_like(weights)
-    below = np.cumsum(weights)
+    below = np.cumsum(np.minimum(weights, weights.sum() / count))
     at = np.searchsorted(below, (np.arange(count) + 0.5) / count * below[-1])
     levels: _Float64 = values[np.minimum(at, len(values) - 1)]
-    mass = np.concatenate([[0.0], below])
+    mass = np.concatenate([[0.0], np.cumsum(weights)])
     moment = np.concatenate([[0.0], np.cumsum(weights * values)])
     for _ in range(_LLOYD_ROUNDS):
         ends = np.concatenate([[0], np.searchsorted(values, (levels[1:] + levels[:-1]) / 2), [len(values)]])
@@ -118,9 +126,14 @@ def exponents(rows: _Float64, importance: _Float64, largest: int) -> npt.NDArray
 
     largest: how many powers there are.
     """
+    found = np.concatenate([_exponents(rows[part], importance[part], largest) for part in _parts(rows)])
+    return np.clip(found, _LOWEST_EXPONENT + largest - 1, _HIGHEST_EXPONENT)
+
+
+def _exponents(rows: _Float64, importance: _Float64, largest: int) -> npt.NDArray[np.int64]:
     peak = np.maximum(np.abs(rows).max(axis=1, initial=0.0), _SMALLEST)
     mantissa, above = np.frexp(peak)
-    top: npt.NDArray[np.int64] = np.clip(above.astype(np.int64) - (mantissa == 0.5), -60, 60)
+    top: npt.NDArray[np.int64] = above.astype(np.int64) - (mantissa == 0.5)
     best, least = top, np.full(len(rows), np.inf)
     for lower in range(4):
         levels = np.ldexp(1.0, (top - lower)[:, None] - np.arange(largest))
@@ -131,3 +144,9 @@ def exponents(rows: _Float64, importance: _Float64, largest: int) -> npt.NDArray
         error = (np.square(off) * importance).sum(axis=1)
         best, least = np.where(error < least, top - lower, best), np.minimum(error, least)
     return best
+
+
+def _parts(rows: _Float64) -> list[slice]:
+    """Divide rows so that work over all levels of a part takes some tens of megabytes."""
+    step = max(1, _PART_WEIGHTS // max(1, rows.shape[1]))
+    return [slice(first, first + step) for first in range(0, len(rows), step)]

@@ -19,6 +19,7 @@ Sources: Li et al. 2016, https://arxiv.org/abs/1605.04711 (TWN); Zhu et al. 2017
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -31,7 +32,7 @@ from onnxpress.passes.base import Options
 from onnxpress.passes.lowbit.alphabet import Alphabet
 from onnxpress.passes.lowbit.family import Family
 from onnxpress.passes.lowbit.lowbit_pass import LowBitPass
-from onnxpress.passes.lowbit.options import FittedOptions
+from onnxpress.passes.lowbit.options import CoarseOptions
 from onnxpress.passes.lowbit.starts import ternary_scales
 
 __all__ = ["Ternarize", "TernarizeOptions"]
@@ -40,12 +41,8 @@ _Array: TypeAlias = npt.NDArray[Any]
 _Float64: TypeAlias = npt.NDArray[np.float64]
 
 
-class TernarizeOptions(FittedOptions):
+class TernarizeOptions(CoarseOptions):
     """Options of `ternarize`."""
-
-    sweeps: int = pydantic.Field(
-        default=2, ge=1, le=4, description="times that all layers are fitted, each behind what the others became"
-    )
 
     scales: Literal[1, 2] = pydantic.Field(
         default=1, description="scales of an output channel: one, or one for each sign"
@@ -59,9 +56,9 @@ class Ternarize(LowBitPass):
     options_type: ClassVar[type[Options]] = TernarizeOptions
     options: TernarizeOptions
 
-    def family(self) -> Family:
-        """Return the encoding of the layers that are not sensitive."""
-        return _Ternary(self.options.scales)
+    def families(self) -> Sequence[Family]:
+        """Return the one encoding."""
+        return [_Ternary(self.options.scales)]
 
 
 @dataclasses.dataclass(frozen=True)

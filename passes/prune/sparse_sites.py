@@ -26,8 +26,8 @@ from onnxpress.ir.analysis.moments import Moments, MomentsSum
 from onnxpress.ir.analysis.patches import why_no_patches
 from onnxpress.ir.analysis.stepwise import Stepwise, stepwise_batch_size
 from onnxpress.ir.data import DataSource
-from onnxpress.ir.encodings import Sparse, encoding_of
-from onnxpress.ir.linear import Linear, as_linear, constant_tensor
+from onnxpress.ir.encodings import Sparse
+from onnxpress.ir.linear import Linear, as_linear
 from onnxpress.passes.base import Context, Declined, Site, SiteOptions
 from onnxpress.passes.cleanup.graph_edits import set_bias, value_names
 from onnxpress.passes.instrument import Progress
@@ -35,7 +35,7 @@ from onnxpress.passes.layer_moments import layer_moments
 from onnxpress.passes.normal_form import best_bias, normal_form
 from onnxpress.passes.prune.sparse_update import refit
 from onnxpress.passes.selectors import Selection
-from onnxpress.passes.weight_sites import layer_amount, replace_weight
+from onnxpress.passes.weight_sites import layer_amount, replace_weight, why_not_encodable
 
 __all__ = ["Chooser", "SparseOptions", "count_zeros", "find_layers", "sparse_moments", "sparsify"]
 
@@ -113,25 +113,10 @@ def find_layers(
 
 def _problem(linear: Linear, model: onnx_ir.Model, options: SparseOptions) -> str | None:
     """Say why no pattern can be put on `linear`; None where one can."""
-    value = linear.weight_value
-    encoded = encoding_of(value)
-    tensor = constant_tensor(value)
-    assert tensor is not None
-    if linear.node.graph is not model.graph:
-        return "inside a subgraph body: its input has no statistics, and its weight may belong to the outer graph"
     if linear.is_depthwise:
         return "depthwise: each output channel reads one input channel, and has no weight to spare"
-    if encoded is not None and not (isinstance(encoded, Sparse) and encoded.bits == 32):
-        return f"weight {value.name!r} is already encoded as {encoded.label}"
-    if tensor.dtype != onnx_ir.DataType.FLOAT:
-        return f"weight {value.name!r} is {tensor.dtype.name}, and only FLOAT is pruned"
-    if value.is_graph_output():
-        return f"weight {value.name!r} is an output of the graph"
-    if len(value.uses()) > 1:
-        return f"weight {value.name!r} is shared by {len(value.uses())} readers, each with an input of its own"
-    if tensor.size < _FEWEST_WEIGHTS:
-        return f"too small: {tensor.size} weights, fewer than {_FEWEST_WEIGHTS}"
-    return why_no_patches(linear) if options.method == "obs" else None
+    reason = why_not_encodable(linear, model, _FEWEST_WEIGHTS)
+    return reason or (why_no_patches(linear) if options.method == "obs" else None)
 
 
 def count_zeros(linear: Linear) -> int:

@@ -2,12 +2,13 @@
 
     W  =>  float32(float16(W)), as the encoding `Float16`; lowering stores it in float16 behind a Cast
 
-Rounding to nearest keeps 11 bits of each weight: about 73 dB. Runtimes fold the Cast as they load the file, so that
-speed and memory stay what they were.
+Rounding to nearest keeps 11 bits of each weight: about 73 dB. A pruned weight keeps its zeros. Runtimes fold the Cast
+as they load the file, so that speed and memory stay what they were.
 
 Legal when: the constant is a FLOAT initializer of rank 2 or more and 256 numbers or more, not encoded otherwise, no
-output of the model, within float16's range (65504), and the target can store it. Fidelity: lossy; each site records the
-signal-to-noise ratio of its weight. Scopes: constants of the main graph, whoever reads them. Needs no data.
+output of the model, within float16's range (65504) and precision (50 dB), and the target can store it. Fidelity: lossy;
+each site records the signal-to-noise ratio of its weight. Scopes: constants of the main graph, whoever reads them.
+Needs no data.
 Runs after all passes that change weights; a second run finds every weight encoded.
 Source: IEEE 754-2019, binary16.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir import encodings
@@ -28,6 +30,7 @@ from onnxpress.passes.selectors import Selection
 __all__ = ["Float16"]
 
 _FEWEST = 256  # numbers of a weight that is worth a node
+_LEAST_SQNR_DB = 50.0  # 73 is usual; numbers below float16's normal range have less precision, or none
 
 
 class Float16(Pass):
@@ -63,17 +66,16 @@ class Float16(Pass):
                 record.declined.append(Declined(value.name or "", kind, reason))
                 continue
             weights = tensor.numpy()
-            encoded = encodings.Float16.quantize(weights, name=value.name)
+            encoded = _in_half(tensor, weights)
+            encoded.name = value.name
             value.const_value = encoded
-            energy = float(np.square(weights, dtype=np.float64).sum())
-            noise = float(np.square(weights - encoded.dense(), dtype=np.float64).sum())
             record.sites.append(
                 Site(
                     value.name or "",
                     kind,
                     Amount(tensor.size, size_bytes=tensor.nbytes),
                     Amount(tensor.size, size_bytes=encoded.packed_bytes),
-                    {"weight_sqnr_db": sqnr_db(energy, noise)},
+                    {"weight_sqnr_db": sqnr_db(_energy(weights), _energy(weights - encoded.dense()))},
                     f"read by {', '.join(node.name or node.op_type for node in readers[:3])}",
                 )
             )
@@ -81,7 +83,7 @@ class Float16(Pass):
 
 
 def _why_not(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> str | None:
-    if encodings.is_encoded(value):
+    if encodings.is_encoded(value) and not _is_pruned(tensor):
         return "it is encoded already"
     if tensor.size < _FEWEST:
         return f"it has {tensor.size} numbers, too few to be worth a node"
@@ -94,4 +96,22 @@ def _why_not(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> str | None
     largest = float(np.abs(tensor.numpy()).max())
     if not largest <= encodings.Float16.largest:
         return f"a magnitude of {largest:g} lies beyond float16's 65504"
+    weights = tensor.numpy()
+    ratio = sqnr_db(_energy(weights), _energy(weights - _in_half(tensor, weights).dense()))
+    if ratio < _LEAST_SQNR_DB:
+        return f"float16 would keep {ratio:.1f} dB of it: most of its magnitudes lie below 6e-5, where precision ends"
     return None
+
+
+def _is_pruned(tensor: onnx_ir.TensorProtocol) -> bool:
+    return isinstance(tensor, encodings.Sparse) and isinstance(tensor.inner, encodings.Dense)
+
+
+def _in_half(tensor: onnx_ir.TensorProtocol, weights: npt.NDArray[np.float32]) -> encodings.Encoded:
+    """Return the weight in half precision; a pruned one keeps its mask."""
+    half = encodings.Float16.quantize(weights)
+    return encodings.Sparse(tensor.mask, half) if isinstance(tensor, encodings.Sparse) else half
+
+
+def _energy(array: npt.NDArray[np.float32]) -> float:
+    return float(np.square(array, dtype=np.float64).sum())

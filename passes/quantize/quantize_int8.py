@@ -95,6 +95,7 @@ class _Plan:
     units: list[Unit]
     ranges: dict[onnx_ir.Value, Quantization]
     weights: dict[Unit, Encoded]
+    widened: dict[Unit, str]
     errors: dict[Unit, LayerError]
 
 
@@ -134,7 +135,8 @@ class QuantizeInt8(Pass):
             model, units, data, values_between(units), method=self.options.method,
             percentile=self.options.percentile, samples=self.options.samples, progress=context.progress,
         )  # fmt: skip
-        weights = {unit: _encode(unit.linear, ranges[unit.linear.data], scheme) for unit in units if unit.linear}
+        encoded = {unit: _encode(unit.linear, ranges[unit.linear.data], scheme) for unit in units if unit.linear}
+        weights = {unit: weight for unit, (weight, _) in encoded.items()}
         activation = scheme.activation
         layers = [
             RoundedLayer(unit.linear, ranges[unit.linear.data], weights[unit], activation.signed, activation.symmetric)
@@ -142,7 +144,8 @@ class QuantizeInt8(Pass):
             if unit.linear
         ]
         errors = measure_layer_errors(model, layers, data, samples=self.options.error_samples)
-        plan = _Plan(units, ranges, weights, dict(zip(weights, errors, strict=True)))
+        widened = {unit: told for unit, (_, told) in encoded.items()}
+        plan = _Plan(units, ranges, weights, widened, dict(zip(weights, errors, strict=True)))
         names = value_names(model)
         for unit in units:
             rewrites.sites.append(self._apply(model, unit, plan, names))
@@ -176,32 +179,50 @@ class QuantizeInt8(Pass):
         if unit.linear is None:
             return Site(unit.name, unit.node.op_type, amount, amount, detail=detail)
         error = plan.errors[unit]
-        detail += _widened(encoding_of(unit.linear.weight_value), plan.weights[unit])
+        detail += plan.widened.get(unit, "")
         replace_weight(model, unit.linear, plan.weights[unit], names)
         if self.options.bias_correction:
             _shift_bias(model, unit.linear, error.significant_shift(), names)
         return Site(unit.name, unit.node.op_type, amount, _amount(unit), {"sqnr_db": error.sqnr_db}, detail)
 
 
-def _widened(before: Encoded | None, after: Encoded) -> str:
-    """Say that a weight of few bits could not keep them."""
-    if before is None or before.bits >= after.bits:
-        return ""
-    return (
-        f"; its {before.label} weight became {after.label}, as integer kernels take one scale for an output channel "
-        "and no blocks or groups of inputs"
-    )
-
-
 def _declined(unit: Unit, reason: str) -> Declined:
     return Declined(unit.name, unit.node.op_type, reason)
 
 
-def _encode(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> Encoded:
-    """Encode the stored weight of `linear`, its sums of products within what the accumulators hold."""
-    kept = _of_few_bits(linear, data, scheme)
-    if kept is not None:
-        return kept
+def _encode(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> tuple[Encoded, str]:
+    """Encode the stored weight of `linear`, its sums of products within what the accumulators hold.
+
+    Returns: the weight, and for the record why one of few bits could not keep them; empty where that is not so.
+    """
+    encoded = encoding_of(linear.weight_value)
+    narrow = encoded.inner if isinstance(encoded, Sparse) else encoded
+    if encoded is None or not (isinstance(narrow, Levels) or (isinstance(narrow, Affine) and narrow.bits < 8)):
+        return _in_eight_bits(linear, data, scheme), ""
+    kept = _in_few_bits(linear, encoded, data, scheme)
+    if not isinstance(kept, str):
+        return kept, ""
+    return _in_eight_bits(linear, data, scheme), f"; its {encoded.label} weight became affine8: {kept}"
+
+
+def _in_few_bits(linear: Linear, encoded: Encoded, data: Quantization, scheme: QuantizationScheme) -> Encoded | str:
+    """Return a weight of few bits as it can stay beside integers, or why it cannot."""
+    limit = 127 if scheme.weight_pair_limit is None else scheme.weight_pair_limit // 2
+    kept = on_integer_grid(encoded, linear.out_axis, limit)
+    table = integer_table(kept, linear.out_axis, limit)
+    if table is None:
+        return "integer kernels take one scale for an output channel, and no blocks or groups of inputs"
+    if table.scale.ndim and not scheme.weight_per_channel:
+        return "the target's kernels take one scale for the whole weight"
+    bias = linear.bias()
+    if bias is not None:
+        least = _least_scale(linear, bias.astype(np.float64), _data_scale(data, scheme), table.scale)
+        if np.any(table.scale < least):
+            return "its bias would overflow 32 bits at the scale of a channel that is almost zero"
+    return kept
+
+
+def _in_eight_bits(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> Affine:
     stored = linear.to_stored(linear.weight())
     axis = linear.out_axis if scheme.weight_per_channel else None
     bits = scheme.weight.bits
@@ -217,25 +238,6 @@ def _encode(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> E
         return encoded  # no integer kernel; and those of depthwise convolutions add products in 32 bits
     codes, scale = within_pair_limit(linear.weight(), encoded.scale, limit)
     return Affine(linear.to_stored(codes), scale, bits=bits, axis=axis)
-
-
-def _of_few_bits(linear: Linear, data: Quantization, scheme: QuantizationScheme) -> Encoded | None:
-    """Return a weight that has few bits already as it can stay beside integers; None where it has none, or cannot."""
-    encoded = encoding_of(linear.weight_value)
-    narrow = encoded.inner if isinstance(encoded, Sparse) else encoded
-    if encoded is None or not (isinstance(narrow, Levels) or (isinstance(narrow, Affine) and narrow.bits < 8)):
-        return None
-    limit = 127 if scheme.weight_pair_limit is None else scheme.weight_pair_limit // 2
-    kept = on_integer_grid(encoded, linear.out_axis, limit)
-    table = integer_table(kept, linear.out_axis, limit)
-    if table is None or (table.scale.ndim and not scheme.weight_per_channel):
-        return None  # blocks, or groups of inputs: 8 bits for each weight
-    bias = linear.bias()
-    if bias is not None:
-        least = _least_scale(linear, bias.astype(np.float64), _data_scale(data, scheme), table.scale)
-        if np.any(table.scale < least):
-            return None
-    return kept
 
 
 def _data_scale(data: Quantization, scheme: QuantizationScheme) -> float:

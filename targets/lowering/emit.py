@@ -25,7 +25,7 @@ class Emitter:
         for each in (graph, *graph.subgraphs()):
             self._values |= {value.name for value in each.inputs} | set(each.initializers)
         self._nodes = {node.name for node in graph.all_nodes()}
-        self._shared: dict[tuple[str, tuple[int, ...], bytes], onnx_ir.Value] = {}
+        self._shared: dict[tuple[np.dtype[Any], tuple[int, ...], bytes], onnx_ir.Value] = {}
 
     def fresh(self, name: str) -> str:
         """Return `name`, or `name.1`, `name.2` ... where it is taken, and take it."""
@@ -54,7 +54,7 @@ class Emitter:
         share: look for an equal one whatever its size.
         """
         look = share or array.nbytes <= _MOST_SHARED_BYTES
-        key = (array.dtype.str, array.shape, array.tobytes()) if look else None
+        key = (array.dtype, array.shape, array.tobytes()) if look else None
         if key is not None and key in self._shared:
             return self._shared[key]
         name = self.fresh(name)

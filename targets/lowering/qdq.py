@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir
 
-from onnxpress.ir.encodings import Affine, Float8, encoding_of, is_encoded
+from onnxpress.ir.encodings import Affine, Float8, Sparse, encoding_of, is_encoded
 from onnxpress.ir.errors import InputError
 from onnxpress.ir.opset import default_opset, require_opset
 from onnxpress.ir.quantization import Quantization, clear, integer_parameters, quantization_of
@@ -73,6 +73,7 @@ def _constants(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
 def _raise_opset(model: onnx_ir.Model, storage: Storage, max_opset: int) -> None:
     """Raise the opset where the form of a weight needs it and the target allows it; a model that cannot rise stays."""
     encodings = [encoding_of(value) for value in _constants(model.graph)]
+    encodings = [each.inner if isinstance(each, Sparse) else each for each in encodings]
     needs = {FLOAT8_OPSET} if any(isinstance(each, Float8) for each in encodings) else set()
     if storage.int4_dequantize and any(isinstance(each, Affine) and each.bits == 4 for each in encodings):
         needs.add(INT4_OPSET)

@@ -40,6 +40,7 @@ from onnxpress.ir.encodings import (
     integer_table,
 )
 from onnxpress.ir.linear import Linear, as_linear
+from onnxpress.ir.quantization import is_weight_only
 from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
 from onnxpress.targets.lowering.nbits import fits_nbits, lower_to_nbits
@@ -113,7 +114,8 @@ def _store_dense(graphs: Iterable[onnx_ir.Graph], report: LoweringReport) -> Non
         if isinstance(encoded, Sparse):
             sparse.append(encoded)
         elif not isinstance(encoded, Dense):
-            report.notes.append(f"{value.name!r} ({encoded.label}) is stored dense: no smaller form is legal here")
+            why = "no smaller form is legal here" if value.uses() else "nothing reads it"
+            report.notes.append(f"{value.name!r} ({encoded.label}) is stored dense: {why}")
     if sparse:
         report.notes.append(_say_dense(sparse))
 
@@ -133,7 +135,9 @@ def _integer_weight(encoded: Encoded, out_axis: int) -> _IntegerWeight | None:
     label = encoded.label
     if isinstance(encoded, Sparse) and isinstance(encoded.inner, Affine):
         encoded = fill_zeros(encoded)
-    if isinstance(encoded, Affine) and encoded.bits == 8 and encoded.block_size is None:
+    if isinstance(encoded, Affine) and encoded.bits == 8:
+        if encoded.block_size is not None or encoded.axis not in (None, out_axis):
+            return None
         return _IntegerWeight(label, encoded.codes, encoded.scale, encoded.zero_point, encoded.axis)
     levels = as_levels(encoded)
     if levels is None:
@@ -169,6 +173,8 @@ class _Weights:
     def lower(self, view: Linear) -> None:
         """Lower the weight of a layer whose input is integers; leave others to `lower_readers`."""
         encoded, data = encoding_of(view.weight_value), self.integers.get(view.data)
+        if is_weight_only(view.weight_value):
+            data = None
         if data is None and isinstance(encoded, Affine) and fits_nbits(view, encoded, self.storage.matmul_nbits):
             lower_to_nbits(self.emit, view, encoded)
             self.report.forms[f"{encoded.label} -> MatMulNBits"] += 1

@@ -153,3 +153,41 @@ def test_the_batch_is_what_both_models_take() -> None:
         )
     )
     assert stepwise_batch_size([flat], source, [], 1 << 20) == 1
+
+
+def test_whole_feeds_are_read_one_by_one() -> None:
+    """Samples of [4, 3], all that the model takes at once, stacked or as a list: none is skipped."""
+    model = _chain("4")
+    feeds = np.random.default_rng(1).standard_normal((6, 4, 3)).astype(np.float32)
+    found = []
+    for source in (open_data({"x": feeds}, model=model), open_data([{"x": each} for each in feeds], model=model)):
+        run = Stepwise(model, source, batch_size=4)
+        batches = list(run.read(["a"], stop=_nodes(model)["second"], later=["out"]))
+        assert len(batches) == 6
+        found.append(np.stack([arrays["a"] for _, arrays in batches]))
+        assert len(list(run.read(["out"], stop=_nodes(model)["add"], later=[]))) == 6
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0][3], Session(model, outputs=["a"]).run({"x": feeds[3]})["a"])
+
+
+def test_inputs_of_no_axis_and_bodies_with_inputs_of_their_own() -> None:
+    model = load(
+        text_model(
+            """
+            <ir_version: 8, opset_import: ["": 17]>
+            net (float[N, 3] x, float s) => (float[N, 3] out)
+            <int64 three = {3}, bool yes = {1}>
+            { [mul] a = Mul (x, s)
+              [loop] b = Loop (three, yes, a) <
+                body = step (int64 i, bool cond, float[N, 3] v) => (bool keep, float[N, 3] w)
+                { keep = Identity (cond) w = Add (v, a) }
+              >
+              [relu] out = Relu (b) }
+            """
+        )
+    )
+    samples = [{"x": np.full((1, 3), number, np.float32), "s": np.float32(2)} for number in (1.0, 5.0)]
+    run = Stepwise(model, open_data(samples, model=model), batch_size=1)
+    nodes = _nodes(model)
+    assert [arrays["a"][0, 0] for _, arrays in run.read(["a"], stop=nodes["loop"], later=["out"])] == [2.0, 10.0]
+    assert [arrays["out"][0, 0] for _, arrays in run.read(["out"], stop=nodes["relu"], later=[])] == [8.0, 40.0]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxpress.passes.lowbit.alphabet import Alphabet, Grouping
-from onnxpress.passes.lowbit.fit import _descend, fit_codes, nearest_codes, output_error, refit
+from onnxpress.passes.lowbit.fit import _descend, _round, fit_codes, nearest_codes, output_error, refit
 from onnxpress.passes.lowbit.starts import (
     binary_scales,
     codebook_levels,
@@ -59,6 +59,27 @@ def test_fitted_codes_are_near_the_best_of_all() -> None:
             gained = np.divide(along**2, curvature, out=np.zeros_like(along), where=curvature > 0)
             best += float(row @ gram[0] @ row - gained.max())
     assert best <= found <= 1.15 * best < 0.7 * nearest
+
+
+def _gptq(target: Float64, gram: Float64, alphabet: Alphabet) -> npt.NDArray[np.int64]:
+    """Frantar et al. 2022, algorithm 1, without blocks: one row, then one column after the other."""
+    order = np.argsort(-np.diagonal(gram), kind="stable")
+    factor = np.linalg.cholesky(np.linalg.inv(gram[np.ix_(order, order)])).T
+    codes = np.empty(target.shape, np.int64)
+    levels = alphabet.levels()
+    for row, left in enumerate(target[:, order].copy()):
+        for at, column in enumerate(order):
+            code = int(np.abs(levels[row] - left[at]).argmin())
+            codes[row, column] = code
+            left[at + 1 :] -= (left[at] - levels[row, code]) / factor[at, at] * factor[at, at + 1 :]
+    return codes
+
+
+def test_rounding_passes_errors_on_as_the_paper_does() -> None:
+    """130 columns: three blocks of this implementation, the last one short."""
+    target, gram = problem(2, out=3, width=130)
+    found = _round(target, gram, ternary(target), None)
+    np.testing.assert_array_equal(found[0], _gptq(target[0], gram[0], ternary(target)))
 
 
 @settings(max_examples=40)

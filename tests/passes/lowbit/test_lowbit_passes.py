@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -12,13 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxpress.ir import encodings
+from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.encodings import Affine, Binary, Codebook, Encoded, Levels, Sparse, Ternary, encoding_of
+from onnxpress.ir.encodings.integer_grid import integer_table
 from onnxpress.ir.errors import BudgetError, UsageError
 from onnxpress.ir.model_io import load, to_proto_bytes
 from onnxpress.ir.verify import interface, verify
 from onnxpress.passes.base import Context, Rewrites
+from onnxpress.passes.cleanup.graph_edits import set_bias
 from onnxpress.passes.constraints import Constraints
+from onnxpress.passes.lowbit import sites
+from onnxpress.passes.lowbit.alphabet import Alphabet
+from onnxpress.passes.lowbit.quantize_weights import half_quadratic
 from onnxpress.passes.registry import get_pass
 from onnxpress.targets.base import load_target
 from tests.passes.prune.sparse_support import (
@@ -49,6 +56,7 @@ PASSES: list[tuple[str, dict[str, Any], type[Encoded], str]] = [
 _NAMES = [f"{name}-{options}" for name, options, _, _ in PASSES]
 _ANY = pytest.mark.parametrize(("name", "options", "kind", "label"), PASSES, ids=_NAMES)
 _BETWEEN = ["grouped", "branch", "hidden"]
+_W, _V = (np.random.default_rng(seed).standard_normal(shape) for seed, shape in ((5, (8, 4, 3, 3)), (6, (8, 8, 3, 3))))
 
 
 def _encode(name: str, model: onnx_ir.Model, data: DataSource | None = None, **options: Any) -> Rewrites:
@@ -192,6 +200,30 @@ def test_pruned_weights_keep_their_zeros() -> None:
     np.testing.assert_allclose(got, expected, rtol=0, atol=72 * 2.0**-23 * 8 * np.abs(expected).max())
 
 
+def test_zeros_of_pruned_weights_have_no_say_in_the_levels() -> None:
+    model = net()
+    prune("prune-weights", model, ratio=0.6, method="magnitude")
+    kept = {name: _encoding(model, name).dense() for name in _BETWEEN}
+    _encode("palettize", model, bits=1, method="rtn")  # one level beside zero: the mean of what is left
+    for name, dense in kept.items():
+        inner = _encoding(model, name)
+        assert isinstance(inner, Sparse) and isinstance(inner.inner, Codebook)
+        assert inner.inner.codebook[0] == pytest.approx(dense[dense != 0].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("unit", [2.0**-100, 2.0**100])
+@pytest.mark.parametrize("name", ["ternarize", "power-of-two", "palettize", "binarize", "quantize-weights"])
+def test_the_unit_of_the_weights_makes_no_difference(name: str, unit: float) -> None:
+    """Weights of about 1e-30 and 1e30 are as far off, relative to their size, as those of 1."""
+    errors = []
+    for factor in (1.0, unit):
+        w = (_W * factor).astype(np.float32)
+        model = model_of("[one] out = Conv (x, w)", {"w": w}, out="N, M, H, V")
+        _encode(name, model, method="rtn", sensitive="same")
+        errors.append(relative_error(w / np.float32(factor), _encoding(model, "one").dense() / np.float32(factor)))
+    assert errors[1] == pytest.approx(errors[0], rel=0.2)
+
+
 def test_blocks_of_inputs_have_scales_of_their_own() -> None:
     constants = {"w": np.random.default_rng(0).standard_normal((16, 40)), "v": np.random.default_rng(1).random((16, 9))}
     body = "h = Gemm <transB = 1> (x, w)\n [out] out = MatMul (h, v)"
@@ -204,6 +236,16 @@ def test_blocks_of_inputs_have_scales_of_their_own() -> None:
     _encode("quantize-weights", model, block=8, sensitive="same", include=["type:MatMul"])
     encoded = _encoding(model, "out")
     assert isinstance(encoded, Affine) and encoded.axis == 0 and encoded.scale.shape == (2, 9)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_half_quadratic_scales_follow_the_unit_of_the_weights(unit: float) -> None:
+    rows = np.random.default_rng(2).standard_normal((6, 40))
+    start = Alphabet(np.arange(-7.0, 8.0)[:, None], np.abs(rows).max(axis=1, keepdims=True) / 7)
+    plain = half_quadratic(rows, start)
+    scaled = half_quadratic(unit * rows, dataclasses.replace(start, parameters=unit * start.parameters))
+    np.testing.assert_allclose(scaled.parameters, unit * plain.parameters, rtol=1e-6)
+    assert np.abs(plain.parameters / start.parameters - 1).max() > 0.02  # and they do move
 
 
 def test_half_quadratic_scales_bend_less_to_large_weights() -> None:
@@ -247,6 +289,56 @@ def test_bytes_out_of_reach_are_refused_with_what_is() -> None:
     _encode("palettize", net(), bytes=float(found[1]))
 
 
+def test_a_second_run_with_bytes_finds_nothing() -> None:
+    model = net()
+    _encode("palettize", model, bytes=0.25)
+    again = _encode("palettize", model, bytes=0.25)
+    assert not again.modified and "already encoded" in reasons(again)["branch"]
+
+
+def test_weights_of_constant_nodes_count_as_others() -> None:
+    model = net()
+    value = model.graph.initializers["w3"]
+    node = onnx_ir.node("Constant", [], {"value": value.const_value})
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "w3_node", value.type, value.shape
+    model.graph.insert_before(next(iter(model.graph)), node)
+    layer_of(model, "branch").node.replace_input_with(1, node.outputs[0])
+    del model.graph.initializers["w3"]
+    whole = cost(model).weight_bytes
+    _encode("palettize", model, bytes=0.24)
+    assert cost(model).weight_bytes <= 0.24 * whole
+
+
+# What the record says.
+
+
+@pytest.mark.parametrize("sweeps", [1, 2])
+def test_recorded_errors_are_those_of_the_outputs(sweeps: int) -> None:
+    """Against the original, with the layers before as they became; the data is that of the fit, whole."""
+    model = model_of(
+        "[one] h = Conv (x, w)\n r = Relu (h)\n [two] out = Conv (r, v)", {"w": _W, "v": _V}, out="N, M, H, V"
+    )
+    original = load(model)
+    rewrites = _encode("ternarize", model, sensitive="same", sweeps=sweeps)
+    recorded = next(site.error["sqnr_db"] for site in rewrites.sites if site.name == "two")
+    (batch,) = data_of(model).batches(48)
+    expected, got = (run(each, dict(batch.feeds))[0] for each in (original, model))
+    assert recorded == pytest.approx(-10 * np.log10(relative_error(expected, got)), abs=0.05)
+
+
+def test_later_sweeps_take_what_a_relu_clips_for_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    real = sites.layer_moments
+
+    def layer_moments(*arguments: Any, **options: Any) -> Any:
+        asked.append(options.get("rectified", False))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(sites, "layer_moments", layer_moments)
+    _encode("ternarize", net(), sweeps=3)
+    assert asked == [False, True, True, False]  # the last one measures
+
+
 # What is declined, and why.
 
 
@@ -256,9 +348,6 @@ def _one(body: str, constants: dict[str, Array], **options: Any) -> tuple[onnx_i
     rewrites = _encode("ternarize", model, sensitive="same", **options)
     assert not rewrites.modified and to_proto_bytes(model) == before
     return model, reasons(rewrites)
-
-
-_W = np.random.default_rng(5).standard_normal((8, 4, 3, 3))
 
 
 @pytest.mark.parametrize(
@@ -276,6 +365,24 @@ _W = np.random.default_rng(5).standard_normal((8, 4, 3, 3))
 def test_what_is_not_legal_is_declined(body: str, constants: dict[str, Array], reason: str) -> None:
     _, found = _one(body, constants)
     assert found["one"] == reason
+
+
+_HALF = "[cast] y = Cast <to = 10> (x)\n [one] z = Conv (y, w)\n [back] out = Cast <to = 1> (z)"
+_BRANCH = """[one] out = If (flag) <
+    then_branch = t () => (float[N, M, H, V] a) { [inner] a = Conv (x, w) },
+    else_branch = e () => (float[N, M, H, V] c) { [other] c = Conv (x, w) }>"""
+
+
+def test_types_bodies_and_shapes_that_are_not_legal_are_declined() -> None:
+    _, found = _one(_HALF, {"w": _W.astype(np.float16)})
+    assert found["one"] == "weight 'w' is FLOAT16, and only FLOAT is encoded"
+    inside = "inside a subgraph body: its input has no statistics, and its weight may belong to the outer graph"
+    model = model_of(_BRANCH, {"w": _W}, inputs="float[N, 4, 5, 7] x, bool flag", out="N, M, H, V")
+    rewrites = get_pass("ternarize")(method="rtn").run(model, Context())
+    assert not rewrites.modified and reasons(rewrites) == {"inner": inside, "other": inside}
+    shaped = "[one] out = ConvTranspose <output_shape = [7, 9]> (x, w)"
+    _, found = _one(shaped, {"w": np.random.default_rng(8).standard_normal((4, 8, 3, 3))})
+    assert found["one"] == "its output_shape attribute leaves the padding to the operator"
 
 
 def test_other_clauses_decline_too() -> None:
@@ -296,6 +403,14 @@ def test_a_target_that_cannot_store_them_gets_none() -> None:
     context = Context(Constraints(target="toy", encodings=("affine8", "dense")), data_of(model))
     rewrites = get_pass("ternarize")().run(model, context)
     assert not rewrites.modified and reasons(rewrites) == {"model": "toy stores no ternary weights"}
+    model = net()
+    rewrites = get_pass("ternarize")().run(model, Context(Constraints("toy", encodings=("ternary",)), data_of(model)))
+    assert {site.name for site in rewrites.sites} == set(_BETWEEN)
+    assert reasons(rewrites)["stem"] == "a first layer, and toy stores no affine8 weights"
+    model = net()
+    context = Context(Constraints("toy", encodings=("affine8", "affine2")), data_of(model))
+    get_pass("quantize-weights")(bytes=0.5).run(model, context)
+    assert {_encoding(model, layer).label for layer in _BETWEEN} <= {"affine8", "affine2"}
 
 
 @pytest.mark.parametrize(
@@ -305,6 +420,7 @@ def test_a_target_that_cannot_store_them_gets_none() -> None:
         ("palettize", {"bits": 9}, "palettize: option bits=9: input should be less than or equal to 8"),
         ("quantize-weights", {"bits": 3},
          "quantize-weights: option bits=3: input should be 2, 4 or 8"),
+        ("palettize", {"method": "hqq"}, "palettize: option method='hqq': input should be 'gptq' or 'rtn'"),
         ("ternarize", {"scale": 2},
          "ternarize: unknown option 'scale'. Did you mean 'scales' or 'samples' or 'include'? It takes: include, "
          "exclude, method, sensitive, samples, sweeps, scales"),
@@ -358,9 +474,52 @@ def test_blocks_of_inputs_become_eight_bits_beside_integers_and_it_says_so() -> 
     assert _encoding(model, "first").label == "affine8"
     detail = next(site.detail for site in rewrites.sites if site.name == "first")
     assert detail.endswith(
-        "; its affine4 weight became affine8, as integer kernels take one scale for an output channel and no blocks or "
+        "; its affine4 weight became affine8: integer kernels take one scale for an output channel, and no blocks or "
         "groups of inputs"
     )
+
+
+def test_a_layer_that_stays_float_does_so_whatever_its_weight_is() -> None:
+    model = net()
+    _encode("ternarize", model)
+    context = Context(load_target("x86-vnni").constraints, data_of(model))
+    get_pass("quantize-int8")(placement="all", tail="int8", exclude=["branch"]).run(model, context)
+    load_target("x86-vnni").lower(model)
+    assert "branch" not in _run_in_integers(model) and "grouped" in _run_in_integers(model)
+
+
+def _run_in_integers(model: onnx_ir.Model) -> set[str]:
+    """Return the layers whose weight is made of integers by a DequantizeLinear."""
+    linear = [node for node in model.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
+    producers = {node.name or "": node.inputs[1].producer() for node in linear if node.inputs[1] is not None}
+    return {name for name, node in producers.items() if node is not None and node.op_type == "DequantizeLinear"}
+
+
+def test_levels_keep_the_sums_of_pairs_where_kernels_add_in_16_bits() -> None:
+    model = net()
+    _encode("palettize", model, bits=3)
+    constraints = load_target("x86-avx2").constraints
+    limit = constraints.quantization.weight_pair_limit
+    assert limit is not None
+    get_pass("quantize-int8")(placement="all").run(model, Context(constraints, data_of(model)))
+    for layer in ("grouped", "branch"):
+        table = integer_table(_encoding(model, layer), 0)
+        assert table is not None and 2 * np.abs(table.table.astype(np.int64)).max() <= limit
+
+
+def test_a_bias_beyond_32_bits_at_a_tiny_scale_takes_eight_bits() -> None:
+    model = net()
+    w3 = weights()["w3"].astype(np.float32)
+    w3[0] = 1e-9 * np.sign(w3[0])
+    model.graph.initializers["w3"].const_value = onnx_ir.tensor(w3, name="w3")
+    _encode("ternarize", model, method="rtn")
+    set_bias(layer_of(model, "branch").node, np.full(8, 100.0, np.float32), model, {"w3"})
+    rewrites = get_pass("quantize-int8")(placement="all").run(
+        model, Context(load_target("x86-vnni").constraints, data_of(model))
+    )
+    assert _encoding(model, "branch").label == "affine8"
+    detail = next(site.detail for site in rewrites.sites if site.name == "branch")
+    assert detail.endswith("its bias would overflow 32 bits at the scale of a channel that is almost zero")
 
 
 # Generated graphs.

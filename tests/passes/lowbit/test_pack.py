@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxpress.ir.encodings import Affine, Codebook, Encoded, Float16, encode, encoding_of
+from onnxpress.ir.encodings import Affine, Codebook, Encoded, Float16, Sparse, encode, encoding_of
 from onnxpress.ir.model_io import to_proto_bytes
 from onnxpress.ir.verify import verify
 from onnxpress.passes.base import Context, Rewrites
@@ -152,4 +152,37 @@ def test_a_target_that_stores_no_codebooks_gets_none() -> None:
     model = _model(_few_values(5))
     constraints = Constraints(target="toy", encodings=("affine8", "dense"))
     rewrites = get_pass("pack")().run(model, Context(constraints))
-    assert not rewrites.modified
+    assert not rewrites.modified and reasons(rewrites)["w"] == "toy stores no codebook3 weights"
+    model = _model(_on_a_grid(7))  # wider integers hold it too
+    rewrites = get_pass("pack")().run(model, Context(constraints))
+    found = _found(model)
+    assert isinstance(found, Affine) and found.label == "affine8"
+
+
+def test_the_sign_of_zeros_is_kept_where_a_reader_may_tell() -> None:
+    """1 / -0.0 is -inf."""
+    w = np.where(np.arange(576).reshape(16, 36) % 2, 2.0, -0.0).astype(np.float32)
+    model = model_of("[one] out = Div (x, w)", {"w": w}, inputs="float[16, 36] x", out="M, N")
+    assert _reason(model) == "it holds negative zeros, whose sign a reader may tell"
+    model = model_of("[one] out = Div (x, w)", {"w": np.abs(w)}, inputs="float[16, 36] x", out="M, N")
+    assert _pack(model).modified
+
+
+def test_pruned_weights_are_packed_too() -> None:
+    w = _few_values(9)
+    w[::2] = 0.0
+    model = _model(w)
+    encode(model.graph.initializers["w"], Sparse.of(w))
+    _pack(model)
+    found = _found(model)
+    assert isinstance(found, Codebook)
+    np.testing.assert_array_equal(found.dense(), w)
+
+
+def test_codes_that_no_weight_has_may_overflow() -> None:
+    """-8 times this scale is infinite; 7 times is not."""
+    w = _on_a_grid(7) / np.float32(2) * np.float32(2.0**125)
+    model = _model(w)
+    assert _pack(model).modified
+    load_target("x86-vnni").lower(model)
+    verify(model)

@@ -310,7 +310,7 @@ _BRANCH = """[one] out = If (flag) <
          "already that sparse: 144 of 288 weights are zero"),
         (lambda: model_of("[one] out = Gemm <alpha = 2.0> (x, w)", {"w": np.ones((12, 12))},
                           inputs="float[N, 12] x"), "one", "alpha=2, needs 1"),
-        (_half, "one", "weight 'w' is FLOAT16, and only FLOAT is pruned"),
+        (_half, "one", "weight 'w' is FLOAT16, and only FLOAT is encoded"),
     ],
 )  # fmt: skip
 def test_a_layer_is_left_alone_and_says_why(build: Callable[[], onnx_ir.Model], name: str, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnxpress.ir.verify import interface, verify
 from onnxpress.passes.base import Context, Rewrites
 from onnxpress.passes.constraints import Constraints, QuantizationScheme
 from onnxpress.passes.quantize.float16 import Float16
+from onnxpress.passes.registry import get_pass
 from onnxpress.targets.lowering.qdq import lower_qdq
 from onnxpress.tools.compress import compress
 from tests.passes.residual_net import residual_net
@@ -96,3 +98,30 @@ def test_the_demo_in_half_the_bytes(demo_files: Path) -> None:
     assert after.bits_per_weight is not None and after.bits_per_weight < 17
     assert after.agreement == 100 and after.sqnr_db is not None and after.sqnr_db > 55
     assert load(path).graph.name == result.model.graph.name
+
+
+def test_weights_below_its_precision_are_left_alone() -> None:
+    model = residual_net()
+    tiny = model.graph.initializers["w1"]
+    assert tiny.const_value is not None
+    tiny.const_value = onnx_ir.tensor(tiny.const_value.numpy() * np.float32(1e-6), name="w1")
+    record = _run(model)
+    assert [site.name for site in record.sites] == ["w2"]
+    assert re.fullmatch(
+        r"float16 would keep \d+\.\d dB of it: most of its magnitudes lie below 6e-5, where precision ends",
+        _reasons(record)["w1"],
+    )
+
+
+def test_pruned_weights_keep_their_zeros() -> None:
+    model = residual_net()
+    get_pass("prune-weights")(method="magnitude", ratio=0.5).run(model, Context())
+    _run(model)
+    encoded = model.graph.initializers["w1"].const_value
+    assert isinstance(encoded, encodings.Sparse) and encoded.label == "sparse+float16"
+    assert encoded.stored == encoded.size // 2
+    expected, feeds = encoded.dense(), random_feeds(model)
+    outputs = run(model, feeds)
+    lower_qdq(model, QuantizationScheme())
+    np.testing.assert_array_equal(run(model, feeds)[0], outputs[0])
+    assert np.count_nonzero(expected) <= encoded.stored
