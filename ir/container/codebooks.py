@@ -81,11 +81,11 @@ def _write_keys(encoder: Encoder, keys: list[int], width: int, shift: int) -> No
     """
     encoder.plain(keys[0].to_bytes(width, "little"))
     steps = [after - before for before, after in itertools.pairwise(keys)]
-    likely, surprises = _Likely(), []
+    likely, surprises = None, []
     for before, step in zip(keys, steps, strict=False):
         evenness = step.bit_length() + _exponent(before, shift)
-        surprises.append(evenness - likely.next)
-        likely.learn(evenness)
+        surprises.append(evenness - _whole(likely))
+        likely = _learned(likely, evenness)
     encoder.small(np.array(surprises, np.int32))
     joined = total = 0
     for step in steps:
@@ -100,13 +100,13 @@ def _read_keys(decoder: Decoder, count: int, shift: int, width: int) -> list[int
         raise StreamError("a codebook is empty")
     keys, total = [int.from_bytes(decoder.plain(width), "little")], 0
     surprises = decoder.small(count - 1).tolist()
-    likely = _Likely()
+    likely = None
     # The lengths depend on the keys, and the keys on bits of these lengths: the bits are taken as they are needed.
     rest = decoder.rest()
     joined = int.from_bytes(rest, "little")
     for surprise in surprises:
-        evenness = surprise + likely.next
-        likely.learn(evenness)
+        evenness = surprise + _whole(likely)
+        likely = _learned(likely, evenness)
         length = evenness - _exponent(keys[-1], shift) - 1
         if not 0 <= length < 64:
             raise StreamError("the step of a codebook is out of range")
@@ -118,23 +118,15 @@ def _read_keys(decoder: Decoder, count: int, shift: int, width: int) -> list[int
     return keys
 
 
-class _Likely:
-    """A running mean that one outlier, such as the step across zero, does not carry away."""
+def _learned(mean: int | None, number: int) -> int:
+    """Return a running mean, in parts, moved half of the way to a number, by one at most: outliers carry it nowhere."""
+    if mean is None:
+        return number * _PARTS
+    return mean + max(-2 * _PARTS, min(2 * _PARTS, number * _PARTS - mean)) // 2
 
-    def __init__(self) -> None:
-        self._mean: int | None = None
 
-    @property
-    def next(self) -> int:
-        """The number that is likely next."""
-        return 0 if self._mean is None else (self._mean + _PARTS // 2) // _PARTS
-
-    def learn(self, number: int) -> None:
-        """Move half of the way to a number, by one at most."""
-        if self._mean is None:
-            self._mean = number * _PARTS
-        else:
-            self._mean += max(-2 * _PARTS, min(2 * _PARTS, number * _PARTS - self._mean)) // 2
+def _whole(mean: int | None) -> int:
+    return 0 if mean is None else (mean + _PARTS // 2) // _PARTS
 
 
 def _exponent_shift(kind: np.dtype[Any], is_float: bool) -> int:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from onnxpress.ir.container.classes import buckets_of, read_classed, write_classed
 from onnxpress.ir.container.coder import Decoder, Encoder, Integers, StreamError
-from onnxpress.ir.container.factors import Factors, fit_fullness, planes_of, with_fullness
+from onnxpress.ir.container.factors import Factors, fit_fullness, fullness, planes_of
 from onnxpress.ir.container.folds import kernel_of
 from onnxpress.ir.container.signs import Signs, read_signs
 from onnxpress.ir.container.tables import frequencies, read_table, write_table
@@ -40,7 +40,8 @@ def write_codes(encoder: Encoder, codes: Codes) -> None:
     encoder.number(-lowest)
     encoder.number(size)
     mask = kept if is_sparse else None
-    symbols = (cube[kept] if is_sparse else cube.reshape(-1)) - lowest
+    places = np.flatnonzero(kept) if is_sparse else slice(None)
+    symbols = cube.reshape(-1)[places] - np.int32(lowest)
     levels = write_table(encoder, np.bincount(symbols, minlength=size))
     signs = Signs(cube, lowest, levels, kernel, is_sparse)
     encoder.number(is_sparse + 2 * signs.pay)
@@ -52,14 +53,14 @@ def write_codes(encoder: Encoder, codes: Codes) -> None:
     magnitudes = np.abs(cube)
     factors = Factors.fit(magnitudes, mask)
     factors.write(encoder)
-    sums: Integers = factors.sums
-    if mask is not None and planes[2] > 1:
-        fullness = fit_fullness(magnitudes, mask, sums)
-        encoder.number(int(fullness.any()))
-        if fullness.any():
-            encoder.small(fullness)
-            sums = with_fullness(sums, mask, fullness)
-    sums = sums.reshape(-1) if mask is None else sums[mask]
+    sums: Integers = factors.sums.reshape(-1)[places]
+    if not isinstance(places, slice) and planes[2] > 1:
+        full = fullness(kept, places)
+        factor = fit_fullness(magnitudes.reshape(-1)[places], full, sums, planes[2] + 1)
+        encoder.number(int(factor.any()))
+        if factor.any():
+            encoder.small(factor)
+            sums = sums + factor[full]
     if signs.pay:
         folded, fold_buckets = _folded(table, lowest, size)
         write_classed(encoder, np.abs(symbols + lowest), sums, folded, fold_buckets)
@@ -79,10 +80,10 @@ def read_codes(decoder: Decoder, shape: Sequence[int]) -> Codes:
     kept = read_zeros(decoder, planes, kernel) if is_sparse else None
     table = frequencies(levels)
     factors = Factors.read(decoder, planes)
-    sums: Integers = factors.sums
-    if kept is not None and planes[2] > 1 and decoder.number(1):
-        sums = with_fullness(sums, kept, decoder.small(planes[2] + 1))
-    sums = sums.reshape(-1) if kept is None else sums[kept]
+    places = slice(None) if kept is None else np.flatnonzero(kept)
+    sums: Integers = factors.sums.reshape(-1)[places]
+    if kept is not None and not isinstance(places, slice) and planes[2] > 1 and decoder.number(1):
+        sums = sums + decoder.small(planes[2] + 1)[fullness(kept, places)]
     if signs_pay:
         folded, fold_buckets = _folded(table, lowest, size)
         sized = _placed(read_classed(decoder, sums, folded, fold_buckets), kept, planes)

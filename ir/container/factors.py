@@ -19,7 +19,7 @@ import numpy.typing as npt
 from onnxpress.ir.container.coder import Array, Decoder, Encoder, Integers
 from onnxpress.ir.container.logs import quarter_octaves
 
-__all__ = ["Factors", "Planes", "fit_fullness", "planes_of", "with_fullness"]
+__all__ = ["Factors", "Planes", "fit_fullness", "fullness", "planes_of"]
 
 Planes = tuple[int, int, int]
 
@@ -116,35 +116,29 @@ class Factors:
         return self.rows, self.columns, self.positions
 
 
-def fit_fullness(magnitudes: Integers, kept: Array, sums: Integers) -> npt.NDArray[np.int32]:
-    """Return how much larger numbers are, beyond what `sums` say, by how many of their kernel are kept.
+def fullness(kept: Array, places: npt.NDArray[np.intp]) -> npt.NDArray[np.int32]:
+    """Return how many of its kernel are kept, for each that is. kept: [M, C, S]. places: where it is set, flat."""
+    counts = kept.sum(axis=2, dtype=np.int32).reshape(-1)
+    found: npt.NDArray[np.int32] = counts[places // kept.shape[2]]
+    return found
 
-    magnitudes, kept and sums: [M, C, S]. Returns: S + 1 quarter octaves, zeros where they do not pay.
+
+def fit_fullness(magnitudes: Integers, full: npt.NDArray[np.int32], sums: Integers, size: int) -> Integers:
+    """Return how much larger numbers are, beyond what `sums` say, by how full their kernels are.
+
+    magnitudes, full and sums: of each number. Returns: `size` quarter octaves, zeros where they do not pay.
     """
-    full = _fullness(kept)[kept]
-    size = kept.shape[2] + 1
-    observed = np.bincount(full, magnitudes[kept], size).astype(np.int64)  # sums of integers: exact
-    steps = np.clip(sums[kept] + _REACH, 0, 2 * _REACH)
+    observed = np.bincount(full, magnitudes, size).astype(np.int64)  # sums of whole numbers: exact
+    steps = np.minimum(np.maximum(sums + np.int32(_REACH), 0), 2 * _REACH)
     joint = np.bincount(full * np.int32(2 * _REACH + 1) + steps, minlength=size * (2 * _REACH + 1)).reshape(size, -1)
     powers = np.array([[1024, 1218, 1448, 1722]], np.int64) << np.arange(_REACH // 2 + 1)[:, None]  # 2 ** (i / 4)
     expected = joint @ powers.reshape(-1)[: 2 * _REACH + 1] >> (_REACH // 4)
-    factor = quarter_octaves(observed << 8, np.maximum(expected, 1)) - quarter_octaves(
-        observed.sum(keepdims=True) << 8, np.maximum(expected.sum(), 1)
-    )
+    overall = quarter_octaves(observed.sum(keepdims=True) << 8, np.maximum(expected.sum(), 1))
+    factor = quarter_octaves(observed << 8, np.maximum(expected, 1)) - overall
     counts = joint.sum(axis=1)
     factor[counts == 0] = 0
     gain = int((counts * factor.astype(np.int64) ** 2).sum()) * _GAIN_PARTS >> 10
     return factor if gain > _TABLE_BITS + _ENTRY_BITS * size else np.zeros(size, np.int32)
-
-
-def with_fullness(sums: Integers, kept: Array, factor: npt.NDArray[np.int32]) -> Integers:
-    """Return `sums` with what `fit_fullness` found added."""
-    return sums + factor[_fullness(kept)]
-
-
-def _fullness(kept: Array) -> npt.NDArray[np.int32]:
-    """Return how many of each element's kernel are kept, [M, C, S]."""
-    return np.broadcast_to(kept.sum(axis=2, keepdims=True, dtype=np.int32), kept.shape)
 
 
 def _sums(cube: Array) -> list[npt.NDArray[np.int64]]:

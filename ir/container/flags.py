@@ -159,14 +159,13 @@ def _features(
 
 def _means(known: Array) -> tuple[Array, Array]:
     """Return the means of what is known of each row [S, M] and column [S, C] before each position, in parts of 4."""
-    return _before(known.sum(axis=2, dtype=np.int64), known.shape[2]), _before(
-        known.sum(axis=1, dtype=np.int64), known.shape[1]
-    )
+    of_rows, of_columns = (known.sum(axis=axis, dtype=np.int32) for axis in (2, 1))
+    return _before(of_rows, known.shape[2]), _before(of_columns, known.shape[1])
 
 
-def _before(sums: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int32]:
+def _before(sums: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int32]:
     """Return for each position the mean of the sums at those before it, over `count` elements each."""
-    total = np.cumsum(sums, axis=0) - sums
+    total = np.cumsum(sums, axis=0, dtype=np.int64) - sums
     seen = np.maximum(np.arange(len(sums), dtype=np.int64) * count, 1)
     return _mean(total, seen[:, None])
 

@@ -49,21 +49,22 @@ def grid_of(weights: Floats, values: Floats | None = None) -> Grid | None:
         return None
     axes: list[int | None] = [None, 0, weights.ndim - 1] if weights.ndim > 1 else [None]
     for axis in axes:
-        rows = (
-            weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
-        )
-        if rows.shape[1] < 2:
+        moved = weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0)
+        if moved[:1].size < 2:
             continue
         if values is not None and axis is None:
             levels = _likely_levels(values[None, :], has_few=True)
-        else:
-            levels = _likely_levels(rows[:2]) and _likely_levels(rows[:: max(1, len(rows) // _PROBED)])
+        else:  # a look at two rows spares most tensors the copy of all
+            levels = _likely_levels(moved[:2].reshape(len(moved[:2]), -1))
+        if not levels:
+            continue
+        rows = moved.reshape(len(moved), -1)
+        levels = levels if axis is None else _likely_levels(rows[:: max(1, len(rows) // _PROBED)])
         scales = _scales(rows, levels) if levels else None
         if scales is None:
             continue
-        moved = _codes(rows, scales)
-        shape = weights.shape if axis is None else np.moveaxis(weights, axis, 0).shape
-        codes = moved.reshape(shape) if axis is None else np.moveaxis(moved.reshape(shape), 0, axis)
+        found = _codes(rows, scales)
+        codes = found.reshape(weights.shape) if axis is None else np.moveaxis(found.reshape(moved.shape), 0, axis)
         again = _decoded(codes, scales, axis)
         missed = np.flatnonzero(again.reshape(-1) != weights.reshape(-1))  # NaN is never equal; the sign of 0 is apart
         if missed.size <= _MISSES * weights.size:
