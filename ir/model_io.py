@@ -41,6 +41,7 @@ from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.ir.verify import checker_complaint
 
 __all__ = [
+    "PACKED_SUFFIX",
     "ModelSource",
     "adopt",
     "digest",
@@ -60,6 +61,7 @@ ModelSource: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Mod
 _EXTERNAL_FROM_BYTES = onnx_file.PROTOBUF_LIMIT - (1 << 20)
 _FIRST_IR_WITH_PLAIN_INITIALIZERS = 4
 _IN_MEMORY = "the model"
+PACKED_SUFFIX = ".onnxp"
 
 
 def load(source: ModelSource) -> onnx_ir.Model:
@@ -89,15 +91,18 @@ def save(
 ) -> int:
     """Write `model` to `path`, whole or not at all, and return the bytes written. Equal models, equal bytes.
 
-    A model of `external_from_bytes` or more keeps its weights in one file beside it, `<name>.data`. Encoded
-    weights are written dense. Files that exist are replaced, never written into, so the model's own source
-    is a safe place to save to. Where the model that is replaced kept weights in `<name>.data` and this one does
-    not, that file is removed.
+    A path that ends in .onnxp gets a packed model (`ir.container`). A model of `external_from_bytes` or more keeps its
+    weights in one file beside it, `<name>.data`. Encoded weights are written dense. Files that exist are replaced,
+    never written into, so the model's own source is a safe place to save to. Where the model that is replaced kept
+    weights in `<name>.data` and this one does not, that file is removed.
 
     Raises:
         UsageError: the path is taken and `overwrite` is not set, or it cannot be written.
         InputError: the model is too large for protobuf even without its weights.
     """
+    if Path(path).suffix == PACKED_SUFFIX:
+        save_packed(model, path, overwrite=overwrite)
+        return Path(path).stat().st_size
     return save_skeleton(onnx_file.of_model(model), path, overwrite=overwrite, external_from_bytes=external_from_bytes)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIX", "MethodRow", "PackReport", "open_session", "pack", "unpack"]
 
-SUFFIX = ".onnxp"
+SUFFIX = model_io.PACKED_SUFFIX
 _FRAME = "frame"
 
 

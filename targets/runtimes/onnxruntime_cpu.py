@@ -402,23 +402,27 @@ class _NodeNames:
     """Finds the given model's name for an optimized node: by name, else by its quantized weight."""
 
     def __init__(self, given: onnx_ir.Model) -> None:
-        self._known: dict[str, str] = {}
+        self._named: dict[str, str] = {}
+        self._by_weight: dict[str, str] = {}  # apart: a node may have the name of the value that it unpacks
         for node in _nodes(given):
             name = node.name or node.outputs[0].name or ""
-            for key in (node.name, *_weight_names(node)):
-                if key:
-                    self._known.setdefault(key, name)
+            self._named.setdefault(node.name or "", name)
+            for weight in _weight_names(node):
+                self._by_weight.setdefault(weight, name)
 
     def find(self, node: onnx_ir.Node) -> str:
         plain = _RENAMED.sub("", node.name or "")
-        for key in (node.name or "", plain, *_weight_names(node)):
-            if key in self._known:
-                return self._known[key]
+        for key in (node.name or "", plain):
+            if key and key in self._named:
+                return self._named[key]
+        for key in _weight_names(node):
+            if key in self._by_weight:
+                return self._by_weight[key]
         return plain or node.outputs[0].name or node.op_type
 
 
 def _weight_names(node: onnx_ir.Node) -> Iterator[str]:
     for value in node.inputs[1:2]:
         found = _dequantize_behind(value)
-        if found is not None and found.inputs[0] is not None and found.inputs[0].is_initializer():
-            yield found.inputs[0].name or ""
+        if found is not None and found.inputs[0] is not None:
+            yield found.inputs[0].name or ""  # of unpacked codes too: the runtime keeps their name

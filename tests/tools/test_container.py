@@ -139,3 +139,18 @@ def test_a_plain_model_is_no_packed_one(folder: Path, cli: CommandLine) -> None:
     assert ran.error == (
         "error: digits.onnx: is not an .onnxp file, or is damaged (454247 bytes). Pack the model again."
     )
+
+
+def test_save_and_compress_pack_what_is_named_so(folder: Path, cli: CommandLine) -> None:
+    model = onnxpress.load("digits.onnx")
+    written = onnxpress.save(model, "saved.onnxp")
+    assert written == Path("saved.onnxp").stat().st_size and packing.is_packed(Path("saved.onnxp"))
+    ran = cli(
+        "compress", "digits.onnx", "small.onnxp", "--data", "calibration.npz", "--json", "small.json",
+        "--passes", "cleanup, fold-batchnorm, prune-weights{ratio=0.6}, palettize{bits=3}, pack",
+    )  # fmt: skip
+    assert ran.status == 0, ran.error
+    record = json.loads(Path("small.json").read_text())
+    assert record["written"] == "small.onnxp"
+    assert record["packing"]["after_bytes"] == Path("small.onnxp").stat().st_size < record["after"]["bytes"]
+    assert cli("compare", "digits.onnx", "small.onnxp", "--data", "evaluation.npz").status == 0

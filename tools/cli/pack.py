@@ -1,4 +1,4 @@
-"""`onnxpress pack`: a model as a small file that restores to the last byte."""
+"""`onnxpress pack`: a model as a small file, from which every number comes back as it was."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["pack"]
 
 
 def pack(model: Model, out: Output = None, json: Json = None, force: Force = False) -> None:
-    """Pack MODEL into an entropy-coded .onnxp file, which unpack restores to the last byte."""
+    """Pack MODEL into an entropy-coded .onnxp file, from which unpack restores every number and name as it was."""
     from onnxpress.ir.errors import UsageError
     from onnxpress.tools.container import SUFFIX
     from onnxpress.tools.container import pack as run

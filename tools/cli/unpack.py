@@ -1,4 +1,4 @@
-"""`onnxpress unpack`: the model that was packed, to the last byte."""
+"""`onnxpress unpack`: the model that was packed, as `save` writes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Packed = Annotated[Path, typer.Argument(metavar="FILE.onnxp", help="A packed mod
 
 
 def unpack(packed: Packed, out: Output = None, force: Force = False) -> None:
-    """Restore the model in FILE.onnxp, to the last byte."""
+    """Restore the model in FILE.onnxp, every number and name as it was."""
     from onnxpress.ir.errors import UsageError
     from onnxpress.tools.container import unpack as run
     from onnxpress.tools.outputs import check_outputs
