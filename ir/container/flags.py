@@ -16,7 +16,7 @@ import numpy.typing as npt
 from onnxpress.ir.container.coder import FLAG_ONE, Array, Decoder, Encoder
 from onnxpress.ir.container.folds import Kernel
 from onnxpress.ir.container.logs import LOG_BITS, log2_parts
-from onnxpress.ir.container.tables import flag_chances, flag_parts
+from onnxpress.ir.container.tables import flag_chances, flag_moments
 
 __all__ = [
     "FEATURE_LIMIT",
@@ -203,9 +203,9 @@ def _regress(design: npt.NDArray[np.int8], is_set: npt.NDArray[np.bool_]) -> tup
             wanted = is_set[start : start + part * _BLOCK : part]
             block, product = exact[:, : wanted.size], weighted[:, : wanted.size]
             block[:] = design[:, start : start + part * _BLOCK : part]
-            chances = flag_parts((found @ block).astype(np.int32))
+            chances, spreads = flag_moments((found @ block).astype(np.int32))
             slope += block @ (wanted * float(FLAG_ONE) - chances)
-            np.multiply(block, chances.astype(np.int64) * (FLAG_ONE - chances) >> 22, out=product)
+            np.multiply(block, spreads, out=product)
             bend += product @ block.T
             if part == 1:
                 spent += int(((16 << LOG_BITS) - log2_parts(np.where(wanted, chances, FLAG_ONE - chances))).sum())

@@ -9,8 +9,8 @@
 
 The sections are one skeleton (a ModelProto whose tensors have no data), then the tensors' data in the order that
 `packing` gives them, then a tag of 0 that ends them. Whoever reads a file checks the digest before anything
-else, so that damage is told as such; decoded sizes are bounded by the coded ones, so that no file of a few bytes can
-ask for memory without end.
+else, so that damage is told as such; decoded sizes are bounded by the coded ones, that of the
+skeleton closely, so that no file of a few bytes can ask for memory without end.
 """
 
 from __future__ import annotations

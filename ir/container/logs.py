@@ -11,7 +11,7 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
-from onnxpress.ir.container.coder import Integers
+from onnxpress.ir.container.coder import Array, Integers
 
 __all__ = ["LOG_BITS", "entropy_bits", "log2_parts", "quarter_octaves"]
 
@@ -19,8 +19,8 @@ LOG_BITS = 16  # a logarithm counts octaves in parts of 2 ** 16
 _INDEX_BITS = 12
 
 
-def log2_parts(values: Integers | int) -> npt.NDArray[np.int64]:
-    """Return log2 of whole numbers 1 or more (0 counts as 1), to 12 bits of their mantissa."""
+def log2_parts(values: Array | int) -> npt.NDArray[np.int64]:
+    """Return log2 of whole numbers of any type, 1 or more (0 counts as 1), to 12 bits of their mantissa."""
     # The bits of a float64 are its exponent and mantissa: a logarithm but for a bulge of the mantissa.
     linear = np.maximum(values, 1).astype(np.float64).view(np.int64) >> (52 - LOG_BITS)
     found: npt.NDArray[np.int64] = linear + _bulge()[linear >> (LOG_BITS - _INDEX_BITS) & (1 << _INDEX_BITS) - 1]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from onnxpress.ir.container.coder import FLAG_ONE, Decoder, Encoder, Integers, StreamError, flag_share
 from onnxpress.ir.container.logs import LOG_BITS, entropy_bits, log2_parts
 
-__all__ = ["SCORE_NAT", "flag_chances", "flag_parts", "frequencies", "gained", "read_table", "write_table"]
+__all__ = ["SCORE_NAT", "flag_chances", "flag_moments", "frequencies", "gained", "read_table", "write_table"]
 
 _LEVEL = 4  # levels to the octave: off by an eighth at most, which costs 0.002 bits a symbol
 _TOP = 16  # octaves between the rarest frequency and all of them
@@ -106,14 +106,18 @@ def gained(table: Integers, gains: Integers, parts: int) -> npt.NDArray[np.int64
     return _normalised(raw >> 4)
 
 
-def flag_parts(scores: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Return the probability of a 1 for scores in parts of a nat, in parts of FLAG_ONE. `scores` is overwritten."""
-    return _logistic()[0][_score_steps(scores)]
+def flag_moments(scores: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return chances of a 1 in parts of FLAG_ONE, and chance * (1 - chance) in parts of 1024: whole numbers.
+
+    scores: in parts of a nat; they are overwritten.
+    """
+    steps = _score_steps(scores)
+    return _logistic().parts[steps], _logistic().spreads[steps]
 
 
 def flag_chances(scores: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
     """Return the probability of a 1 for scores in parts of a nat. `scores` is overwritten."""
-    return _logistic()[1][_score_steps(scores)]
+    return _logistic().chances[_score_steps(scores)]
 
 
 def _score_steps(scores: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -140,12 +144,20 @@ def _powers(parts: int) -> npt.NDArray[np.int64]:
         return np.array([int(Decimal(2) ** (Decimal(i) / parts) * 1024) for i in range(parts)], np.int64)
 
 
+class _Logistic(NamedTuple):
+    """The logistic function of scores in steps. parts: of FLAG_ONE. chances: as the coder takes them."""
+
+    parts: npt.NDArray[np.float64]
+    chances: npt.NDArray[np.float32]
+    spreads: npt.NDArray[np.float64]
+
+
 @functools.cache
-def _logistic() -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Return the logistic function of scores in steps, in parts of FLAG_ONE and as the coder takes it."""
+def _logistic() -> _Logistic:
     with localcontext() as context:
         context.prec = 30
         step = Decimal(1 << _SCORE_SHIFT) / SCORE_NAT
         scores = [step * i for i in range(-_SCORE_REACH, _SCORE_REACH + 1)]
-        parts = np.array([int(FLAG_ONE / (1 + (-score).exp())) for score in scores], np.int32)
-    return parts, parts.astype(np.float32) / np.float32(FLAG_ONE)
+        parts = np.array([int(FLAG_ONE / (1 + (-score).exp())) for score in scores], np.int64)
+    spreads = (parts * (FLAG_ONE - parts) >> 22).astype(np.float64)
+    return _Logistic(parts.astype(np.float64), parts.astype(np.float32) / np.float32(FLAG_ONE), spreads)
