@@ -1,9 +1,9 @@
 """Skeletons to .onnxp files and back.
 
 All data of tensors, wherever they are (initializers, constants in nodes, subgraphs), leaves the skeleton. Tables of
-their own would cost small tensors more than they gain, and time: those below 4 KiB are joined, type by type, and so are
-plain floats below 1 MiB, in groups of 2 MiB at most. A byte in place of their data marks the latter in the skeleton. All
-others are coded apart, large ones in pieces of some rows. What stays, names above all, is coded as bytes.
+their own would cost small tensors more than they gain, and time: those below 4 KiB are joined, type by type, and so
+are plain floats below 1 MiB, in groups of 2 MiB at most. A byte in place of their data marks the latter in the
+skeleton. All others are coded apart, large ones in pieces of some rows. What stays, names above all, is coded as bytes.
 
 Reading hands out the large initializers as tensors that decode when their numbers are asked for, one at a time.
 """
