@@ -19,6 +19,19 @@ import onnx_ir
 from onnxpress.ir.linear import constant_tensor
 from onnxpress.targets.patterns import dequantize_of, is_quantize, is_stored, quantizers_of
 from onnxpress.targets.schema import Profile, Rule, Severity
+from onnxpress.targets.site import (
+    Site,
+    behind_activation,
+    clip_limits,
+    constant,
+    element_type,
+    integers,
+    is_transposed,
+    left_weight,
+    quantized_weight,
+    scalar,
+    scale_axis,
+)
 
 __all__ = ["CHECKS", "Illegal", "check_model"]
 
@@ -47,13 +60,6 @@ class Illegal:
         return f"{where}: {self.reason} [{self.rule}, {self.source}]. {self.advice}"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Site:
-    node: onnx_ir.Node
-    rule: Rule
-    opset: int  # version of the node's domain that the model imports
-
-
 def check_model(model: onnx_ir.Model, profile: Profile) -> list[Illegal]:
     """Return every place where `model` breaks a rule of `profile`: versions first, then in graph order.
 
@@ -76,7 +82,7 @@ def _check_node(node: onnx_ir.Node, rules: Sequence[Rule], opset: int) -> Iterat
     for rule in rules:
         if refused and rule.severity == "illegal":
             continue
-        reason = CHECKS[rule.check](_Site(node, rule, opset))
+        reason = CHECKS[rule.check](Site(node, rule, opset))
         if reason is not None:
             refused = refused or rule.severity == "illegal"
             yield Illegal(name, node.op_type, rule.id, rule.severity, reason, rule.source, rule.advice)
@@ -110,27 +116,27 @@ def _check_versions(model: onnx_ir.Model, profile: Profile) -> Iterator[Illegal]
 # Checks: does the runtime take it at all?
 
 
-def _check_present(site: _Site) -> str | None:
+def _check_present(site: Site) -> str | None:
     """The operator itself is the problem."""
     return f"{site.node.op_type} is used"
 
 
-def _check_domain(site: _Site) -> str | None:
+def _check_domain(site: Site) -> str | None:
     """Reads `domains`: those that the runtime knows."""
     return None if site.node.domain in site.rule.domains else f"unknown domain {site.node.domain!r}"
 
 
-def _check_types(site: _Site) -> str | None:
+def _check_types(site: Site) -> str | None:
     """Reads `inputs`: the element types that each input may have. Inputs of unknown type pass."""
     for index, allowed in site.rule.inputs.items():
         value = site.node.inputs[index] if index < len(site.node.inputs) else None
-        kind = _element_type(value)
+        kind = element_type(value)
         if kind is not None and kind not in allowed:
             return f"input {index} is {kind}, may be {', '.join(sorted(allowed))}"
     return None
 
 
-def _check_kernel(site: _Site) -> str | None:
+def _check_kernel(site: Site) -> str | None:
     """The installed onnxruntime has a CPU kernel. Passes where none is installed."""
     from onnxpress.targets.runtimes.onnxruntime_kernels import installed_kernels
 
@@ -139,7 +145,7 @@ def _check_kernel(site: _Site) -> str | None:
     return reason and f"{reason} in onnxruntime {kernels.version if kernels else ''}"
 
 
-def _check_true_scalar(site: _Site) -> str | None:
+def _check_true_scalar(site: Site) -> str | None:
     """Scales and zero points around the operator are true scalars, not tensors of shape [1]."""
     around = [dequantize_of(value) for value in site.node.inputs]
     around += [use.node for value in site.node.outputs for use in value.uses() if is_quantize(use.node)]
@@ -150,21 +156,21 @@ def _check_true_scalar(site: _Site) -> str | None:
     return None
 
 
-def _check_weight_axis(site: _Site) -> str | None:
+def _check_weight_axis(site: Site) -> str | None:
     """A per-channel scale of the weight counts output channels."""
     node = site.node
-    weight = _left_weight(node) if node.op_type == "MatMul" else None
+    weight = left_weight(node) if node.op_type == "MatMul" else None
     if weight is not None:
         # The runtime fuses unsigned ones only, and then refuses to run them.
-        is_fused = _element_type(weight.inputs[0]) == "uint8" and dequantize_of(node.inputs[1]) is not None
-        axis = _scale_axis(weight) if is_fused else None
+        is_fused = element_type(weight.inputs[0]) == "uint8" and dequantize_of(node.inputs[1]) is not None
+        axis = scale_axis(weight) if is_fused else None
         return None if axis is None else f"its left weight has scales along axis {axis}, must have one scale"
-    weight = _quantized_weight(node)
-    axis = None if weight is None else _scale_axis(weight)
+    weight = quantized_weight(node)
+    axis = None if weight is None else scale_axis(weight)
     if weight is None or weight.inputs[0] is None or weight.inputs[0].shape is None or axis is None:
         return None
     shape = weight.inputs[0].shape
-    is_outputs_last = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _is_transposed(node))
+    is_outputs_last = node.op_type == "MatMul" or (node.op_type == "Gemm" and not is_transposed(node))
     expected = len(shape) - 1 if is_outputs_last else 0
     return None if axis == expected else f"its weight has scales along axis {axis}, must be {expected}"
 
@@ -172,52 +178,52 @@ def _check_weight_axis(site: _Site) -> str | None:
 # Checks: does it reach the integer kernel?
 
 
-def _check_weight_only(site: _Site) -> str | None:
+def _check_weight_only(site: Site) -> str | None:
     """A weight behind a DequantizeLinear meets data that are quantized too."""
-    weight = _quantized_weight(site.node)
+    weight = quantized_weight(site.node)
     if weight is None or dequantize_of(site.node.inputs[0]) is not None:
         return None
     return "its weight is quantized and its data are not"
 
 
-def _check_weight_type(site: _Site) -> str | None:
+def _check_weight_type(site: Site) -> str | None:
     """Reads `inputs`: the types that a quantized weight may be stored in."""
-    weight = _quantized_weight(site.node)
-    kind = _element_type(weight.inputs[0]) if weight is not None else None
+    weight = quantized_weight(site.node)
+    kind = element_type(weight.inputs[0]) if weight is not None else None
     allowed = site.rule.inputs.get(1, frozenset())
     if kind is None or kind in allowed or dequantize_of(site.node.inputs[0]) is None:
         return None
     return f"its weight goes into DequantizeLinear as {kind}, must be {', '.join(sorted(allowed))}"
 
 
-def _check_left_weight(site: _Site) -> str | None:
+def _check_left_weight(site: Site) -> str | None:
     """Reads `inputs`: the types that a product's quantized left operand may have; with one scale, by quantized data."""
     node = site.node
-    weight = _left_weight(node)
+    weight = left_weight(node)
     if weight is None:
         return None
     if dequantize_of(node.inputs[1]) is None:
         return "its left operand is a quantized weight and its data are not quantized"
-    kind = _element_type(weight.inputs[0])
+    kind = element_type(weight.inputs[0])
     allowed = site.rule.inputs.get(0, frozenset())
     if kind is not None and kind not in allowed:
         return f"its left weight goes into DequantizeLinear as {kind}, must be {', '.join(sorted(allowed))}"
-    return None if _scale_axis(weight) is None else "its left weight has several scales, must have one"
+    return None if scale_axis(weight) is None else "its left weight has several scales, must have one"
 
 
-def _check_weight_zero_point(site: _Site) -> str | None:
+def _check_weight_zero_point(site: Site) -> str | None:
     """A quantized weight has a zero point, even if it is zero."""
-    weight = _quantized_weight(site.node)
+    weight = quantized_weight(site.node)
     if weight is None or (len(weight.inputs) > 2 and weight.inputs[2] is not None):
         return None
     return "its weight has no zero point"
 
 
-def _check_open_output(site: _Site) -> str | None:
+def _check_open_output(site: Site) -> str | None:
     """The output of a quantized operator is read by QuantizeLinear alone, in one way."""
-    if _quantized_weight(site.node) is None or dequantize_of(site.node.inputs[0]) is None:
+    if quantized_weight(site.node) is None or dequantize_of(site.node.inputs[0]) is None:
         return None
-    output = _behind_activation(site.node).outputs[0]
+    output = behind_activation(site.node).outputs[0]
     quantizers = quantizers_of(output)
     if not quantizers:
         return f"its output {output.name!r} is also read in float"
@@ -225,21 +231,21 @@ def _check_open_output(site: _Site) -> str | None:
     return None if len(ways) == 1 else f"its output {output.name!r} is quantized in {len(ways)} ways"
 
 
-def _check_activation_zero_point(site: _Site) -> str | None:
+def _check_activation_zero_point(site: Site) -> str | None:
     """The quantized output of a Relu starts at the lowest integer."""
     for quantize in quantizers_of(site.node.outputs[0]):
-        zero_point, lowest, _ = _integers(quantize)
+        zero_point, lowest, _ = integers(quantize)
         if zero_point is not None and zero_point != lowest:
             return f"its output has zero point {zero_point}, must be {lowest}"
     return None
 
 
-def _check_clip_range(site: _Site) -> str | None:
+def _check_clip_range(site: Site) -> str | None:
     """The integers behind a Clip reach no further than its limits, by less than half a step."""
-    low, high = _clip_limits(site.node)
+    low, high = clip_limits(site.node)
     for quantize in quantizers_of(site.node.outputs[0]):
-        zero_point, lowest, highest = _integers(quantize)
-        step = _scalar(quantize.inputs[1])
+        zero_point, lowest, highest = integers(quantize)
+        step = scalar(quantize.inputs[1])
         if zero_point is None or step is None or step <= 0 or low is None or high is None:
             continue
         if low / step + zero_point > lowest + 0.5 or high / step + zero_point < highest - 0.5:
@@ -248,14 +254,14 @@ def _check_clip_range(site: _Site) -> str | None:
     return None
 
 
-def _check_bias_scale(site: _Site) -> str | None:
+def _check_bias_scale(site: Site) -> str | None:
     """Reads `tolerance`: how far, relatively, a bias's scale may be from data scale x weight scale."""
     node = site.node
     bias = dequantize_of(node.inputs[2]) if len(node.inputs) > 2 else None
-    data, weight = dequantize_of(node.inputs[0]), _quantized_weight(node)
+    data, weight = dequantize_of(node.inputs[0]), quantized_weight(node)
     if bias is None or data is None or weight is None:
         return None
-    actual, factor, scale = _constant(bias.inputs[1]), _scalar(data.inputs[1]), _constant(weight.inputs[1])
+    actual, factor, scale = constant(bias.inputs[1]), scalar(data.inputs[1]), constant(weight.inputs[1])
     if actual is None or factor is None or scale is None:
         return None
     expected = factor * scale.astype(np.float64).reshape(-1)
@@ -268,28 +274,28 @@ def _check_bias_scale(site: _Site) -> str | None:
     return f"the scale of its bias is off from data scale x weight scale by a factor of up to {1 + error:.3g}"
 
 
-def _check_shared_signed(site: _Site) -> str | None:
+def _check_shared_signed(site: Site) -> str | None:
     """A signed activation is read by one operator only."""
     node = site.node
     uses = len(node.outputs[0].uses())
     zero_point = node.inputs[2] if len(node.inputs) > 2 else None
-    kind = _element_type(node.inputs[0]) or _element_type(zero_point)
+    kind = element_type(node.inputs[0]) or element_type(zero_point)
     if kind != "int8" or uses < 2 or is_stored(node.inputs[0]):
         return None
     return f"the signed activation {node.outputs[0].name!r} is read {uses} times"
 
 
-def _check_beta(site: _Site) -> str | None:
+def _check_beta(site: Site) -> str | None:
     """A quantized Gemm adds its bias as it is."""
     node = site.node
     beta = node.attributes.get_float("beta", 1.0)
     has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
-    if beta == 1.0 or not has_bias or _quantized_weight(node) is None:
+    if beta == 1.0 or not has_bias or quantized_weight(node) is None:
         return None
     return f"beta is {beta:g}, must be 1"
 
 
-def _check_between_integers(site: _Site) -> str | None:
+def _check_between_integers(site: Site) -> str | None:
     """The operator does not stand between DequantizeLinear and QuantizeLinear."""
     node = site.node
     if not node.inputs or dequantize_of(node.inputs[0]) is None or not quantizers_of(node.outputs[0]):
@@ -297,7 +303,7 @@ def _check_between_integers(site: _Site) -> str | None:
     return "is quantized on both sides"
 
 
-def _check_accuracy_level(site: _Site) -> str | None:
+def _check_accuracy_level(site: Site) -> str | None:
     """MatMulNBits of 2 or 8 bits computes on 8-bit activations (accuracy_level 4)."""
     bits = site.node.attributes.get_int("bits", 4)
     level = site.node.attributes.get_int("accuracy_level", 0)
@@ -307,28 +313,28 @@ def _check_accuracy_level(site: _Site) -> str | None:
 # Checks: does the runtime compute what the graph says?
 
 
-def _check_float_weight(site: _Site) -> str | None:
+def _check_float_weight(site: Site) -> str | None:
     """A float weight does not stand between quantized data and a quantized output."""
     node = site.node
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if weight is None or constant_tensor(weight) is None or dequantize_of(node.inputs[0]) is None:
         return None
-    if not quantizers_of(_behind_activation(node).outputs[0]):
+    if not quantizers_of(behind_activation(node).outputs[0]):
         return None
     return "its weight is float32 between integers"
 
 
-def _check_float_data(site: _Site) -> str | None:
+def _check_float_data(site: Site) -> str | None:
     """A quantized weight of a matrix product does not meet float data: they would be quantized on the way."""
     node = site.node
-    if _quantized_weight(node) is None or dequantize_of(node.inputs[0]) is not None:
+    if quantized_weight(node) is None or dequantize_of(node.inputs[0]) is not None:
         return None
-    if node.op_type == "Gemm" and _is_transposed(node):
+    if node.op_type == "Gemm" and is_transposed(node):
         return None
     return "its weight is quantized and its data are not"
 
 
-CHECKS: dict[str, Callable[[_Site], str | None]] = {
+CHECKS: dict[str, Callable[[Site], str | None]] = {
     "accuracy-level": _check_accuracy_level,
     "activation-zero-point": _check_activation_zero_point,
     "beta": _check_beta,
@@ -350,84 +356,3 @@ CHECKS: dict[str, Callable[[_Site], str | None]] = {
     "weight-type": _check_weight_type,
     "weight-zero-point": _check_weight_zero_point,
 }
-
-
-# What the checks look at.
-
-
-def _element_type(value: onnx_ir.Value | None) -> str | None:
-    if value is None or value.dtype is None:
-        return None
-    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(value.dtype.name, value.dtype.name.lower())
-
-
-def _constant(value: onnx_ir.Value | None) -> Array | None:
-    tensor = None if value is None else constant_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
-def _scalar(value: onnx_ir.Value | None) -> float | None:
-    """Return the number that `value` holds; None where it is not constant or not one number."""
-    stored = _constant(value)
-    return None if stored is None or stored.size != 1 else float(stored.reshape(()))
-
-
-def _is_transposed(gemm: onnx_ir.Node) -> bool:
-    return gemm.attributes.get_int("transB", 0) != 0
-
-
-def _quantized_weight(node: onnx_ir.Node) -> onnx_ir.Node | None:
-    """Return the DequantizeLinear that decodes the stored second input of `node`, if one does."""
-    found = dequantize_of(node.inputs[1]) if len(node.inputs) > 1 else None
-    return found if found is not None and is_stored(found.inputs[0]) else None
-
-
-def _left_weight(node: onnx_ir.Node) -> onnx_ir.Node | None:
-    """Return the DequantizeLinear that decodes a product's stored left operand, where the right one is computed."""
-    if node.op_type not in ("Gemm", "MatMul") or len(node.inputs) < 2 or _quantized_weight(node) is not None:
-        return None
-    found = dequantize_of(node.inputs[0])
-    return found if found is not None and is_stored(found.inputs[0]) else None
-
-
-def _scale_axis(weight: onnx_ir.Node) -> int | None:
-    """Return the axis along which a DequantizeLinear has several scales; None for one scale, or unknown shapes."""
-    stored, scale = weight.inputs[0], weight.inputs[1]
-    if stored is None or stored.shape is None or scale is None or scale.shape is None:
-        return None
-    if len(stored.shape) == 0 or len(scale.shape) != 1 or scale.shape.dims == (1,):
-        return None
-    return weight.attributes.get_int("axis", 1) % len(stored.shape)
-
-
-def _behind_activation(node: onnx_ir.Node) -> onnx_ir.Node:
-    """Return the Relu or Clip that alone reads the output of `node`, or `node` itself."""
-    output = node.outputs[0]
-    readers = [use.node for use in output.uses()]
-    if len(readers) == 1 and readers[0].op_type in ("Clip", "Relu") and not output.is_graph_output():
-        return readers[0]
-    return node
-
-
-def _integers(quantize: onnx_ir.Node) -> tuple[int | None, int, int]:
-    """Return the zero point (None where it is not constant) and the lowest and highest integer."""
-    zero_point = quantize.inputs[2] if len(quantize.inputs) > 2 else None
-    if zero_point is None:
-        return 0, 0, 255  # ONNX: uint8 with zero point 0
-    stored = _constant(zero_point)
-    if stored is None or stored.size != 1 or stored.dtype.kind not in "iu":
-        return None, 0, 0
-    limits = np.iinfo(stored.dtype.name)
-    return int(stored.reshape(())), int(limits.min), int(limits.max)
-
-
-def _clip_limits(node: onnx_ir.Node) -> tuple[float | None, float | None]:
-    """Return the limits of a Clip, None for one that is not constant. Before opset 11 they are attributes."""
-    limits: list[float | None] = []
-    for index, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
-        value = node.inputs[index] if index < len(node.inputs) else None
-        if value is None:
-            limits.append(node.attributes.get_float(name, default))
-            continue
-        limits.append(_scalar(value))
-    return limits[0], limits[1]

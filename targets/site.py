@@ -1,0 +1,120 @@
+"""What the checks of legality look at: one node, the rule, and the small questions that they share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from onnxpress.ir.linear import constant_tensor
+from onnxpress.targets.patterns import dequantize_of, is_stored
+from onnxpress.targets.schema import Rule
+
+__all__ = [
+    "Array",
+    "Site",
+    "behind_activation",
+    "clip_limits",
+    "constant",
+    "element_type",
+    "integers",
+    "is_transposed",
+    "left_weight",
+    "quantized_weight",
+    "scalar",
+    "scale_axis",
+]
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A node under a rule. opset: version of the node's domain that the model imports."""
+
+    node: onnx_ir.Node
+    rule: Rule
+    opset: int
+
+
+def element_type(value: onnx_ir.Value | None) -> str | None:
+    """Return the element type, such as "float32" or "int4"; None where it is unknown."""
+    if value is None or value.dtype is None:
+        return None
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(value.dtype.name, value.dtype.name.lower())
+
+
+def constant(value: onnx_ir.Value | None) -> Array | None:
+    """Return the numbers of `value`, None where it is not constant."""
+    tensor = None if value is None else constant_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def scalar(value: onnx_ir.Value | None) -> float | None:
+    """Return the number that `value` holds; None where it is not constant or not one number."""
+    stored = constant(value)
+    return None if stored is None or stored.size != 1 else float(stored.reshape(()))
+
+
+def is_transposed(gemm: onnx_ir.Node) -> bool:
+    """Whether a Gemm's weight lies as [out, in]."""
+    return gemm.attributes.get_int("transB", 0) != 0
+
+
+def quantized_weight(node: onnx_ir.Node) -> onnx_ir.Node | None:
+    """Return the DequantizeLinear that decodes the stored second input of `node`, if one does."""
+    found = dequantize_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    return found if found is not None and is_stored(found.inputs[0]) else None
+
+
+def left_weight(node: onnx_ir.Node) -> onnx_ir.Node | None:
+    """Return the DequantizeLinear that decodes a product's stored left operand, where the right one is computed."""
+    if node.op_type not in ("Gemm", "MatMul") or len(node.inputs) < 2 or quantized_weight(node) is not None:
+        return None
+    found = dequantize_of(node.inputs[0])
+    return found if found is not None and is_stored(found.inputs[0]) else None
+
+
+def scale_axis(weight: onnx_ir.Node) -> int | None:
+    """Return the axis along which a DequantizeLinear has several scales; None for one scale, or unknown shapes."""
+    stored, scale = weight.inputs[0], weight.inputs[1]
+    if stored is None or stored.shape is None or scale is None or scale.shape is None:
+        return None
+    if len(stored.shape) == 0 or len(scale.shape) != 1 or scale.shape.dims == (1,):
+        return None
+    return weight.attributes.get_int("axis", 1) % len(stored.shape)
+
+
+def behind_activation(node: onnx_ir.Node) -> onnx_ir.Node:
+    """Return the Relu or Clip that alone reads the output of `node`, or `node` itself."""
+    output = node.outputs[0]
+    readers = [use.node for use in output.uses()]
+    if len(readers) == 1 and readers[0].op_type in ("Clip", "Relu") and not output.is_graph_output():
+        return readers[0]
+    return node
+
+
+def integers(quantize: onnx_ir.Node) -> tuple[int | None, int, int]:
+    """Return the zero point (None where it is not constant) and the lowest and highest integer."""
+    zero_point = quantize.inputs[2] if len(quantize.inputs) > 2 else None
+    if zero_point is None:
+        return 0, 0, 255  # ONNX: uint8 with zero point 0
+    stored = constant(zero_point)
+    if stored is None or stored.size != 1 or stored.dtype.kind not in "iu":
+        return None, 0, 0
+    limits = np.iinfo(stored.dtype.name)
+    return int(stored.reshape(())), int(limits.min), int(limits.max)
+
+
+def clip_limits(node: onnx_ir.Node) -> tuple[float | None, float | None]:
+    """Return the limits of a Clip, None for one that is not constant. Before opset 11 they are attributes."""
+    limits: list[float | None] = []
+    for index, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            limits.append(node.attributes.get_float(name, default))
+            continue
+        limits.append(scalar(value))
+    return limits[0], limits[1]
