@@ -23,6 +23,7 @@ __all__ = [
     "Rates",
     "Roofline",
     "Rule",
+    "RuntimeName",
     "Severity",
     "Steps",
     "Storage",
@@ -30,8 +31,8 @@ __all__ = [
 ]
 
 # illegal: the runtime refuses the model. slow: it runs, but misses the fast kernels. inexact: it runs, but
-# the runtime's own rewrites change the numbers.
-Severity = Literal["illegal", "slow", "inexact"]
+# the runtime's own rewrites change the numbers. setup: it runs once whoever builds it says more than the file does.
+Severity = Literal["illegal", "slow", "inexact", "setup"]
 # affineN: N-bit integers with a scale. codebook, ternary, binary, power-of-two: indices into a few numbers. float16,
 # bfloat16, float8: narrower floats. sparse: only what is not zero, whatever encodes it. dense: numbers as they are,
 # what every weight without an encoding is.
@@ -39,6 +40,7 @@ EncodingName = Literal[
     "affine2", "affine4", "affine8", "affine16", "binary", "ternary", "power-of-two", "codebook", "float8", "bfloat16",
     "float16", "sparse", "dense",
 ]  # fmt: skip
+RuntimeName = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino", "tensorrt"]
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 # Sorted when dumped: the order of a set changes from run to run.
 Names = Annotated[frozenset[str], pydantic.PlainSerializer(sorted, return_type=list[str])]
@@ -147,15 +149,43 @@ class Storage(_Table):
     """What decides which operators stand for an encoded weight.
 
     folds: the runtime computes once, as it loads, what follows from constants; so weights may be packed, and unpacked
-    by ordinary operators.
+    by ordinary operators. Other defaults are those of onnxruntime's CPU provider too.
     """
 
     folds: bool = True
+    folds_integers: bool = pydantic.Field(
+        default=True, description="also before a DequantizeLinear, so that weights beside integers may be packed"
+    )
+    integer_moves: bool = pydantic.Field(
+        default=True,
+        description="operators that move or compare values run on integers; otherwise between Dequantize and Quantize",
+    )
+    adds_in_accumulator: bool = pydantic.Field(
+        default=False,
+        description="an Add goes into the Conv before it: that Conv's result stays float, the other operand does not",
+    )
+    rounds_float_weights: bool = pydantic.Field(
+        default=True, description="the runtime rounds a float weight between integers, unless a Clip stands before it"
+    )
+    integer_gemm_bias: bool = pydantic.Field(
+        default=True, description="a Gemm that writes float is fused only with an int32 bias"
+    )
     matmul_nbits: tuple[Literal[2, 4, 8], ...] = pydantic.Field(
         default=(), description="bits of blocked weights that MatMulNBits multiplies fast with float data, for one row"
     )
     int4_dequantize: bool = pydantic.Field(
         default=False, description="4-bit weights go as INT4 into a DequantizeLinear, which takes them as they are"
+    )
+    int4_blocks: tuple[int, ...] = pydantic.Field(
+        default=(), description="and only in blocks of these sizes along input channels, symmetric; empty for any form"
+    )
+    int4_readers: Names = pydantic.Field(default=frozenset(), description="and only for these operators; empty for all")
+    float16_graph: bool = pydantic.Field(
+        default=False, description="float16 weights mean that activations between them are float16 too"
+    )
+    float32_ops: Names = pydantic.Field(
+        default=frozenset(),
+        description="operators that stay in float32 there: no float16 kernel, or sums that overflow",
     )
     source: str = pydantic.Field(default="onnxruntime", min_length=1, description="where this is written or measured")
 
@@ -163,8 +193,7 @@ class Storage(_Table):
 class Rule(_Table):
     """One demand of the runtime on a model.
 
-    check: the check in `legality.py` that decides; each says whether it reads `domains`, `inputs` or
-    `tolerance`.
+    check: the check that decides (`legality.CHECKS`); each says which of the keys below it reads.
     ops: operators that are looked at; empty for all.
     """
 
@@ -177,6 +206,13 @@ class Rule(_Table):
         default_factory=dict, description="allowed element types by input position, such as float32"
     )
     tolerance: Positive | None = None
+    types: Names = pydantic.Field(default=frozenset(), description="element types, such as float32")
+    known: Names = pydantic.Field(default=frozenset(), description="operators")
+    positions: tuple[int, ...] = pydantic.Field(default=(), description="input positions, from 0")
+    numbers: tuple[int, ...] = pydantic.Field(default=(), description="whole numbers: ranks, sizes, or one limit")
+    attributes: dict[str, tuple[int | str, ...]] = pydantic.Field(
+        default_factory=dict, description="allowed values by attribute; none where it must not be set"
+    )
     source: str = pydantic.Field(min_length=1, description="where this is written down or measured")
     advice: str = pydantic.Field(min_length=1, description="what a user can do about it")
 
@@ -283,7 +319,7 @@ class Profile(_Table):
 
     name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     summary: str = pydantic.Field(min_length=1, description="one line for `onnxpress targets`")
-    runtime: Literal["onnxruntime-cpu"] = pydantic.Field(description="what executes models there")
+    runtime: RuntimeName = pydantic.Field(description="what executes models there")
     pipeline: str = pydantic.Field(min_length=1, description="passes that `compress` runs by default")
     lowering: tuple[str, ...] = pydantic.Field(default=(), description="lowering steps, in order")
     opset: OpsetRange

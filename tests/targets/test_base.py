@@ -228,7 +228,10 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
             "quantization: same_scale names operators that are not in carry: Max",
         ),
         (_HEAD + "opset.min = 30", "opset: min 30 is above max 26"),
-        (_HEAD + 'runtime = "tensorrt"', "runtime = 'tensorrt': must be 'onnxruntime-cpu'"),
+        (
+            _HEAD + 'runtime = "tflite"',
+            "runtime = 'tflite': must be 'onnxruntime-cpu', 'onnxruntime-cuda', 'openvino' or 'tensorrt'",
+        ),
         (_HEAD + "roofline.conv.float32 = 0", "roofline.conv.float32 = 0: must be greater than 0"),
         (_HEAD + "roofline.conv.float32 = inf", "roofline.conv.float32 = inf: must be a finite number"),
         (_HEAD + "roofline.elements.Erf.float3 = 1", "key roofline.elements.Erf.float32 is missing"),
@@ -244,8 +247,8 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (_HEAD + '[[rules]]\nid = "a"\ncheck = "present"\nadvice = "a"', "key rules.a.source is missing"),
         (
             _HEAD + '[[rules]]\nid = "a"\ncheck = "present"\nop = ["Erf"]\nsource = "s"\nadvice = "a"',
-            "unknown key rules.a.op. Did you mean 'ops'? Known here: advice, check, domains, id, inputs, "
-            "ops, severity, source, tolerance",
+            "unknown key rules.a.op. Did you mean 'ops'? Known here: advice, attributes, check, domains, id, inputs, "
+            "known, numbers, ops, positions, severity, source, tolerance, types",
         ),
         (_HEAD + "rules = 3", "rules = 3: must be a list"),
         (_HEAD + 'encodings = ["dense", "affine8", "dense"]', "encodings: 'dense' appears twice"),
