@@ -236,9 +236,9 @@ _WRONG_USE = {
     ),
     "no such pass": (
         ["digits.onnx", "out.onnx", "--passes", "cleanup, quantise-int8"],
-        "unknown pass 'quantise-int8'. Did you mean 'quantize-int8'? "
+        "unknown pass 'quantise-int8'. Did you mean 'quantize-int8' or 'quantize-weights'? "
         "There are: cleanup, fold-batchnorm, prune-channels, prune-blocks, low-rank, separable, prune-weights, "
-        "prune-nm, equalize, quantize-int8, float16",
+        "prune-nm, equalize, quantize-weights, ternarize, binarize, palettize, power-of-two, quantize-int8, float16, pack",
     ),
     "no such option of a pass": (
         ["digits.onnx", "out.onnx", "--passes", "quantize-int8{smaples=3}"],
