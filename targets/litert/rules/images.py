@@ -1,0 +1,190 @@
+"""Resize, Softmax and local response normalization: operators that LiteRT computes along certain axes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from onnxpress.ir.quantization import quantization_of
+from onnxpress.targets.litert.flatbuffer import Grid
+from onnxpress.targets.litert.layout import Demand, Touch
+from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, constant, input_of, rank, shape, touch
+
+__all__ = ["LocalResponse", "Resize", "Softmax"]
+
+_CLOSE = 1e-5  # of a pixel: what coordinates computed in float32 differ by
+
+
+class Resize(Rule):
+    """RESIZE_NEAREST_NEIGHBOR or RESIZE_BILINEAR, where one of LiteRT's ways to place pixels is ONNX's."""
+
+    has_integer_kernel: ClassVar[bool] = True
+
+    def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
+        return super().data(node)[:1]
+
+    def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
+        source, result = node.inputs[0], node.outputs[0]
+        if rank(source) != 4 or shape(source)[:2] != shape(result)[:2]:
+            return "it resizes other axes than the rows and columns of an image"
+        mode = node.attributes.get_string("mode", "nearest")
+        if mode not in ("nearest", "linear"):
+            return f"mode={mode!r}: LiteRT has nearest and linear"
+        if node.attributes.get_int("antialias", 0) or node.attributes.get_int("exclude_outside", 0):
+            return "it weighs pixels as LiteRT does not (antialias, exclude_outside)"
+        if _way(node, opset) is None:
+            held = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+            return f"LiteRT places no pixels as coordinate_transformation_mode={held!r} does here"
+        return None
+
+    def touch(self, unit: Unit, layered: Layered) -> Touch:
+        return touch(unit, layered, Demand.LAST)
+
+    def write(self, site: Site) -> None:
+        data = site.read(site.node.inputs[0], last=True)  # type: ignore[arg-type]
+        way = _way(site.node, site.opset)
+        assert way is not None, "checked before anything was written"
+        kind = "NEAREST_NEIGHBOR" if site.node.attributes.get_string("mode", "nearest") == "nearest" else "BILINEAR"
+        options = "ResizeNearestNeighborOptions" if kind == "NEAREST_NEIGHBOR" else "ResizeBilinearOptions"
+        result = site.new(last=True, grid=data.grid)
+        sizes = site.numbers("sizes", result.shape[1:3])
+        fields = {"alignCorners": way == "align_corners", "halfPixelCenters": way == "half_pixel"}
+        site.put(site.operator(f"RESIZE_{kind}", [data, sizes], result, options, **fields), last=True)
+
+
+def _way(node: onnx_ir.Node, opset: int) -> str | None:
+    """Return the way of LiteRT's that puts every pixel where ONNX does: same indices, or same coordinates."""
+    before, after = shape(node.inputs[0])[2:], shape(node.outputs[0])[2:]
+    is_nearest = node.attributes.get_string("mode", "nearest") == "nearest"
+    scales = _scales(node, before, after)
+    for way in ("half_pixel", "align_corners", "asymmetric"):
+        pairs = []
+        for size, count, scale in zip(before, after, scales, strict=True):
+            ours = _coordinates(node, opset, size, count, scale)
+            if is_nearest:
+                pairs.append((_onnx_nearest(node, ours, size), _litert_nearest(way, size, count)))
+            else:
+                pairs.append((np.clip(ours, 0, size - 1), _litert_coordinates(way, size, count)))
+        if all(np.abs(ours - theirs).max() < _CLOSE for ours, theirs in pairs):
+            return way
+    return None
+
+
+def _scales(node: onnx_ir.Node, before: tuple[int, ...], after: tuple[int, ...]) -> list[float]:
+    held = constant(input_of(node, 1 if node.op_type == "Upsample" or len(node.inputs) == 2 else 2))
+    if held is not None and held.size == 4:
+        return [float(number) for number in held.reshape(-1)[2:]]
+    return [count / size for size, count in zip(before, after, strict=True)]
+
+
+def _coordinates(node: onnx_ir.Node, opset: int, size: int, count: int, scale: float) -> npt.NDArray[Any]:
+    """Return where the pixels of the result lie in the source. Source: ONNX Resize-19."""
+    places = np.arange(count, dtype=np.float64)
+    default = "asymmetric" if opset < 11 or node.op_type == "Upsample" else "half_pixel"
+    mode = node.attributes.get_string("coordinate_transformation_mode", default)
+    if mode == "align_corners":
+        return places * (size - 1) / (count - 1) if count > 1 else np.zeros(1)
+    if mode == "asymmetric":
+        return places / scale
+    if mode == "half_pixel" or (mode == "pytorch_half_pixel" and count > 1):
+        return (places + 0.5) / scale - 0.5
+    return np.zeros(count) if mode == "pytorch_half_pixel" else np.full(count, np.inf)
+
+
+def _onnx_nearest(node: onnx_ir.Node, places: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+    mode = node.attributes.get_string("nearest_mode", "round_prefer_floor")
+    if node.op_type == "Upsample" or node.version == 10:
+        mode = "floor"
+    rounded = {
+        "floor": np.floor(places),
+        "ceil": np.ceil(places),
+        "round_prefer_floor": np.ceil(places - 0.5),
+        "round_prefer_ceil": np.floor(places + 0.5),
+    }[mode]
+    return np.clip(rounded, 0, size - 1)
+
+
+def _litert_coordinates(way: str, size: int, count: int) -> npt.NDArray[Any]:
+    """Source: tensorflow/lite/kernels/internal/reference/resize_bilinear.h, ComputeInterpolationValues."""
+    places = np.arange(count, dtype=np.float64)
+    if way == "align_corners":
+        return places * ((size - 1) / (count - 1) if count > 1 else size / count)
+    scale = size / count
+    return np.clip((places + 0.5) * scale - 0.5 if way == "half_pixel" else places * scale, 0, size - 1)
+
+
+def _litert_nearest(way: str, size: int, count: int) -> npt.NDArray[Any]:
+    """Source: tensorflow/lite/kernels/internal/reference/resize_nearest_neighbor.h, GetNearestNeighbor."""
+    places = np.arange(count, dtype=np.float32)
+    scale = np.float32(size - 1) / np.float32(count - 1) if way == "align_corners" and count > 1 else size / count
+    moved = (places + np.float32(0.5 if way == "half_pixel" else 0)) * np.float32(scale)
+    rounded = np.floor(moved + np.float32(0.5)) if way == "align_corners" else np.floor(moved)
+    return np.clip(rounded, 0, size - 1)
+
+
+class Softmax(Rule):
+    """SOFTMAX along the last axis; of channels where the image lies channels last. Integers: steps of 1/256."""
+
+    def __init__(self, kind: str = "SOFTMAX") -> None:
+        self.kind = kind
+
+    def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
+        return self.kind == "SOFTMAX" and all(quantization_of(each) for each in [*self.data(node), *results])
+
+    def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
+        axis, count = self._axis(node, opset), rank(node.inputs[0])
+        if opset < 13 and np.prod(shape(node.inputs[0])[axis + 1 :]) != 1:
+            return f"axis={axis} takes {count - axis} axes as one, which SOFTMAX does not"
+        if axis == count - 1 or (axis == 1 and count == 4) or opset < 13:
+            return None
+        return f"axis={axis} of {count}: SOFTMAX takes the last axis, or the channels of an image"
+
+    def touch(self, unit: Unit, layered: Layered) -> Touch:
+        node = unit.node
+        return touch(unit, layered, Demand.LAST if self._of_channels(node) else Demand.PLAIN)
+
+    def write(self, site: Site) -> None:
+        last = self._of_channels(site.node)
+        data = site.read(site.node.inputs[0], last=last)  # type: ignore[arg-type]
+        result = site.new(last=last, grid=Grid((1 / 256,), -128))
+        fields = {"beta": 1.0} if self.kind == "SOFTMAX" else {}
+        options = "SoftmaxOptions" if self.kind == "SOFTMAX" else "LogSoftmaxOptions"
+        site.put(site.operator(self.kind, [data], result, options, **fields), last=last)
+
+    def _of_channels(self, node: onnx_ir.Node) -> bool:
+        count = rank(node.inputs[0])
+        axis = node.attributes.get_int("axis", 1 if count == 4 and np.prod(shape(node.inputs[0])[2:]) == 1 else -1)
+        return count == 4 and axis % count == 1
+
+    @staticmethod
+    def _axis(node: onnx_ir.Node, opset: int) -> int:
+        return node.attributes.get_int("axis", -1 if opset >= 13 else 1) % rank(node.inputs[0])
+
+
+class LocalResponse(Rule):
+    """LOCAL_RESPONSE_NORMALIZATION, of channels: radius (size - 1) / 2, alpha / size."""
+
+    def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
+        if rank(node.inputs[0]) != 4:
+            return f"its data have {rank(node.inputs[0])} axes, and only images of 4 are written"
+        size = node.attributes.get_int("size", 1)
+        return None if size % 2 else f"size={size} is even: LiteRT's windows have a middle"
+
+    def touch(self, unit: Unit, layered: Layered) -> Touch:
+        return touch(unit, layered, Demand.LAST)
+
+    def write(self, site: Site) -> None:
+        given, size = site.node.attributes, site.node.attributes.get_int("size", 1)
+        fields = {
+            "radius": (size - 1) // 2,
+            "bias": given.get_float("bias", 1.0),
+            "alpha": given.get_float("alpha", 1e-4) / size,
+            "beta": given.get_float("beta", 0.75),
+        }
+        data, result = site.read(site.node.inputs[0], last=True), site.new(last=True)  # type: ignore[arg-type]
+        options = "LocalResponseNormalizationOptions"
+        site.put(site.operator("LOCAL_RESPONSE_NORMALIZATION", [data], result, options, **fields), last=True)
