@@ -69,6 +69,7 @@ class Constraints:
     max_opset: highest default-domain opset that the runtime loads.
     encodings: names of weight encodings that the target can store.
     costs: None where nothing is known, and then passes decide without it.
+    float16_activations: whether float16 weights mean float16 activations, whose magnitudes must then be known.
     """
 
     target: str = "any"
@@ -80,3 +81,4 @@ class Constraints:
     )
     quantization: QuantizationScheme = QuantizationScheme()
     costs: CostEstimator | None = None
+    float16_activations: bool = False

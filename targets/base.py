@@ -41,13 +41,16 @@ __all__ = ["Target", "load_target", "target_names"]
 
 _GROUP = "onnxpress.targets"
 _LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
-_BUILT_IN = ("host-cpu", "mobile-cpu", "x86-vnni", "x86-avx2")
+_BUILT_IN = ("host-cpu", "mobile-cpu", "x86-vnni", "x86-avx2", "tensorrt", "gpu", "openvino")
 
 _HOST = "host-cpu"
 _ARM = ("aarch64", "arm64")
 
 # Loaded when a target lowers, so that listing targets stays quick.
-_LOWERINGS = {"qdq": "onnxpress.targets.lowering.qdq:lower_qdq"}
+_LOWERINGS = {
+    "qdq": "onnxpress.targets.lowering.qdq:lower_qdq",
+    "float16-graph": "onnxpress.targets.lowering.float16_graph:lower_float16_graph",
+}
 
 
 class _Lowering(Protocol):
@@ -94,6 +97,7 @@ class Target:
             encodings=profile.encodings,
             quantization=profile.quantization.scheme(),
             costs=costs,
+            float16_activations=profile.storage.float16_graph,
         )
 
     def check(self, model: onnx_ir.Model) -> list[Illegal]:

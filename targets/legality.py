@@ -17,7 +17,9 @@ import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.linear import constant_tensor
+from onnxpress.targets.operator_checks import OPERATOR_CHECKS
 from onnxpress.targets.patterns import dequantize_of, is_quantize, is_stored, quantizers_of
+from onnxpress.targets.scale_checks import SCALE_CHECKS
 from onnxpress.targets.schema import Profile, Rule, Severity
 from onnxpress.targets.site import (
     Site,
@@ -170,6 +172,11 @@ def _check_weight_axis(site: Site) -> str | None:
     if weight is None or weight.inputs[0] is None or weight.inputs[0].shape is None or axis is None:
         return None
     shape = weight.inputs[0].shape
+    if node.op_type == "ConvTranspose":
+        groups = node.attributes.get_int("group", 1)
+        if groups != 1:
+            return f"its weight has scales along axis {axis} in {groups} groups, must have one scale"
+        return None if axis == 1 else f"its weight has scales along axis {axis}, must be 1"
     is_outputs_last = node.op_type == "MatMul" or (node.op_type == "Gemm" and not is_transposed(node))
     expected = len(shape) - 1 if is_outputs_last else 0
     return None if axis == expected else f"its weight has scales along axis {axis}, must be {expected}"
@@ -355,4 +362,6 @@ CHECKS: dict[str, Callable[[Site], str | None]] = {
     "weight-only": _check_weight_only,
     "weight-type": _check_weight_type,
     "weight-zero-point": _check_weight_zero_point,
+    **OPERATOR_CHECKS,
+    **SCALE_CHECKS,
 }

@@ -180,6 +180,9 @@ class Storage(_Table):
         default=(), description="and only in blocks of these sizes along input channels, symmetric; empty for any form"
     )
     int4_readers: Names = pydantic.Field(default=frozenset(), description="and only for these operators; empty for all")
+    two_of_four: bool = pydantic.Field(
+        default=False, description="zeros in two of every four input channels are not multiplied, if asked for"
+    )
     float16_graph: bool = pydantic.Field(
         default=False, description="float16 weights mean that activations between them are float16 too"
     )

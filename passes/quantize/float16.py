@@ -1,20 +1,23 @@
-"""Store weights in half precision: the file shrinks to half, the runtime computes in float32 as before.
+"""Store weights in half precision: the file shrinks to half, and most runtimes compute in float32 as before.
 
     W  =>  float32(float16(W)), as the encoding `Float16`; lowering stores it in float16 behind a Cast
 
 Rounding to nearest keeps 11 bits of each weight: about 73 dB. A pruned weight keeps its zeros. Runtimes fold the Cast
-as they load the file, so that speed and memory stay what they were.
+as they load the file, so that speed and memory stay what they were. A target whose constraints say so computes in
+float16 between them: then, where there is data, the largest magnitude of every value is measured and noted
+(`ir.magnitudes`), for the lowering leaves in float32 what would overflow.
 
 Legal when: the constant is a FLOAT initializer of rank 2 or more and 256 numbers or more, not encoded otherwise, no
 output of the model, within float16's range (65504) and precision (50 dB), and the target can store it. Fidelity: lossy;
 each site records the signal-to-noise ratio of its weight. Scopes: constants of the main graph, whoever reads them.
-Needs no data.
+Needs no data, and uses it only for that.
 Runs after all passes that change weights; a second run finds every weight encoded.
 Source: IEEE 754-2019, binary16.
 """
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +26,9 @@ import onnx_ir
 
 from onnxpress.ir import encodings
 from onnxpress.ir.analysis.decibels import sqnr_db
+from onnxpress.ir.analysis.execute import ProgressLike, stream
+from onnxpress.ir.data import DataSource
+from onnxpress.ir.magnitudes import note_magnitude
 from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
 from onnxpress.passes.order import BEFORE_ENCODING, LOW_BIT
 from onnxpress.passes.selectors import Selection
@@ -30,6 +36,7 @@ from onnxpress.passes.selectors import Selection
 __all__ = ["Float16"]
 
 _FEWEST = 256  # numbers of a weight that is worth a node
+_SAMPLES = 128  # that magnitudes are measured on
 _LEAST_SQNR_DB = 50.0  # 73 is usual; numbers below float16's normal range have less precision, or none
 
 
@@ -79,7 +86,23 @@ class Float16(Pass):
                     f"read by {', '.join(node.name or node.op_type for node in readers[:3])}",
                 )
             )
+        if record.sites and context.constraints.float16_activations and context.data is not None:
+            _note_magnitudes(model, context.data, context.progress)
         return record
+
+
+def _note_magnitudes(model: onnx_ir.Model, data: DataSource, progress: ProgressLike | None) -> None:
+    """Note the largest magnitude of every float32 value of the main graph; inf where a number is not finite."""
+    values = [value for node in model.graph for value in node.outputs if value.dtype == onnx_ir.DataType.FLOAT]
+    by_name = {value.name: value for value in (*model.graph.inputs, *values) if value.name}
+    names = [name for name in by_name if name not in {value.name for value in model.graph.inputs}]
+    largest = dict.fromkeys(names, 0.0)
+    for batch in stream(model, data, names, samples=_SAMPLES, progress=progress, label="measuring magnitudes"):
+        for name, array in batch.items():
+            found = float(np.abs(array).max(initial=0.0))
+            largest[name] = max(largest[name], found if math.isfinite(found) else math.inf)
+    for name in names:
+        note_magnitude(by_name[name], largest[name])
 
 
 def _why_not(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> str | None:

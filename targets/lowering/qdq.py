@@ -1,7 +1,8 @@
 """Lower quantization notes and encoded weights to QuantizeLinear / DequantizeLinear pairs that runtimes fuse.
 
     X noted [low, high]       =>   X -> Q -> X_q -> DQ -> X_dq, and every reader of X reads X_dq
-    moves of noted values     =>   the same operator on the integers, and a DQ behind it
+    moves of noted values     =>   the same operator on the integers, and a DQ behind it; where the target asks, a pair
+    Add(Conv(...), R) noted   =>   see `residuals`, where the target asks
     W encoded                 =>   see `qdq_weights`
 
 Forms that onnxruntime would leave unfused are never emitted (each was seen on its optimized graph): scales and
@@ -18,15 +19,17 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir
 
-from onnxpress.ir.encodings import Affine, Float8, Sparse, encoding_of, is_encoded
+from onnxpress.ir.encodings import Float8, Sparse, encoding_of, is_encoded
 from onnxpress.ir.errors import InputError
 from onnxpress.ir.opset import default_opset, require_opset
 from onnxpress.ir.quantization import Quantization, clear, integer_parameters, quantization_of
 from onnxpress.passes.constraints import IntegerScheme, QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
+from onnxpress.targets.lowering.int4 import takes_int4
 from onnxpress.targets.lowering.qdq_weights import Integers, is_quantized, lower_weights
 from onnxpress.targets.lowering.reals import FLOAT8_OPSET, INT4_OPSET
 from onnxpress.targets.lowering.report import LoweringReport
+from onnxpress.targets.lowering.residuals import leave_accumulators
 from onnxpress.targets.schema import Storage
 
 __all__ = ["lower_qdq"]
@@ -53,9 +56,12 @@ def lower_qdq(
     require_opset(model, _QDQ_OPSET, reason="QuantizeLinear stores a scale per channel from there on")
     _raise_opset(model, storage, max_opset)
     emit = Emitter(model.graph)
-    integers = _Values(emit, scheme.activation, report).lower()
+    if storage.adds_in_accumulator:
+        leave_accumulators(model.graph, report)
+    integers = _Values(emit, scheme.activation, report, moves=storage.integer_moves).lower()
     lower_weights(emit, scheme, integers, report, storage=storage, opset=default_opset(model))
-    _guard_float_weights(emit, scheme.activation, integers, report)
+    if storage.rounds_float_weights:
+        _guard_float_weights(emit, scheme.activation, integers, report)
     _drop_unread(model.graph, integers)
     return report
 
@@ -72,10 +78,10 @@ def _constants(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
 
 def _raise_opset(model: onnx_ir.Model, storage: Storage, max_opset: int) -> None:
     """Raise the opset where the form of a weight needs it and the target allows it; a model that cannot rise stays."""
-    encodings = [encoding_of(value) for value in _constants(model.graph)]
-    encodings = [each.inner if isinstance(each, Sparse) else each for each in encodings]
+    constants = [(value, encoding_of(value)) for value in _constants(model.graph)]
+    encodings = [each.inner if isinstance(each, Sparse) else each for _, each in constants]
     needs = {FLOAT8_OPSET} if any(isinstance(each, Float8) for each in encodings) else set()
-    if storage.int4_dequantize and any(isinstance(each, Affine) and each.bits == 4 for each in encodings):
+    if any(takes_int4(value, each, storage) for value, each in constants):
         needs.add(INT4_OPSET)
     for version in sorted(version for version in needs if version <= max_opset):
         with contextlib.suppress(InputError):
@@ -126,8 +132,10 @@ def _drop_unread(graph: onnx_ir.Graph, integers: Mapping[onnx_ir.Value, Integers
 class _Values:
     """Gives noted values their integers, in graph order, so that a move finds its operands' integers ready."""
 
-    def __init__(self, emit: Emitter, scheme: IntegerScheme, report: LoweringReport) -> None:
+    def __init__(self, emit: Emitter, scheme: IntegerScheme, report: LoweringReport, *, moves: bool = True) -> None:
+        """moves: operators that move values do so to integers; otherwise between Dequantize and Quantize."""
         self.emit = emit
+        self.moves = moves
         self.graph = emit.graph
         self.scheme = scheme
         self.dtype = onnx_ir.DataType.INT8 if scheme.signed else onnx_ir.DataType.UINT8
@@ -162,7 +170,7 @@ class _Values:
 
     def _is_move(self, node: onnx_ir.Node) -> bool:
         """Whether `node` moves integers that already have the scale which its result is noted with."""
-        if node.op_type not in _MOVES or node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+        if not self.moves or node.op_type not in _MOVES or node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
             return False
         noted = quantization_of(node.outputs[0])
         operands = _operands(node)

@@ -43,6 +43,7 @@ from onnxpress.ir.linear import Linear, as_linear
 from onnxpress.ir.quantization import is_weight_only
 from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
+from onnxpress.targets.lowering.int4 import takes_int4
 from onnxpress.targets.lowering.nbits import fits_nbits, lower_to_nbits
 from onnxpress.targets.lowering.reals import INT4_OPSET, fill_zeros, lower_to_float, lower_to_int4
 from onnxpress.targets.lowering.report import LoweringReport
@@ -100,10 +101,10 @@ def lower_weights(
     for value in [value for graph in graphs for value in graph.initializers.values()]:
         weights.lower_readers(value)
     weights.place()
-    _store_dense(graphs, report)
+    _store_dense(graphs, report, storage)
 
 
-def _store_dense(graphs: Iterable[onnx_ir.Graph], report: LoweringReport) -> None:
+def _store_dense(graphs: Iterable[onnx_ir.Graph], report: LoweringReport, storage: Storage) -> None:
     sparse: list[Sparse] = []
     for value in [value for graph in graphs for value in graph.initializers.values()]:
         encoded = encoding_of(value)
@@ -117,13 +118,18 @@ def _store_dense(graphs: Iterable[onnx_ir.Graph], report: LoweringReport) -> Non
             why = "no smaller form is legal here" if value.uses() else "nothing reads it"
             report.notes.append(f"{value.name!r} ({encoded.label}) is stored dense: {why}")
     if sparse:
-        report.notes.append(_say_dense(sparse))
+        report.notes.append(_say_dense(sparse, storage.two_of_four))
 
 
-def _say_dense(sparse: Sequence[Sparse]) -> str:
+def _say_dense(sparse: Sequence[Sparse], two_of_four: bool) -> str:
     """Say what zeros do not win here; once for all weights, as there is nothing to tell apart."""
     size, stored = sum(each.size for each in sparse), sum(each.stored for each in sparse)
     tensors = f"{len(sparse)} pruned weight tensors are" if len(sparse) > 1 else "1 pruned weight tensor is"
+    if two_of_four:
+        return (
+            f"{tensors} stored dense, {size - stored:,} zeros among {size:,} numbers: where two of every four input "
+            "channels are zero, the runtime leaves them out if it is built to look for them"
+        )
     return (
         f"{tensors} stored dense, {size - stored:,} zeros among {size:,} numbers: this runtime stores and multiplies "
         "zeros like other numbers, so they change neither the size of the file nor its speed"
@@ -202,7 +208,7 @@ class _Weights:
             return
         chain = Chain(self.unpacker, str(value.name))
         lowered = None
-        if self.storage.int4_dequantize and self.opset >= INT4_OPSET:
+        if self.opset >= INT4_OPSET and takes_int4(value, encoded, self.storage):
             lowered = lower_to_int4(chain, encoded)
         if lowered is None and self.storage.folds:
             lowered = lower_to_float(chain, encoded, self.opset)
@@ -238,7 +244,9 @@ class _Weights:
             return self.emit.constant(f"{name}_q", codes)
         levels, table = weight.source
         chain = Chain(self.unpacker, name)
-        integers = look_up(chain, levels, table, onnx_ir.DataType.INT8, packed=self.storage.folds)
+        integers = look_up(
+            chain, levels, table, onnx_ir.DataType.INT8, packed=self.storage.folds and self.storage.folds_integers
+        )
         if missing:
             shape = list(shape_of(integers))
             shape[1] += missing
@@ -303,7 +311,7 @@ class _Weights:
 
     def _lower_bias(self, view: Linear, weight_scale: _Array, data: Integers) -> None:
         bias = view.bias()
-        writes_float = view.node.op_type == "Gemm" and not is_quantized(view.output)
+        writes_float = view.node.op_type == "Gemm" and not is_quantized(view.output) and self.storage.integer_gemm_bias
         if bias is None or not (self.scheme.bias == "int32" or writes_float):
             return
         # Kernels add the bias to the sum of products, so it must have exactly their scale.

@@ -1,0 +1,278 @@
+"""Checks of operators as a support table states them: which there are, with which types, attributes and inputs.
+
+Each looks at one node and answers with the reason why it breaks the rule, or None. What cannot be known from the file,
+such as an open shape or an uninferred type, passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx
+import onnx_ir
+
+from onnxpress.targets.patterns import dequantize_of, is_stored
+from onnxpress.targets.site import Site, constant, element_type, is_transposed
+
+__all__ = ["OPERATOR_CHECKS"]
+
+_DEFAULT_DOMAIN = ("", "ai.onnx")
+_INT32 = np.iinfo(np.int32)
+_UNBOUNDED = np.iinfo(np.int64).max  # what exporters write for "to the end", in Slice
+_GROUP, _KEPT = 4, 2  # 2:4 sparsity: of four neighbours along the input channels, two may be other than zero
+
+
+def _check_known(site: Site) -> str | None:
+    """Reads `known`: the operators of the default domain that the runtime has."""
+    node = site.node
+    if node.domain not in _DEFAULT_DOMAIN or node.op_type in site.rule.known:
+        return None
+    return f"{node.op_type} is not among the operators that it has"
+
+
+def _check_attributes(site: Site) -> str | None:
+    """Reads `attributes`: allowed values of each, and of each entry of a list; none where it must not be set."""
+    for name, allowed in site.rule.attributes.items():
+        if not allowed:
+            if name in site.node.attributes:
+                return f"{name} is set"
+            continue
+        for found in _values(site, name):
+            if found not in allowed:
+                return f"{name} is {found}, may be {', '.join(map(str, allowed))}"
+    return None
+
+
+def _check_constant_inputs(site: Site) -> str | None:
+    """Reads `positions`: inputs that must be constant where they are given."""
+    for index, value in _inputs(site):
+        if not is_stored(value):
+            return f"input {index} {value.name!r} is computed, must be constant"
+    return None
+
+
+def _check_false_input(site: Site) -> str | None:
+    """Reads `positions`: inputs that must be constant and zero where they are given."""
+    for index, value in _inputs(site):
+        stored = constant(value)
+        if stored is None or stored.any():
+            return f"input {index} {value.name!r} must be constant and false"
+    return None
+
+
+def _check_element_types(site: Site) -> str | None:
+    """Reads `types`: element types that inputs and outputs may have."""
+    for value in (*site.node.inputs, *site.node.outputs):
+        kind = element_type(value)
+        if value is not None and kind is not None and kind not in site.rule.types:
+            return f"{value.name!r} is {kind}"
+    return None
+
+
+def _check_forbidden_types(site: Site) -> str | None:
+    """Reads `types`: element types that no input or output may have."""
+    for value in (*site.node.inputs, *site.node.outputs):
+        kind = element_type(value)
+        if value is not None and kind in site.rule.types:
+            return f"{value.name!r} is {kind}"
+    return None
+
+
+def _check_border_types(site: Site) -> str | None:
+    """Reads `types`: element types that only inputs and outputs of the whole model may have, next to a Cast."""
+    for value in (*site.node.inputs, *site.node.outputs):
+        if value is None or element_type(value) not in site.rule.types:
+            continue
+        is_border = value.is_graph_input() or value.is_graph_output()
+        if not is_border or site.node.op_type != "Cast":
+            where = "outside a Cast" if is_border else "inside the model"
+            return f"{value.name!r} is {element_type(value)} {where}"
+    return None
+
+
+def _check_rank(site: Site) -> str | None:
+    """Reads `numbers`: the ranks that input 0 may have."""
+    value = site.node.inputs[0] if site.node.inputs else None
+    if value is None or value.shape is None or len(value.shape) in site.rule.numbers:
+        return None
+    return f"input 0 has rank {len(value.shape)}, may be {', '.join(map(str, site.rule.numbers))}"
+
+
+def _check_outputs(site: Site) -> str | None:
+    """Reads `numbers`: how many outputs may be used."""
+    (most,) = site.rule.numbers
+    used = [value for value in site.node.outputs[most:] if value.name and (value.uses() or value.is_graph_output())]
+    return f"its output {used[0].name!r} is used, only {most} may be" if used else None
+
+
+def _check_below(site: Site) -> str | None:
+    """Reads `positions` and `numbers`: constant inputs there must be less than that number."""
+    (limit,) = site.rule.numbers
+    for index, value in _inputs(site):
+        stored = constant(value)
+        if stored is not None and stored.size and int(stored.max()) >= limit:
+            return f"input {index} is {int(stored.max())}, must be less than {limit}"
+    return None
+
+
+def _check_int32_range(site: Site) -> str | None:
+    """An int64 constant fits in int32. The bounds that mean "to the end" of a Slice do as well."""
+    for value in site.node.inputs:
+        stored = constant(value) if element_type(value) == "int64" else None
+        if value is None or stored is None or stored.size == 0:
+            continue
+        beyond = stored[(stored < _INT32.min) | (stored > _INT32.max)]
+        beyond = beyond if site.node.op_type != "Slice" else beyond[np.abs(beyond.astype(np.float64)) < _UNBOUNDED]
+        if beyond.size:
+            return f"{value.name!r} holds {beyond.flat[0]}, which int32 does not"
+    return None
+
+
+def _check_static_shape(site: Site) -> str | None:
+    """The shape of input 0 is written in the file."""
+    value = site.node.inputs[0] if site.node.inputs else None
+    if value is None or value.shape is None or all(isinstance(size, int) for size in value.shape):
+        return None
+    return f"the shape of {value.name!r} is open: {_shown(value.shape)}"
+
+
+def _check_open_input(site: Site) -> str | None:
+    """The model's inputs have the shapes that are written in the file. Said once, at the first reader."""
+    for value in site.node.inputs:
+        if value is None or not value.is_graph_input() or value.shape is None:
+            continue
+        is_first = next(iter(value.uses())).node is site.node
+        if is_first and not all(isinstance(size, int) for size in value.shape):
+            return f"the shape of the input {value.name!r} is open: {_shown(value.shape)}"
+    return None
+
+
+def _check_branches(site: Site) -> str | None:
+    """The two branches of an If give outputs of the same ranks, under different names."""
+    graphs = [site.node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    for then, other in zip(*(graph.outputs for graph in graphs), strict=False):
+        if then.name == other.name:
+            return f"both branches name their output {then.name!r}"
+        if then.shape is not None and other.shape is not None and len(then.shape) != len(other.shape):
+            return f"{then.name!r} has rank {len(then.shape)} and {other.name!r} rank {len(other.shape)}"
+    return None
+
+
+def _check_loop(site: Site) -> str | None:
+    """A Loop that collects outputs runs a constant number of times, and carries values of constant shape."""
+    node, body = site.node, site.node.attributes["body"].as_graph()
+    carried = len(node.inputs) - 2
+    for before, after in zip(body.inputs[2:], body.outputs[1 : 1 + carried], strict=False):
+        if before.shape is not None and after.shape is not None and before.shape.dims != after.shape.dims:
+            return f"the carried {before.name!r} changes its shape from {_shown(before.shape)} to {_shown(after.shape)}"
+    if len(node.outputs) > carried and not is_stored(node.inputs[0]):
+        return "it collects outputs, and how often it runs is computed"
+    return None
+
+
+def _check_directions(site: Site) -> str | None:
+    """Both directions of a recurrent operator use the same activations."""
+    node = site.node
+    given = node.attributes.get_strings("activations", ()) or ()
+    half = len(given) // 2
+    if node.attributes.get_string("direction", "forward") != "bidirectional" or list(given[:half]) == list(
+        given[half:]
+    ):
+        return None
+    return f"its activations are {', '.join(given[:half])} forward and {', '.join(given[half:])} in reverse"
+
+
+def _check_float32_weight(site: Site) -> str | None:
+    """A product's weight is float16, or quantized together with its data."""
+    node = site.node
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if weight is None or element_type(weight) != "float32" or not is_stored(weight):
+        return None
+    if dequantize_of(weight) is not None:
+        return None
+    return "it computes in float32"
+
+
+def _check_two_of_four(site: Site) -> str | None:
+    """A weight that is half zeros has two of every four input channels, for all others alike."""
+    found = _weight_by_inputs(site.node)
+    if found is None or found.shape[-1] % _GROUP or found.size == 0:
+        return None
+    kept = np.count_nonzero(found.reshape(-1, _GROUP), axis=1)
+    if kept.sum() > kept.size * _KEPT or (kept <= _KEPT).all():
+        return None
+    share = 1 - kept.sum() / (kept.size * _GROUP)
+    return (
+        f"{share:.0%} of its weights are zero, and {np.mean(kept > _KEPT):.0%} of the groups of four hold three or more"
+    )
+
+
+def _weight_by_inputs(node: onnx_ir.Node) -> np.ndarray | None:
+    """Return the stored weight with its input channels last, decoded or as integers; None where there is none."""
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    source = dequantize_of(value)
+    tensor = constant(value if source is None else source.inputs[0])
+    if tensor is None or tensor.ndim < 2:
+        return None
+    if node.op_type == "Conv":
+        return np.moveaxis(tensor, 1, -1)
+    is_last = node.op_type == "Gemm" and is_transposed(node)
+    return tensor if is_last else np.swapaxes(tensor, -1, -2)
+
+
+def _inputs(site: Site) -> Iterator[tuple[int, onnx_ir.Value]]:
+    """Yield the inputs at the rule's positions that are given."""
+    for index in site.rule.positions:
+        value = site.node.inputs[index] if index < len(site.node.inputs) else None
+        if value is not None:
+            yield index, value
+
+
+def _values(site: Site, name: str) -> tuple[int | str, ...]:
+    """Return the value of an attribute, or the operator's default; several for a list, none where there is neither."""
+    attribute = site.node.attributes.get(name)
+    found = attribute.value if attribute is not None else _default(site, name)
+    if found is None:
+        return ()
+    return tuple(found) if isinstance(found, tuple | list) else (found,)
+
+
+def _default(site: Site, name: str) -> object:
+    domain = "" if site.node.domain == "ai.onnx" else site.node.domain
+    try:
+        schema = onnx.defs.get_schema(site.node.op_type, site.opset, domain)
+    except onnx.defs.SchemaError:
+        return None
+    known = schema.attributes.get(name)
+    if known is None or known.default_value.type == onnx.AttributeProto.UNDEFINED:
+        return None
+    value = onnx.helper.get_attribute_value(known.default_value)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _shown(shape: onnx_ir.Shape) -> str:
+    sizes = (str(size if isinstance(size, int) else size.value or "?") for size in shape)
+    return f"[{', '.join(sizes)}]"
+
+
+OPERATOR_CHECKS: dict[str, Callable[[Site], str | None]] = {
+    "attributes": _check_attributes,
+    "below": _check_below,
+    "border-types": _check_border_types,
+    "branches": _check_branches,
+    "constant-inputs": _check_constant_inputs,
+    "directions": _check_directions,
+    "element-types": _check_element_types,
+    "false-input": _check_false_input,
+    "float32-weight": _check_float32_weight,
+    "forbidden-types": _check_forbidden_types,
+    "int32-range": _check_int32_range,
+    "known": _check_known,
+    "loop": _check_loop,
+    "open-input": _check_open_input,
+    "outputs": _check_outputs,
+    "rank": _check_rank,
+    "static-shape": _check_static_shape,
+    "two-of-four": _check_two_of_four,
+}
