@@ -41,7 +41,7 @@ __all__ = ["Target", "load_target", "target_names"]
 
 _GROUP = "onnxpress.targets"
 _LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
-_BUILT_IN = ("host-cpu", "mobile-cpu", "x86-vnni", "x86-avx2", "tensorrt", "gpu", "openvino")
+_BUILT_IN = ("host-cpu", "mobile-cpu", "mobile-cpu-litert", "x86-vnni", "x86-avx2", "tensorrt", "gpu", "openvino")
 
 _HOST = "host-cpu"
 _ARM = ("aarch64", "arm64")

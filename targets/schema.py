@@ -40,7 +40,7 @@ EncodingName = Literal[
     "affine2", "affine4", "affine8", "affine16", "binary", "ternary", "power-of-two", "codebook", "float8", "bfloat16",
     "float16", "sparse", "dense",
 ]  # fmt: skip
-RuntimeName = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino", "tensorrt"]
+RuntimeName = Literal["litert", "onnxruntime-cpu", "onnxruntime-cuda", "openvino", "tensorrt"]
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 # Sorted when dumped: the order of a set changes from run to run.
 Names = Annotated[frozenset[str], pydantic.PlainSerializer(sorted, return_type=list[str])]

@@ -33,12 +33,14 @@ from onnxpress.targets.base import Target
 from onnxpress.targets.legality import Illegal
 from onnxpress.targets.lowering.report import LoweringReport
 from onnxpress.targets.runtimes.onnxruntime_cpu import (
+    Kernels,
     RuntimeRefusalError,
     inspect_kernels,
     smoke_run,
 )
 from onnxpress.tools.measure import (
     Effort,
+    Pair,
     Subject,
     first_feeds,
     measure_pair,
@@ -53,6 +55,8 @@ from onnxpress.tools.result import DropError, MeasuredOn, Report, Result
 
 if TYPE_CHECKING:
     import onnx
+
+    from onnxpress.targets.litert import Emitted
 
 __all__ = ["Watch", "compress", "run"]
 
@@ -138,13 +142,19 @@ def run(plan: Plan, watch: Watch | None = None) -> Result:
         repeat_flags=plan.repeat_flags,
     )
     context = Context(constraints=plan.target.constraints, data=plan.data, seed=plan.seed, progress=watch.progress)
+    files = _LiteRtFiles.of_original(plan, context) if plan.target.profile.runtime == "litert" else None
     model, records = manager.run(plan.model, context)
     lowering = _lower(plan, model, context, watch)
     del context  # its cache holds statistics that nothing needs any more
     findings = _require_legal(plan.target, model)
     model.metadata_props[MANIFEST_KEY] = plan.recipe.manifest()
+    if files is not None:
+        files = files.with_result(model)
+        lowering.add(files.result.report)
     compiled = time.perf_counter()
-    report = _measure(plan, model, records, watch)
+    report = (
+        _measure(plan, model, records, watch) if files is None else _measure_files(plan, model, records, watch, files)
+    )
     ended = time.perf_counter()
     report = dataclasses.replace(
         report,
@@ -155,7 +165,29 @@ def run(plan: Plan, watch: Watch | None = None) -> Result:
         peak_rss_bytes=peak_rss_bytes(),
     )
     _require_drop(plan, report)
-    return Result(model, report)
+    return Result(model, report, content=None if files is None else files.result.content)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LiteRtFiles:
+    """The .tflite files of the original, in float, and of the result: the original's, until there is one."""
+
+    original: Emitted
+    result: Emitted
+
+    @classmethod
+    def of_original(cls, plan: Plan, context: Context) -> _LiteRtFiles:
+        """Write the original first: what LiteRT cannot run is told before any pass takes its time."""
+        from onnxpress.tools.measure_litert import emit_original
+
+        file = emit_original(plan.model, context)
+        return cls(file, file)
+
+    def with_result(self, model: onnx_ir.Model) -> _LiteRtFiles:
+        """Return both, the result's made of `model`, its notes and encodings."""
+        from onnxpress.targets.litert import emit
+
+        return _LiteRtFiles(self.original, emit(model))
 
 
 def _lower(plan: Plan, model: onnx_ir.Model, context: Context, watch: Watch) -> LoweringReport:
@@ -221,10 +253,40 @@ def _measure(plan: Plan, model: onnx_ir.Model, records: Sequence[PassRecord], wa
     source = plan.eval_data or plan.data
     did_run = _try(result, source)
     kernels = inspect_kernels(result.runnable)
+    pair = measure_pair(original, result, source, _effort(plan, original, watch), watch.progress)
+    notes = pair.notes if did_run else (_NOT_RUN, *pair.notes)
+    return _report(plan, pair, records, kernels, notes)
+
+
+def _measure_files(
+    plan: Plan, model: onnx_ir.Model, records: Sequence[PassRecord], watch: Watch, files: _LiteRtFiles
+) -> Report:
+    """Run the .tflite file of the result, and measure it beside the original.
+
+    Raises:
+        BudgetError: LiteRT does not load or run it.
+    """
+    from onnxpress.tools.measure_litert import litert_kernels, measure_litert
+
+    original, source = _original(plan), plan.eval_data or plan.data
+    effort = _effort(plan, original, watch)
+    try:
+        pair = measure_litert(
+            original, files.original.content, model, files.result.content, source, effort, watch.progress
+        )
+    except RuntimeRefusalError as error:
+        raise BudgetError(f"the result is refused: {error}. Nothing is written.") from error
+    return _report(plan, pair, records, litert_kernels(files.result), pair.notes)
+
+
+def _effort(plan: Plan, original: Subject, watch: Watch) -> Effort:
     is_evaluation = plan.eval_data is not None or plan.max_drop is not None
     bounded = Effort.check(original.counted.macs, watch.latency_rounds)
-    effort = dataclasses.replace(bounded, run=None) if is_evaluation else bounded
-    pair = measure_pair(original, result, source, effort, watch.progress)
+    return dataclasses.replace(bounded, run=None) if is_evaluation else bounded
+
+
+def _report(plan: Plan, pair: Pair, records: Sequence[PassRecord], kernels: Kernels, notes: tuple[str, ...]) -> Report:
+    source = plan.eval_data or plan.data
     measured_on: MeasuredOn = "calibration data" if plan.eval_data is None else "evaluation data"
     report = Report(
         model=plan.name,
@@ -234,7 +296,7 @@ def _measure(plan: Plan, model: onnx_ir.Model, records: Sequence[PassRecord], wa
         before=pair.before,
         after=pair.after,
         passes=tuple(records),
-        notes=pair.notes if did_run else (_NOT_RUN, *pair.notes),
+        notes=notes,
         samples=pair.samples,
         sqnr_samples=pair.sqnr_samples,
         samples_of=None if source is None else source.name,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onnxpress.ir.errors import UsageError
 
-__all__ = ["STDOUT", "check_outputs", "write_text"]
+__all__ = ["STDOUT", "check_outputs", "write_bytes", "write_text"]
 
 STDOUT = "-"
 
@@ -48,7 +48,12 @@ def check_outputs(
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> None:
-    """Write `text` as UTF-8 to a temporary file beside `path`, then rename it into place.
+    """Write `text` as UTF-8. Whole or not at all, and errors: see `write_bytes`."""
+    write_bytes(path, text.encode(), overwrite=overwrite)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes, *, overwrite: bool = False) -> None:
+    """Write `content` to a temporary file beside `path`, then rename it into place.
 
     Raises:
         UsageError: `path` exists and `overwrite` is not set, or it cannot be written.
@@ -58,11 +63,9 @@ def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = Fal
         raise UsageError(f"{os.fspath(path)!r} exists. Give another path, or --force (overwrite=True) to replace it.")
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
             temporary = Path(file.name)
-            file.write(text)
+            file.write(content)
         temporary.chmod(0o666 & ~_umask())  # temporary files are private; an output is not
         temporary.replace(target)
     except OSError as error:

@@ -136,10 +136,15 @@ class Report:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Result:
-    """A compressed model with its proof and the recipe that repeats it."""
+    """A compressed model with its proof and the recipe that repeats it.
+
+    content: the file of a runtime that reads no ONNX, such as .tflite, to be written as it is; None for others. `model`
+    is then what it was made of.
+    """
 
     model: onnx_ir.Model
     report: Report
+    content: bytes | None = None
 
     def __repr__(self) -> str:
         """Say the result in one line."""

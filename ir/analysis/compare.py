@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,10 @@ from onnxpress.ir.data import Batch, DataSource, bind
 from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.ir.shapes import describe_shape, required_inputs
 
-__all__ = ["Comparison", "Difference", "compare"]
+__all__ = ["Comparison", "Difference", "compare", "compare_runs", "numeric_outputs"]
 
 _Array = npt.NDArray[Any]
+Run = Callable[[Batch], Mapping[str, _Array]]
 
 _PIECE = 1 << 18  # numbers that are widened to float64 at once
 
@@ -96,17 +97,38 @@ def compare(
         UsageError: one of `values` cannot be fetched from both.
     """
     _require_same_interface(before, after)
-    names = _numeric_outputs(before)
+    names = numeric_outputs(before)
     _require_values(before, after, values)
     source = bind(data, before)
     runners = [_runner(model, [*names, *values], optimize=optimize, threads=threads) for model in (before, after)]
-    sums = {name: _Sums() for name in [*names, *values]}
-    classes = _Classes(names)
-    total = 0
     size = min(batch_size_within(model, [*names, *values], limit_bytes) for model in (before, after))
+    first, second = runners
+    return compare_runs(
+        first.run, second.run, source, names, values=values, samples=samples, batch_size=size, progress=progress
+    )
+
+
+def compare_runs(
+    before: Run,
+    after: Run,
+    source: DataSource,
+    outputs: Sequence[str],
+    *,
+    values: Sequence[str] = (),
+    samples: int | None = None,
+    batch_size: int = 1,
+    progress: ProgressLike | None = None,
+) -> Comparison:
+    """Compare whatever runs batches and returns arrays by name, such as a model in another runtime.
+
+    source: bound to the model's inputs. outputs, values: names that both return; scores are sought among `outputs`.
+    """
+    sums = {name: _Sums() for name in [*outputs, *values]}
+    classes = _Classes(outputs)
+    total = 0
     with track(progress, "comparing", source, samples) as task:
-        for batch in source.batches(size, limit=samples):
-            first, second = (runner.run(batch) for runner in runners)
+        for batch in source.batches(batch_size, limit=samples):
+            first, second = before(batch), after(batch)
             for name, entry in sums.items():
                 entry.add(first[name], second[name])
             classes.add(source.name, batch, first, second)
@@ -115,7 +137,7 @@ def compare(
     found = {name: entry.result() for name, entry in sums.items()}
     return Comparison(
         samples=total,
-        outputs={name: found[name] for name in names},
+        outputs={name: found[name] for name in outputs},
         values={name: found[name] for name in values},
         agreement=classes.agreement,
         accuracy_before=classes.accuracy_before,
@@ -275,7 +297,7 @@ def _runner(model: onnx_ir.Model, names: Sequence[str], *, optimize: bool, threa
     return BatchRunner(model, Session(model, outputs=names, optimize=optimize, threads=threads))
 
 
-def _numeric_outputs(model: onnx_ir.Model) -> list[str]:
+def numeric_outputs(model: onnx_ir.Model) -> list[str]:
     """Return the outputs that can be compared: tensors of numbers."""
     names = [
         str(value.name)

@@ -25,6 +25,7 @@ from onnxpress.targets.litert.flatbuffer import FlatGraph, Tensor
 from onnxpress.targets.litert.layout import Demand, Layouts, plan_layouts
 from onnxpress.targets.litert.plan import find_flattened, layered_values, plan_units
 from onnxpress.targets.litert.rules.base import Site, Unit
+from onnxpress.targets.litert.rules.linear import LinearRule
 from onnxpress.targets.litert.static_shapes import fix_batch, shape_of
 from onnxpress.targets.litert.values import Values
 from onnxpress.targets.litert.weights import describe_form
@@ -38,12 +39,15 @@ class Emitted:
     """A .tflite file and how it came to be.
 
     operators: count by LiteRT name. transposes: how many images are read in both orders, the fewest possible.
+    integer, real: names of convolutions and products that compute in int8, and of those in float.
     report: forms of weights and values, and what a user should know.
     """
 
     content: bytes
     operators: Mapping[str, int]
     transposes: int
+    integer: tuple[str, ...]
+    real: tuple[str, ...]
     report: LoweringReport
 
 
@@ -85,7 +89,15 @@ def emit(model: onnx_ir.Model, *, batch: int = 1, channels_last: bool = False) -
     made = {str(value.name): values.get(value, last[value]) for value in outputs}
     report.notes += _interface_notes(inputs, channels_last)
     content = graph.finish(given, made, f"{copy.graph.name or 'model'}, written by onnxpress")
-    return Emitted(content, dict(graph.counts), layouts.transposes, report)
+    linear = {unit: unit.node.name or str(unit.result.name) for unit in units if isinstance(unit.rule, LinearRule)}
+    return Emitted(
+        content=content,
+        operators=dict(graph.counts),
+        transposes=layouts.transposes,
+        integer=tuple(name for unit, name in linear.items() if unit.integer),
+        real=tuple(name for unit, name in linear.items() if not unit.integer),
+        report=report,
+    )
 
 
 def _take(values: Values, value: onnx_ir.Value, channels_last: bool) -> Tensor:

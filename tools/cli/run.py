@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxpress.ir.errors import UsageError
+
 if TYPE_CHECKING:
     from onnxpress.tools.plan import Plan
     from onnxpress.tools.result import Report
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["compress_and_tell"]
 
 _NO_OUT = "no output was asked for"
+_LITERT_SUFFIX = ".tflite"
 
 
 def compress_and_tell(
@@ -39,6 +42,7 @@ def compress_and_tell(
     from onnxpress.ir import model_io
     from onnxpress.tools.compress import Watch, run
     from onnxpress.tools.container import SUFFIX, pack
+    from onnxpress.tools.outputs import write_bytes
     from onnxpress.tools.report.console import console
     from onnxpress.tools.report.facts import say, show_plan
     from onnxpress.tools.report.json_output import write_json
@@ -46,6 +50,7 @@ def compress_and_tell(
     from onnxpress.tools.report.progress import watch_progress
     from onnxpress.tools.result import DropError
 
+    _require_suffix(plan, destination)
     show_plan(plan)
     try:
         with watch_progress() as progress:
@@ -64,7 +69,9 @@ def compress_and_tell(
         write_json(json, {**error.report.to_json(), "written": False, "reason": str(error)}, overwrite=force)
         raise
     packing = None
-    if destination is not None and destination.suffix == SUFFIX:
+    if destination is not None and result.content is not None:
+        write_bytes(destination, result.content, overwrite=force)
+    elif destination is not None and destination.suffix == SUFFIX:
         packing = pack(result.model, destination, overwrite=force)
     elif destination is not None:
         model_io.save(result.model, destination, overwrite=force)
@@ -81,6 +88,27 @@ def compress_and_tell(
     say(_describe_time(result.report))
     write_json(json, {**result.report.to_json(), **written}, overwrite=force)
     return result.report
+
+
+def _require_suffix(plan: Plan, destination: Path | None) -> None:
+    """Refuse a name that says another format than the target's runtime reads.
+
+    Raises:
+        UsageError: it ends in .tflite and the target runs ONNX, or the other way round.
+    """
+    if destination is None:
+        return
+    is_file, wants_file = destination.suffix == _LITERT_SUFFIX, plan.target.profile.runtime == "litert"
+    if wants_file and not is_file:
+        raise UsageError(
+            f"OUT {os.fspath(destination)!r}: {plan.target.name} runs {_LITERT_SUFFIX} files. "
+            f"Name it {os.fspath(destination.with_suffix(_LITERT_SUFFIX))!r}, or choose another target."
+        )
+    if is_file and not wants_file:
+        raise UsageError(
+            f"OUT {os.fspath(destination)!r}: {plan.target.name} runs ONNX. Give --target mobile-cpu-litert, or a "
+            "name that ends in .onnx."
+        )
 
 
 def _describe_time(report: Report) -> str:

@@ -10,7 +10,6 @@ says so (LiteRT 2.3.0, built-in and XNNPACK kernels).
 
 from __future__ import annotations
 
-
 import numpy as np
 import onnx_ir
 

@@ -1,0 +1,162 @@
+"""Run and time .tflite files on LiteRT: one thread, XNNPACK, as on a phone's CPU.
+
+A file has one fixed batch, so samples run one batch at a time. Timing is that of `onnxruntime_cpu`: the files take
+turns inside each round, in an order shuffled with a fixed seed, and with one thread it is the CPU time of the calling
+thread, on which LiteRT computes then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxpress.ir.errors import InputError
+from onnxpress.targets.litert.install import require_interpreter
+from onnxpress.targets.runtimes.onnxruntime_cpu import Latency, RuntimeRefusalError
+
+__all__ = ["LiteRtSession", "interleaved_latency"]
+
+_Array = npt.NDArray[Any]
+
+_LEAST_ROUNDS = 5
+_MESSAGE_LIMIT = 300  # characters of a runtime's message that are kept
+
+
+class LiteRtSession:
+    """A loaded .tflite file.
+
+    input_shapes, output_names: by the names of the file's signature, which are those of the ONNX model.
+    """
+
+    def __init__(self, source: bytes | str | os.PathLike[str], *, threads: int = 1) -> None:
+        """source: the file's content, or its path.
+
+        Raises:
+            UsageError: LiteRT is not installed. RuntimeRefusalError: it does not load the file.
+        """
+        runtime = require_interpreter()
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        try:
+            with _quiet():
+                self._interpreter = runtime.Interpreter(model_content=content, num_threads=threads)
+                self._interpreter.allocate_tensors()
+                ((_, names),) = self._interpreter._get_full_signature_list().items()
+        except (RuntimeError, ValueError) as error:
+            raise RuntimeRefusalError(f"LiteRT does not load the model: {_one_line(error)}") from error
+        self._inputs: dict[str, int] = dict(names["inputs"])
+        self._outputs: dict[str, int] = dict(names["outputs"])
+        shapes = {each["index"]: tuple(map(int, each["shape"])) for each in self._interpreter.get_input_details()}
+        self.input_shapes = {name: shapes[index] for name, index in self._inputs.items()}
+        self.output_names = tuple(self._outputs)
+
+    def feed(self, feeds: Mapping[str, _Array]) -> None:
+        """Copy one batch into the file's inputs; floats are cast to float32.
+
+        Raises:
+            InputError: an input has no feed, or one of another shape.
+        """
+        for name, index in self._inputs.items():
+            if name not in feeds:
+                raise InputError(f"input {name!r} has no data. Given: {', '.join(feeds) or 'nothing'}")
+            array, shape = np.asarray(feeds[name], np.float32), self.input_shapes[name]
+            if array.shape != shape:
+                raise InputError(f"input {name!r}: the file takes {list(shape)}, and the data is {list(array.shape)}")
+            self._interpreter.set_tensor(index, array)
+
+    def invoke(self) -> None:
+        """Compute, from what was fed last.
+
+        Raises:
+            RuntimeRefusalError: the runtime fails.
+        """
+        try:
+            self._interpreter.invoke()
+        except (RuntimeError, ValueError) as error:
+            raise RuntimeRefusalError(f"LiteRT does not run the model: {_one_line(error)}") from error
+
+    def fetch(self) -> dict[str, _Array]:
+        """Return copies of the outputs."""
+        return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
+
+    def run(self, feeds: Mapping[str, _Array]) -> dict[str, _Array]:
+        """Return the outputs for one batch. Errors: see `feed` and `invoke`."""
+        self.feed(feeds)
+        self.invoke()
+        return self.fetch()
+
+    def run_samples(self, feeds: Mapping[str, _Array]) -> dict[str, _Array]:
+        """Return the outputs for any number of samples of a file whose batch is 1, stacked along the first axis.
+
+        Feeds lead with the samples, and may lack the axis of the batch.
+        """
+        count = len(next(iter(feeds.values())))
+        runs = [
+            self.run({name: array[index].reshape(self.input_shapes[name]) for name, array in feeds.items()})
+            for index in range(count)
+        ]
+        return {name: np.concatenate([each[name] for each in runs]) for name in self.output_names}
+
+
+def interleaved_latency(
+    models: Mapping[str, bytes],
+    feeds: Mapping[str, _Array],
+    *,
+    rounds: int = 60,
+    threads: int = 1,
+    warmup: int = 10,
+    seed: int = 0,
+    max_seconds: float | None = None,
+) -> dict[str, Latency]:
+    """Time .tflite files side by side on the same feeds. Arguments: as `onnxruntime_cpu.interleaved_latency`.
+
+    Raises:
+        RuntimeRefusalError: a file does not load or run. InputError: an input has no feed that fits.
+    """
+    sessions = {name: LiteRtSession(content, threads=threads) for name, content in models.items()}
+    for session in sessions.values():
+        session.feed(feeds)
+    wall: dict[str, list[float]] = {name: [] for name in sessions}
+    cpu: dict[str, list[float]] = {name: [] for name in sessions}
+    shuffler = random.Random(seed)
+    order = list(sessions)
+    for _ in range(max(1, warmup)):
+        for name in order:
+            sessions[name].invoke()
+    deadline = None if max_seconds is None else time.perf_counter() + max_seconds
+    for done in range(rounds):
+        if deadline is not None and done >= _LEAST_ROUNDS and time.perf_counter() > deadline:
+            break
+        shuffler.shuffle(order)
+        for name in order:
+            cpu_start, wall_start = time.thread_time(), time.perf_counter()
+            sessions[name].invoke()
+            wall_end, cpu_end = time.perf_counter(), time.thread_time()
+            wall[name].append((wall_end - wall_start) * 1e3)
+            cpu[name].append((cpu_end - cpu_start) * 1e3)
+    return {name: Latency(tuple(wall[name]), tuple(cpu[name]) if threads == 1 else ()) for name in sessions}
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 3] + "..."
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the line about XNNPACK, which the library writes past Python, off the terminal."""
+    kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
