@@ -1,6 +1,7 @@
 """Weights of few bits on every asset: accuracy, bytes as .onnx and as .onnxp, load time and speed, measured in one run.
 
-For each model: the original and what every pipeline of `encoders` makes of it, on at most 512 calibration images, and
+For each model: the original and what every pipeline of `encoders` makes of it, on 512 calibration images where there
+are as many, and
 Deep Compression's pipeline where there is one for it. Accuracy runs with the runtime's optimizations on. Latencies of
 all files of one model are interleaved in shuffled rounds, CPU time of the calling thread; loading is the CPU time of
 creating a session, the least of three. A pipeline that fails leaves a row that says why.
@@ -13,17 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from onnxpress.ir.analysis.cost import cost
-from onnxpress.ir.data import open_data
 from onnxpress.ir.errors import OnnxpressError
 from onnxpress.ir.model_io import load
 from onnxpress.targets.runtimes.onnxruntime_cpu import interleaved_latency, speedup
 from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 from onnxpress.tools.bench.child import CompilerError, encode_in_child
 from onnxpress.tools.bench.encoders import DEEP_COMPRESSION, ENCODERS
-from onnxpress.tools.bench.ptq import predicted_classes
+from onnxpress.tools.bench.evaluation import Evaluation
 from onnxpress.tools.container import open_session, pack
 
 __all__ = ["HEADINGS", "Row", "pipelines", "run"]
@@ -123,7 +121,7 @@ def _bench(
 def _timed(rows: dict[Path, Row], original: Path, table: _Table, rounds: int) -> list[Row]:
     """Add latencies of all files, interleaved."""
     paths = {str(path): path for path, row in rows.items() if row.accuracy is not None}
-    latencies = interleaved_latency(paths, table.images.head(1).feeds, rounds=rounds, threads=1)
+    latencies = interleaved_latency(paths, table.evaluation.images.head(1).feeds, rounds=rounds, threads=1)
     base = latencies[str(original)]
     int8 = next(
         (latencies[str(path)] for path, row in rows.items() if row.compiler == "int8" and str(path) in paths), None
@@ -145,25 +143,17 @@ class _Table:
 
     def __init__(self, asset: Asset, original: Path, evaluation: Path) -> None:
         self.size_bytes = original.stat().st_size
-        self.images = open_data(evaluation, model=load(original))
-        self.classes = predicted_classes(original, self.images)
+        self.evaluation = Evaluation(original, evaluation)
         self.load_seconds = _load_seconds(original)
-        with np.load(evaluation) as arrays:
-            self.labels = arrays["labels"]
-        self.accuracy = 100 * float(np.mean(self.classes == self.labels))
 
     def measure(self, row: Row, path: Path, folder: Path) -> Row:
         """Fill in all but the latency."""
         found = cost(load(path))
-        classes = predicted_classes(path, self.images)
-        accuracy = 100 * float(np.mean(classes == self.labels))
         packed = pack(path, folder / f"{path.stem}.onnxp", overwrite=True).after
         size, seconds = path.stat().st_size, _load_seconds(path)
         return dataclasses.replace(
             row,
-            accuracy=accuracy,
-            drop=self.accuracy - accuracy,
-            agreement=100 * float(np.mean(classes == self.classes)),
+            **dataclasses.asdict(self.evaluation.score(path)),
             size_bytes=size,
             times_smaller=self.size_bytes / size,
             packed_bytes=packed,

@@ -12,18 +12,14 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from onnxpress.ir.analysis.cost import cost
-from onnxpress.ir.analysis.execute import stream
-from onnxpress.ir.data import DataSource, open_data
 from onnxpress.ir.model_io import load
 from onnxpress.targets.runtimes.onnxruntime_cpu import inspect_kernels, interleaved_latency, speedup
 from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 from onnxpress.tools.bench.child import COMPILERS, compile_in_child
+from onnxpress.tools.bench.evaluation import Evaluation
 
-__all__ = ["Row", "predicted_classes", "run"]
+__all__ = ["Row", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +74,13 @@ def _bench(asset: Asset, folder: Path, rounds: int, limit: int | None) -> list[R
     for compiler in COMPILERS:
         paths[compiler] = folder / f"{asset.model}.{compiler}.onnx"
         costs[compiler] = compile_in_child(compiler, original, calibration, paths[compiler], asset.input_name)
-    images = open_data(evaluation, model=load(original))
-    feeds = images.head(1).feeds
+    evaluated = Evaluation(original, evaluation)
+    feeds = evaluated.images.head(1).feeds
     one = interleaved_latency(paths, feeds, rounds=rounds, threads=1)
     two = interleaved_latency(paths, feeds, rounds=rounds, threads=2)
-    with np.load(evaluation) as arrays:
-        labels = arrays["labels"]
-    classes = {name: predicted_classes(path, images) for name, path in paths.items()}
     rows = []
     for name, path in paths.items():
-        kernels = inspect_kernels(path)
+        kernels, score = inspect_kernels(path), evaluated.score(path)
         rows.append(
             Row(
                 model=asset.model,
@@ -95,8 +88,8 @@ def _bench(asset: Asset, folder: Path, rounds: int, limit: int | None) -> list[R
                 bytes=path.stat().st_size,
                 bytes_ratio=path.stat().st_size / original.stat().st_size,
                 macs=cost(load(path)).macs,
-                accuracy=100 * float(np.mean(classes[name] == labels)),
-                agreement=100 * float(np.mean(classes[name] == classes["float32"])),
+                accuracy=score.accuracy,
+                agreement=score.agreement,
                 speed_1_thread=speedup(one["float32"], one[name]),
                 speed_2_threads=speedup(two["float32"], two[name]),
                 latency_ms=one[name].median_ms,
@@ -109,12 +102,3 @@ def _bench(asset: Asset, folder: Path, rounds: int, limit: int | None) -> list[R
             )
         )
     return rows
-
-
-def predicted_classes(path: Path, images: DataSource) -> npt.NDArray[np.int64]:
-    """The class that the model at `path` gives each image, [samples], with the runtime's optimizations on."""
-    model = load(path)
-    output = str(model.graph.outputs[0].name)
-    return np.concatenate(
-        [batch[output].reshape(len(batch[output]), -1).argmax(axis=1) for batch in stream(model, images, [output])]
-    )

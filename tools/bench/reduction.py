@@ -13,16 +13,13 @@ import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from onnxpress.ir.analysis.cost import cost
-from onnxpress.ir.data import open_data
 from onnxpress.ir.errors import OnnxpressError, UsageError, near_names
 from onnxpress.ir.model_io import load
 from onnxpress.targets.runtimes.onnxruntime_cpu import interleaved_latency, speedup
 from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 from onnxpress.tools.bench.child import CompilerError, compile_in_child
-from onnxpress.tools.bench.ptq import predicted_classes
+from onnxpress.tools.bench.evaluation import Evaluation
 from onnxpress.tools.bench.reducers import PACKAGES
 
 __all__ = ["Row", "parse_compilers", "parse_times", "run"]
@@ -141,7 +138,7 @@ def _bench(
             out = folder / f"{asset.model}.{compiler}.{factor:g}.onnx"
             rows[out] = table.row(compiler, factor, out)
     paths = {str(path): path for path, row in rows.items() if row.macs_ratio is not None}
-    latencies = interleaved_latency(paths, table.images.head(1).feeds, rounds=rounds, threads=1)
+    latencies = interleaved_latency(paths, table.evaluation.images.head(1).feeds, rounds=rounds, threads=1)
     base = latencies[str(original)]
     return [
         row
@@ -158,11 +155,7 @@ class _Table:
         self.asset, self.original, self.calibration = asset, original, calibration
         model = load(original)
         self.cost = cost(model)
-        self.images = open_data(evaluation, model=model)
-        self.classes = predicted_classes(original, self.images)
-        with np.load(evaluation) as arrays:
-            self.labels = arrays["labels"]
-        self.accuracy = 100 * float(np.mean(self.classes == self.labels))
+        self.evaluation = Evaluation(original, evaluation)
 
     def row(self, compiler: str, times: float, out: Path) -> Row:
         """Compile and measure all but the latency; what fails is told in the row's status."""
@@ -171,7 +164,7 @@ class _Table:
             spent = compile_in_child(compiler, self.original, self.calibration, out, self.asset.input_name, times=times)
             row = dataclasses.replace(row, cpu_seconds=spent["cpu_seconds"], peak_rss_bytes=spent["peak_rss_bytes"])
             # Once alone, so that a file that the runtime refuses does not spoil the timing of the others.
-            interleaved_latency({compiler: out}, self.images.head(1).feeds, rounds=1, warmup=1)
+            interleaved_latency({compiler: out}, self.evaluation.images.head(1).feeds, rounds=1, warmup=1)
             row = self.measure(row, out)
         except CompilerError as error:
             return dataclasses.replace(row, status=error.reason)
@@ -186,14 +179,10 @@ class _Table:
         """Fill in what the model at `path` costs and how well it does."""
         model = load(path)
         found = cost(model)
-        classes = predicted_classes(path, self.images)
-        accuracy = 100 * float(np.mean(classes == self.labels))
         return dataclasses.replace(
             row,
             macs_ratio=self.cost.macs / found.macs,
             params_ratio=self.cost.params / found.params,
             bytes_ratio=self.original.stat().st_size / path.stat().st_size,
-            accuracy=accuracy,
-            drop=self.accuracy - accuracy,
-            agreement=100 * float(np.mean(classes == self.classes)),
+            **dataclasses.asdict(self.evaluation.score(path)),
         )
