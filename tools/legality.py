@@ -12,6 +12,7 @@ from onnxpress.ir import model_io
 from onnxpress.ir.errors import BudgetError
 from onnxpress.targets.base import Target, load_target
 from onnxpress.targets.legality import Illegal
+from onnxpress.targets.partition import Partition, partition
 
 if TYPE_CHECKING:
     import onnx
@@ -21,11 +22,15 @@ __all__ = ["Check", "check"]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What a target has against a model: what it refuses first, then what runs slowly or inexactly there."""
+    """What a target has against a model: what it refuses first, then what runs slowly or inexactly there.
+
+    partition: how that cuts the model into parts that run there.
+    """
 
     model: str
     target: str
     findings: tuple[Illegal, ...]
+    partition: Partition
 
     @property
     def illegal(self) -> tuple[Illegal, ...]:
@@ -56,6 +61,7 @@ class Check:
             "target": self.target,
             "legal": self.legal,
             "findings": [dataclasses.asdict(found) for found in self.findings],
+            "partition": self.partition.to_json(),
         }
 
 
@@ -73,4 +79,4 @@ def check(
     loaded = model_io.load(model)
     findings = sorted(chosen.check(loaded), key=lambda found: found.severity != "illegal")
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else loaded.graph.name
-    return Check(name or "model", chosen.name, tuple(findings))
+    return Check(name or "model", chosen.name, tuple(findings), partition(loaded, findings, chosen.profile))

@@ -8,7 +8,7 @@ __all__ = ["check"]
 
 
 def check(model: Model, target: Target = None, json: Json = None, force: Force = False) -> None:
-    """Say what in MODEL a target cannot run, by rule and source.
+    """Say what in MODEL a target cannot run, by rule and source, into how many parts that cuts it, and what would help.
 
     Exit status 1 when something is illegal there.
     """

@@ -196,15 +196,17 @@ def show_target(console: Console, target: Target) -> None:
 
 
 def show_check(console: Console, found: TargetCheck) -> None:
-    """Print what a target has against a model."""
+    """Print what a target has against a model, and how that cuts it."""
     if not found.findings:
         console.print(f"{found.model}: nothing against it on {found.target}")
+        console.print(found.partition.verdict)
         return
     table = _table("node", "operator", "severity", "rule", "found", "advice", left=6)
     for one in found.findings:
         where = one.node or "the model"
         table.add_row(where, one.op_type, one.severity, f"{one.rule} ({one.source})", one.reason, one.advice)
     console.print(table)
+    console.print(found.partition.verdict)
 
 
 def _describe_integer(kind: Integer) -> str:

@@ -1,0 +1,201 @@
+"""How a target's rules cut a model into parts: islands that run there, and what stands between them.
+
+A node is off the target where a rule refuses it, or says that the runtime has no such operator (check `known`, whatever
+its severity: onnxruntime runs it on the CPU). An island is what a runtime can take as one piece: nodes on the target,
+joined by values, none of which waits for another through a node that is off it.
+
+Every node gets a level, such that a node is not below what it reads and lies above it where one of the two is off the
+target and the other is not. Nodes of one level that values join are an island. Levels are counted from the inputs, and
+again from the outputs, and the fewer islands are taken: a branch that meets others behind a cut belongs there.
+
+Nodes that follow from constants alone are not counted: they go with their reader. A node with a body is off the target
+as soon as one node of the body is.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+import onnx_ir
+
+from onnxpress.targets.legality import Illegal
+from onnxpress.targets.schema import Profile
+
+__all__ = ["Change", "Partition", "partition"]
+
+_SHOWN = 3  # names of nodes in a verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What would follow if every node of one operator, refused by one rule, ran on the target.
+
+    nodes: their names. islands, on_target: as in `Partition`, then.
+    """
+
+    op_type: str
+    rule: str
+    advice: str
+    nodes: tuple[str, ...]
+    islands: int
+    on_target: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """nodes: of the main graph, those from constants left out. on_target: how many run there, in `islands` pieces.
+
+    refused: why the model is refused as a whole, empty where it is not. changes: what cuts it, what helps most first.
+    """
+
+    target: str
+    nodes: int
+    on_target: int
+    islands: int
+    refused: str
+    changes: tuple[Change, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Return it in plain words, in one or two sentences."""
+        if self.refused:
+            return f"{self.target} refuses the model as a whole: {self.refused}."
+        if not self.changes:
+            pieces = "" if self.islands <= 1 else f", in {self.islands} pieces that share nothing"
+            return f"The whole model runs on {self.target}: {_count(self.nodes, 'node')}{pieces}."
+        best = self.changes[0]
+        return (
+            f"{self.on_target} of {_count(self.nodes, 'node')} run on {self.target}, "
+            f"in {_count(self.islands, 'island')}; the rest needs another runtime, with copies between. "
+            f"What helps most: {best.op_type} ({_names(best.nodes)}, rule {best.rule}). {best.advice} "
+            f"Then {best.on_target} run there, in {_count(best.islands, 'island')}."
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return everything as plain values."""
+        return {**dataclasses.asdict(self), "verdict": self.verdict}
+
+
+def partition(model: onnx_ir.Model, findings: Iterable[Illegal], profile: Profile) -> Partition:
+    """Return how `findings` of `check_model` cut the main graph of `model`. Linear in its nodes for each cause."""
+    absent = {rule.id for rule in profile.rules if rule.check == "known"}
+    cutting = [found for found in findings if found.severity == "illegal" or found.rule in absent]
+    refused = "; ".join(found.reason for found in cutting if not found.node)
+    graph = _Graph(model.graph)
+    by_cause: dict[tuple[str, str], list[Illegal]] = collections.defaultdict(list)
+    off: dict[onnx_ir.Node, set[tuple[str, str]]] = collections.defaultdict(set)
+    for found in cutting:
+        node = graph.outer.get(found.node)
+        if node is not None:
+            by_cause[found.op_type, found.rule].append(found)
+            off[node].add((found.op_type, found.rule))
+    changes = [_change(graph, off, cause, same) for cause, same in by_cause.items()]
+    changes.sort(key=lambda change: (change.islands, -change.on_target))
+    return Partition(
+        profile.name,
+        len(graph.nodes),
+        len(graph.nodes) - len(off),
+        graph.count_islands(off),
+        refused,
+        tuple(changes),
+    )
+
+
+def _change(
+    graph: _Graph,
+    off: Mapping[onnx_ir.Node, Collection[tuple[str, str]]],
+    cause: tuple[str, str],
+    found: Sequence[Illegal],
+) -> Change:
+    left = {node for node, causes in off.items() if set(causes) != {cause}}
+    names = tuple(dict.fromkeys(each.node for each in found))
+    islands = graph.count_islands(left)
+    return Change(cause[0], cause[1], found[0].advice, names, islands, len(graph.nodes) - len(left))
+
+
+class _Graph:
+    """The nodes of a main graph that compute from its inputs, in order, and which of them reads which.
+
+    outer: the node of the main graph by the name of a node that it is, or that lies in its body.
+    """
+
+    def __init__(self, graph: onnx_ir.Graph) -> None:
+        self.nodes: list[onnx_ir.Node] = []
+        self.sources: dict[onnx_ir.Node, list[onnx_ir.Node]] = {}
+        self.outer: dict[str, onnx_ir.Node] = {}
+        for node in graph:
+            read = list(_values_read(node))
+            producers = [value.producer() for value in read]
+            sources = [each for each in producers if each is not None and each in self.sources]
+            if sources or any(value.is_graph_input() and not value.is_initializer() for value in read):
+                self.nodes.append(node)
+                self.sources[node] = list(dict.fromkeys(sources))
+                for each in _with_bodies(node):
+                    self.outer.setdefault(_name(each), node)
+
+    def count_islands(self, off: Collection[onnx_ir.Node]) -> int:
+        """Return how many pieces the nodes that are not `off` form."""
+        early = self._levels(off)
+        return min(self._count(early, off), self._count(self._late(early, off), off))
+
+    def _levels(self, off: Collection[onnx_ir.Node]) -> dict[onnx_ir.Node, int]:
+        levels: dict[onnx_ir.Node, int] = {}
+        for node in self.nodes:
+            steps = (levels[source] + ((source in off) != (node in off)) for source in self.sources[node])
+            levels[node] = max(steps, default=0)
+        return levels
+
+    def _late(self, early: Mapping[onnx_ir.Node, int], off: Collection[onnx_ir.Node]) -> dict[onnx_ir.Node, int]:
+        """Return the highest levels at which each node still lies below what reads it."""
+        bounds: dict[onnx_ir.Node, int] = {}
+        levels: dict[onnx_ir.Node, int] = {}
+        for node in reversed(self.nodes):
+            levels[node] = bounds.get(node, early[node])
+            for source in self.sources[node]:
+                step = levels[node] - ((source in off) != (node in off))
+                bounds[source] = min(bounds.get(source, step), step)
+        return levels
+
+    def _count(self, levels: Mapping[onnx_ir.Node, int], off: Collection[onnx_ir.Node]) -> int:
+        parents = {node: node for node in self.nodes if node not in off}
+        for node in parents:
+            for source in self.sources[node]:
+                if source in parents and levels[source] == levels[node]:
+                    parents[_root(parents, source)] = _root(parents, node)
+        return sum(parent is node for node, parent in parents.items())
+
+
+def _root(parents: dict[onnx_ir.Node, onnx_ir.Node], node: onnx_ir.Node) -> onnx_ir.Node:
+    while parents[node] is not node:
+        parents[node] = parents[parents[node]]
+        node = parents[node]
+    return node
+
+
+def _with_bodies(node: onnx_ir.Node) -> Iterator[onnx_ir.Node]:
+    yield node
+    for attribute in node.attributes.values():
+        if attribute.type == onnx_ir.AttributeType.GRAPH:
+            yield from attribute.as_graph().all_nodes()
+
+
+def _values_read(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
+    """Yield what a node reads, through its bodies as well."""
+    for each in _with_bodies(node):
+        yield from (value for value in each.inputs if value is not None)
+
+
+def _name(node: onnx_ir.Node) -> str:
+    """Return the name that findings give a node."""
+    return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
