@@ -20,8 +20,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir
-import scipy.sparse
-import scipy.sparse.csgraph
 
 from onnxpress.targets.litert.static_shapes import shape_of
 
@@ -156,16 +154,16 @@ class _Cut:
         """Return the vertices on the side of the source: those that it still reaches when the flow is largest."""
         if not self._edges:
             return {Demand.LAST}
+        from scipy.sparse import csgraph, csr_matrix
+
         starts, ends = np.array(list(self._edges)).T
         count = len(self._ids)
-        capacity = scipy.sparse.csr_matrix(
-            (np.array(list(self._edges.values()), np.int32), (starts, ends)), shape=(count, count)
-        )
-        flow = scipy.sparse.csgraph.maximum_flow(capacity, 0, 1).flow
+        capacity = csr_matrix((np.array(list(self._edges.values()), np.int32), (starts, ends)), shape=(count, count))
+        flow = csgraph.maximum_flow(capacity, 0, 1).flow
         left = (capacity - flow).tocsr()
         left.data = np.where(left.data > 0, left.data, 0)
         left.eliminate_zeros()
-        reached = set(scipy.sparse.csgraph.breadth_first_order(left, 0, return_predecessors=False).tolist())
+        reached = set(csgraph.breadth_first_order(left, 0, return_predecessors=False).tolist())
         return {vertex for vertex, index in self._ids.items() if index in reached}
 
     def _edge(self, start: object, end: object, capacity: int) -> None:

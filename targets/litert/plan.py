@@ -103,7 +103,8 @@ def _problem(node: onnx_ir.Node, opset: int) -> str | None:
     if rule is None:
         if node.domain not in ("", "ai.onnx"):
             return f"its domain {node.domain!r} is not ONNX's own"
-        return f"no LiteRT operator is known for it.{near_names(node.op_type, operators(), limit=1)}"
+        near = near_names(node.op_type, operators(), limit=1)
+        return "no LiteRT operator is known for it" + (f".{near}" if near else "")
     results = [value for value in node.outputs if value is node.outputs[0] or value.uses()]
     for value in [*rule.data(node), *results]:
         if shape_of(value) is None:

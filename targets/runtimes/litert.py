@@ -51,9 +51,10 @@ class LiteRtSession:
                 ((_, names),) = self._interpreter._get_full_signature_list().items()
         except (RuntimeError, ValueError) as error:
             raise RuntimeRefusalError(f"LiteRT does not load the model: {_one_line(error)}") from error
-        self._inputs: dict[str, int] = dict(names["inputs"])
-        self._outputs: dict[str, int] = dict(names["outputs"])
-        shapes = {each["index"]: tuple(map(int, each["shape"])) for each in self._interpreter.get_input_details()}
+        taken, made = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        self._inputs = _in_order(names["inputs"], [each["index"] for each in taken])
+        self._outputs = _in_order(names["outputs"], [each["index"] for each in made])
+        shapes = {each["index"]: tuple(map(int, each["shape"])) for each in taken}
         self.input_shapes = {name: shapes[index] for name, index in self._inputs.items()}
         self.output_names = tuple(self._outputs)
 
@@ -103,6 +104,11 @@ class LiteRtSession:
             for index in range(count)
         ]
         return {name: np.concatenate([each[name] for each in runs]) for name in self.output_names}
+
+
+def _in_order(names: Mapping[str, int], indices: list[int]) -> dict[str, int]:
+    """Return tensors by the signature's names, which come sorted, in the order of the file."""
+    return dict(sorted(names.items(), key=lambda item: indices.index(item[1])))
 
 
 def interleaved_latency(

@@ -230,7 +230,7 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (_HEAD + "opset.min = 30", "opset: min 30 is above max 26"),
         (
             _HEAD + 'runtime = "tflite"',
-            "runtime = 'tflite': must be 'onnxruntime-cpu', 'onnxruntime-cuda', 'openvino' or 'tensorrt'",
+            "runtime = 'tflite': must be 'litert', 'onnxruntime-cpu', 'onnxruntime-cuda', 'openvino' or 'tensorrt'",
         ),
         (_HEAD + "roofline.conv.float32 = 0", "roofline.conv.float32 = 0: must be greater than 0"),
         (_HEAD + "roofline.conv.float32 = inf", "roofline.conv.float32 = inf: must be a finite number"),

@@ -16,7 +16,19 @@ from onnxpress.targets.litert.flatbuffer import Grid, Tensor
 from onnxpress.targets.litert.layout import Demand, Touch
 from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, constant, input_of, rank, touch
 
-__all__ = ["Binary", "Clipping", "Function", "HardSigmoid", "LeakyRelu", "PRelu", "Same", "covers", "fused_name"]
+__all__ = [
+    "Binary",
+    "Clipping",
+    "Elu",
+    "Function",
+    "Gelu",
+    "HardSigmoid",
+    "LeakyRelu",
+    "PRelu",
+    "Same",
+    "covers",
+    "fused_name",
+]
 
 _Array = npt.NDArray[Any]
 

@@ -1,0 +1,136 @@
+"""What cannot be written is said, all of it, with node and reason, before anything is."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx_ir
+import pytest
+
+from onnxpress.ir.errors import InputError, UsageError
+from tests.support import Array
+from tests.targets.litert.files import body, named_graph
+
+
+def _ones(*shape: int) -> Array:
+    return np.ones(shape, np.float32)
+
+
+_CASES: dict[str, tuple[str, dict[str, Array], str]] = {
+    "operator": ("y = Einsum<equation = \"nchw->nhwc\">(x)", {}, "no LiteRT operator is known for it"),
+    "transposed groups": ("y = ConvTranspose<group = 3>(x, w)", {"w": _ones(3, 1, 3, 3)},
+                          "group=3: TRANSPOSE_CONV has none"),
+    "transposed dilations": ("y = ConvTranspose<dilations = [2, 1]>(x, w)", {"w": _ones(3, 1, 3, 3)},
+                             "dilations=[2, 1]: TRANSPOSE_CONV has none"),
+    "transposed beyond": ("y = ConvTranspose<strides = [3, 3], output_padding = [1, 0]>(x, w)",
+                          {"w": _ones(3, 1, 3, 3)},
+                          "its output [16, 21] reaches beyond the positions that its input touches, [15, 21]"),
+    "computed weight": ("w = Abs(x) y = Conv(x, w)", {}, "weight 'w' is not constant: node '' (Abs) computes it"),
+    "pooling dilations": ("y = MaxPool<kernel_shape = [2, 2], dilations = [2, 2]>(x)", {},
+                          "dilations=[2, 2]: LiteRT's pooling has none"),
+    "three operands": ("y = Max(x, x, x)", {}, "it has 3 operands, and only 2 are written"),
+    "edge": ('p = Constant<value_ints = [0, 0, 1, 1, 0, 0, 1, 1]>() y = Pad<mode = "edge">(x, p)', {},
+             "mode='edge': LiteRT pads with a constant, or reflects"),
+    "crop": ("p = Constant<value_ints = [0, 0, -1, 0, 0, 0, 0, 0]>() y = Pad(x, p)", {},
+             "it pads by less than nothing, which cuts off: use Slice"),
+    "backwards": ("s = Constant<value_ints = [-1]>() e = Constant<value_ints = [-99]>() "
+                  "a = Constant<value_ints = [3]>() t = Constant<value_ints = [-1]>() y = Slice(x, s, e, a, t)", {}, "it runs backwards"),
+    "softmax of rows": ("y = Softmax<axis = 2>(x)", {},
+                        "axis=2 of 4: SOFTMAX takes the last axis, or the channels of an image"),
+    "cubic": ('y = Resize<mode = "cubic">(x, , s)', {"s": np.array([1, 1, 2, 2], np.float32)},
+              "mode='cubic': LiteRT has nearest and linear"),
+    "pixels": ('y = Resize<nearest_mode = "ceil">(x, , s)', {"s": np.array([1, 1, 2, 2], np.float32)},
+               "LiteRT places no pixels as coordinate_transformation_mode='half_pixel' does here"),
+    "channels": ("y = Resize(x, , s)", {"s": np.array([1, 2, 1, 1], np.float32)},
+                 "it resizes other axes than the rows and columns of an image"),
+    "window": ("y = LRN<size = 4>(x)", {}, "size=4 is even: LiteRT's windows have a middle"),
+    "elu": ("y = Elu<alpha = 0.5>(x)", {}, "alpha=0.5: that of LiteRT's ELU is 1"),
+    "slopes": ("a = Abs(x) y = PRelu(x, a)", {}, "its slopes are computed"),
+    "alpha": ("f = Flatten(x) y = Gemm<alpha = 2.0>(f, w)", {"w": _ones(105, 4)},
+              "alpha=2, needs 1, and only a plain product with a constant weight is written"),
+    "type": ("c = Cast<to = 6>(x) y = Cast<to = 1>(c)", {}, "no LiteRT operator is known for it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_a_reason_is_given(name: str) -> None:
+    from onnxpress.targets.litert import emit
+
+    nodes, arrays, reason = _CASES[name]
+    model = body(nodes, arrays)
+    with pytest.raises(InputError, match=re.escape(reason)):
+        emit(model)
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    from onnxpress.targets.litert import emit
+
+    model = body('a = Elu<alpha = 0.5>(x) b = LRN<size = 4>(a) y = Einsum<equation = "nchw->nhwc">(b)')
+    with pytest.raises(InputError) as caught:
+        emit(model)
+    assert str(caught.value) == (
+        "LiteRT cannot run 3 places of this model: node 'a' (Elu): alpha=0.5: that of LiteRT's ELU is 1; node 'b' "
+        "(LRN): size=4 is even: LiteRT's windows have a middle; node 'y' (Einsum): no LiteRT operator is known for "
+        "it. Replace them, or choose a target that runs ONNX, such as mobile-cpu"
+    )
+
+
+def test_an_open_batch_is_fixed_and_said() -> None:
+    from onnxpress.targets.litert import emit
+    from onnxpress.targets.runtimes.litert import LiteRtSession
+
+    model = named_graph("g (float[N,3,5,7] x) => (float[N,3,5,7] y) { y = Relu(x) }", {})
+    file = emit(model)
+    assert file.report.notes[0] == "input 'x': its open batch N is fixed at 1"
+    assert LiteRtSession(file.content).input_shapes == {"x": (1, 3, 5, 7)}
+    assert LiteRtSession(emit(model, batch=4).content).input_shapes == {"x": (4, 3, 5, 7)}
+    assert not isinstance(model.graph.inputs[0].shape[0], int)  # type: ignore[index]
+
+
+def test_other_open_sizes_are_refused() -> None:
+    from onnxpress.targets.litert import emit
+
+    model = named_graph("g (float[N,3,H,W] x) => (float[N,3,H,W] y) { y = Relu(x) }", {})
+    with pytest.raises(InputError, match=re.escape("input 'x' has the open sizes ['N', '3', 'H', 'W'], and a .tflite")):
+        emit(model)
+
+
+def test_integers_are_refused() -> None:
+    from onnxpress.targets.litert import emit
+
+    model = named_graph("g (int64[2,3] x) => (int64[2,3] y) { y = Abs(x) }", {})
+    with pytest.raises(InputError, match=re.escape("node 'y' (Abs): 'x' is INT64, and only FLOAT is written")):
+        emit(model)
+
+
+def test_another_domain_is_refused() -> None:
+    from onnxpress.targets.litert import emit
+
+    model = body("y = Relu(x)")
+    (node,) = model.graph
+    node.domain = "com.example"
+    model.opset_imports["com.example"] = 1
+    node.outputs[0].shape, node.outputs[0].dtype = onnx_ir.Shape([1, 3, 5, 7]), onnx_ir.DataType.FLOAT
+    with pytest.raises(InputError, match=r"its domain 'com\.example' is not ONNX's own"):
+        emit(model)
+
+
+def test_nodes_that_compute_shapes_fall_away() -> None:
+    from onnxpress.targets.litert import emit
+
+    model = body("s = Shape(x) i = Constant<value_ints = [0]>() n = Gather(s, i) m = Constant<value_ints = [-1]>() "
+                 "t = Concat<axis = 0>(n, m) y = Reshape(x, t)")  # fmt: skip
+    assert dict(emit(model).operators) == {"RESHAPE": 1}
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxpress.targets.litert import install
+
+    def refuse(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(install.importlib, "import_module", refuse)
+    with pytest.raises(UsageError, match=re.escape("writing a .tflite file needs flatbuffers, and it is not installed: "
+                                                   "pip install 'onnxpress[litert]'")):  # fmt: skip
+        install.require_schema()

@@ -1,0 +1,68 @@
+"""The LiteRT runtime: runs, times, and says what does not fit."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from onnxpress.ir.errors import InputError
+from tests.support import fill_weights, text_model
+
+pytest.importorskip("ai_edge_litert.interpreter", reason="needs LiteRT: pip install 'onnxpress[litert]'")
+pytest.importorskip("flatbuffers", reason="needs flatbuffers: pip install 'onnxpress[litert]'")
+
+
+def _content(factor: float = 2.0, size: int = 7) -> bytes:
+    from onnxpress.targets.litert import emit_tflite
+
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[1,{size}] x) => (float[1,{size}] y) {{ y = Mul(x, f) }}'
+    model = text_model(text)
+    fill_weights(model, {"f": np.array(factor, np.float32)})
+    return emit_tflite(model)
+
+
+def test_samples_run_one_at_a_time() -> None:
+    from onnxpress.targets.runtimes.litert import LiteRtSession
+
+    samples = np.arange(21, dtype=np.float64).reshape(3, 7)
+    session = LiteRtSession(_content())
+    assert session.input_shapes == {"x": (1, 7)} and session.output_names == ("y",)
+    np.testing.assert_array_equal(session.run_samples({"x": samples})["y"], 2 * samples.astype(np.float32))
+
+
+def test_outputs_are_copies() -> None:
+    from onnxpress.targets.runtimes.litert import LiteRtSession
+
+    session = LiteRtSession(_content())
+    first = session.run({"x": np.ones((1, 7))})["y"]
+    session.run({"x": np.zeros((1, 7))})
+    assert (first == 2).all()
+
+
+def test_times_are_taken_in_turns() -> None:
+    from onnxpress.targets.runtimes.litert import interleaved_latency
+
+    found = interleaved_latency({"a": _content(), "b": _content(3.0)}, {"x": np.ones((1, 7))}, rounds=6, warmup=1)
+    assert [len(each.cpu_ms) for each in found.values()] == [6, 6]
+    assert all(each.median_ms >= 0 for each in found.values())
+    assert interleaved_latency({"a": _content()}, {"x": np.ones((1, 7))}, rounds=5, threads=2)["a"].cpu_ms == ()
+
+
+def test_a_wrong_feed_is_named() -> None:
+    from onnxpress.targets.runtimes.litert import LiteRtSession
+
+    session = LiteRtSession(_content())
+    with pytest.raises(InputError, match=re.escape("input 'x': the file takes [1, 7], and the data is [2, 7]")):
+        session.run({"x": np.ones((2, 7))})
+    with pytest.raises(InputError, match=re.escape("input 'x' has no data. Given: z")):
+        session.run({"z": np.ones((1, 7))})
+
+
+def test_a_file_that_is_none_is_refused() -> None:
+    from onnxpress.targets.runtimes.litert import LiteRtSession
+    from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError
+
+    with pytest.raises(RuntimeRefusalError, match="LiteRT does not load the model: "):
+        LiteRtSession(b"not a model")

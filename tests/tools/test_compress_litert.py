@@ -1,0 +1,84 @@
+"""compress for LiteRT: a .tflite file, measured in its own runtime, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+
+from onnxpress.ir.errors import InputError
+from onnxpress.tools.compress import compress
+from tests.support import text_model
+from tests.tools.conftest import CommandLine
+
+pytest.importorskip("ai_edge_litert.interpreter", reason="needs LiteRT: pip install 'onnxpress[litert]'")
+pytest.importorskip("flatbuffers", reason="needs flatbuffers: pip install 'onnxpress[litert]'")
+
+_TARGET = "mobile-cpu-litert"
+
+
+def test_a_file_is_written_and_measured(cli: CommandLine, demo_files: Path) -> None:
+    from onnxpress.targets.runtimes.litert import LiteRtSession
+
+    out = demo_files / "digits.tflite"
+    ran = cli(
+        "compress", demo_files / "digits.onnx", out, "--target", _TARGET, "--data", demo_files / "calibration.npz",
+        "--eval-data", demo_files / "evaluation.npz", "--max-drop", "1", "--json", "-",
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    report = json.loads(ran.out)
+    assert report["written"] == str(out)
+    assert report["after"]["bytes"] == out.stat().st_size < 0.4 * report["before"]["bytes"]
+    assert report["after"]["latency_ms"] > 0 and report["after"]["accuracy"] > report["before"]["accuracy"] - 1
+    assert report["kernels"]["integer"] and report["kernels"]["operators"]["CONV_2D"] >= 1
+    assert any(note.endswith("fixed at 1") for note in report["notes"])
+    assert any(note.startswith("accuracy, agreement and SQNR: the original in onnxruntime") for note in report["notes"])
+    data = np.load(demo_files / "evaluation.npz")
+    session = LiteRtSession(out)
+    ((name, shape),) = session.input_shapes.items()
+    images = next(data[key] for key in data if data[key].ndim == len(shape))
+    (scores,) = session.run_samples({name: images[:32]}).values()
+    labels = next(data[key] for key in data if data[key].ndim == 1)
+    assert (scores.argmax(axis=1) == labels[:32]).mean() > 0.9
+
+
+def test_float_files_need_no_data(cli: CommandLine, demo_files: Path) -> None:
+    out = demo_files / "digits.tflite"
+    assert cli("compress", demo_files / "digits.onnx", out, "--target", _TARGET, "--passes", "float16").status == 0
+    assert out.read_bytes()[4:8] == b"TFL3"
+
+
+def test_a_name_of_another_format_is_refused_before_any_work(cli: CommandLine, demo_files: Path) -> None:
+    model, data = demo_files / "digits.onnx", demo_files / "calibration.npz"
+    ran = cli("compress", model, demo_files / "small.onnx", "--target", _TARGET, "--data", data)
+    assert ran.status == 2
+    assert "mobile-cpu-litert runs .tflite files. Name it" in ran.err.replace("\n", " ")
+    ran = cli("compress", model, demo_files / "small.tflite", "--data", data)
+    assert ran.status == 2 and "Give --target mobile-cpu-litert" in " ".join(ran.err.split())
+    assert not list(demo_files.glob("small.*"))
+
+
+def test_nothing_is_written_where_too_much_is_lost(cli: CommandLine, demo_files: Path) -> None:
+    out = demo_files / "digits.tflite"
+    ran = cli(
+        "compress", demo_files / "digits.onnx", out, "--target", _TARGET, "--data", demo_files / "calibration.npz",
+        "--passes", "binarize{correction=false}", "--max-drop", "0",
+    )  # fmt: skip
+    assert ran.status in (1, 2) and not out.exists()
+
+
+def test_what_litert_cannot_run_is_told_before_the_passes() -> None:
+    model = text_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,4] y) { y = Elu<alpha = 0.5>(x) }'
+    )
+    with pytest.raises(InputError, match="LiteRT cannot run 1 place of this model"):
+        compress(model, target=_TARGET, passes="cleanup")
+
+
+def test_python_gets_the_content(demo_files: Path) -> None:
+    result = compress(demo_files / "digits.onnx", target=_TARGET, passes="cleanup, fold-batchnorm")
+    assert isinstance(result.model, onnx_ir.Model)
+    assert result.content is not None and len(result.content) == result.report.after.size_bytes
