@@ -93,16 +93,19 @@ class Float16(Pass):
 
 def _note_magnitudes(model: onnx_ir.Model, data: DataSource, progress: ProgressLike | None) -> None:
     """Note the largest magnitude of every float32 value of the main graph; inf where a number is not finite."""
-    values = [value for node in model.graph for value in node.outputs if value.dtype == onnx_ir.DataType.FLOAT]
-    by_name = {value.name: value for value in (*model.graph.inputs, *values) if value.name}
-    names = [name for name in by_name if name not in {value.name for value in model.graph.inputs}]
-    largest = dict.fromkeys(names, 0.0)
-    for batch in stream(model, data, names, samples=_SAMPLES, progress=progress, label="measuring magnitudes"):
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    by_name = {
+        value.name: value
+        for value in values
+        if value.name and value.dtype == onnx_ir.DataType.FLOAT and value.const_value is None
+    }
+    largest = dict.fromkeys(by_name, 0.0)
+    for batch in stream(model, data, list(by_name), samples=_SAMPLES, progress=progress, label="measuring magnitudes"):
         for name, array in batch.items():
             found = float(np.abs(array).max(initial=0.0))
             largest[name] = max(largest[name], found if math.isfinite(found) else math.inf)
-    for name in names:
-        note_magnitude(by_name[name], largest[name])
+    for name, value in by_name.items():
+        note_magnitude(value, largest[name])
 
 
 def _why_not(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> str | None:

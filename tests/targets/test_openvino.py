@@ -1,0 +1,162 @@
+"""The target openvino: its rules are what the installed OpenVINO does, and lowered models run there in integers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir
+import pytest
+
+from onnxpress.ir.errors import InputError
+from onnxpress.passes.base import Context
+from onnxpress.passes.manager import PassManager
+from onnxpress.passes.pipeline import build
+from onnxpress.targets.base import load_target
+from onnxpress.targets.legality import Illegal, check_model
+from onnxpress.targets.runtimes import openvino
+from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError
+from tests.passes.residual_net import residual_data, residual_net
+from tests.support import Array, random_feeds, run, text_model
+
+_RNG = np.random.default_rng(7)
+_CONSTANTS: dict[str, Array] = {
+    "s": np.array(0.03, np.float32),
+    "so": np.array(0.11, np.float32),
+    "z": np.array(128, np.uint8),
+    "w": _RNG.integers(-63, 64, (6, 6, 3, 3)).astype(np.int8),
+    "wu": _RNG.integers(0, 256, (6, 6, 3, 3)).astype(np.uint8),
+    "wf": _RNG.standard_normal((6, 6, 3, 3)).astype(np.float32),
+    "ws": _RNG.uniform(0.001, 0.003, 6).astype(np.float32),
+    "wz": np.full(6, 128, np.uint8),
+    "lu": _RNG.integers(0, 256, (6, 9)).astype(np.uint8),
+    "l": _RNG.integers(-63, 64, (6, 9)).astype(np.int8),
+}
+_QX = "xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z)"
+_QY = "cq = QuantizeLinear(c, so, z) y = DequantizeLinear(cq, so, z)"
+_CONV = f"{_QX} wd = DequantizeLinear<axis = 0>(w, ws) c = Conv(xd, wd) {_QY}"
+_ANY_TYPE = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """A model that keeps every rule, and the same with one thing broken. refused: OpenVINO does not read it."""
+
+    rule: str
+    good: str
+    bad: str
+    reason: str
+    refused: bool = False
+
+
+_CASES = [
+    _Case("unknown-domain", "y = Relu(x)", "y = acme.Relu(x)", "unknown domain 'acme'", refused=True),
+    _Case("operator", "y = Selu(x)", "y = Det(x)", "Det is used", refused=True),
+    _Case(
+        "weight-type",
+        _CONV,
+        _CONV.replace("(w, ws)", "(wu, ws, wz)"),
+        "its weight goes into DequantizeLinear as uint8, must be int8",
+    ),
+    _Case("conv-weight-axis", _CONV, _CONV.replace("axis = 0", "axis = 1"), "its weight has scales along axis 1"),
+    _Case(
+        "left-weight",
+        f"{_QX} ld = DequantizeLinear(l, s) c = MatMul(ld, xd) {_QY}",
+        f"{_QX} ld = DequantizeLinear(lu, s, z) c = MatMul(ld, xd) {_QY}",
+        "its left weight goes into DequantizeLinear as uint8, must be int8",
+    ),
+    _Case(
+        "transposed-conv",
+        "c = ConvTranspose(x, wf) y = Relu(c)",
+        f"{_QX} wd = DequantizeLinear<axis = 1>(w, ws) c = ConvTranspose(xd, wd) {_QY}",
+        "is quantized on both sides",
+    ),
+    _Case(
+        "float-weight-between-integers",
+        _CONV,
+        f"{_QX} c = Conv(xd, wf) {_QY}",
+        "its weight is float32 between integers",
+    ),
+]
+
+
+def _model(body: str) -> onnx_ir.Model:
+    model = text_model(f"""
+        <ir_version: 10, opset_import: ["" : 21, "acme" : 1]>
+        g (float[1,6,9,9] x) => (float y) {{ {body} }}
+    """)
+    for value in {value for node in model.graph for value in node.inputs if value is not None}:
+        if value.name in _CONSTANTS:
+            tensor = onnx_ir.tensor(_CONSTANTS[value.name], name=value.name)
+            value.const_value, value.dtype = tensor, tensor.dtype
+            value.shape = onnx_ir.Shape(tensor.shape.numpy())
+            model.graph.register_initializer(value)
+    for index, node in enumerate(model.graph):
+        node.name = node.name or f"{node.op_type}_{index}"
+    return model
+
+
+def _found(body: str) -> list[Illegal]:
+    return check_model(_model(body), load_target("openvino").profile)
+
+
+@pytest.mark.parametrize("case", _CASES, ids=lambda case: case.rule)
+def test_a_rule_fires_on_what_it_is_about_and_on_nothing_else(case: _Case) -> None:
+    assert _found(case.good) == []
+    found = _found(case.bad)
+    assert {each.rule for each in found} == {case.rule}
+    assert all(each.reason.startswith(case.reason) for each in found)
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {case.rule for case in _CASES} == {rule.id for rule in load_target("openvino").profile.rules}
+
+
+@pytest.mark.parametrize("case", _CASES, ids=lambda case: case.rule)
+def test_the_runtime_agrees(case: _Case) -> None:
+    pytest.importorskip("openvino")
+    model = _model(case.bad)
+    if case.refused:
+        with pytest.raises(RuntimeRefusalError):
+            openvino.run(model, random_feeds(model))
+        return
+    assert _precisions(model) == {"f32"}
+    if "QuantizeLinear" in case.good:
+        assert _precisions(_model(case.good)) <= {"i8", "u8"}
+
+
+def _precisions(model: onnx_ir.Model) -> set[str]:
+    """Return the precisions in which OpenVINO computes products."""
+    counted = openvino.count_precisions(model, random_feeds(model))
+    return {precision for kind in _ANY_TYPE for precision in counted.get(kind, {})}
+
+
+@pytest.mark.parametrize("pipeline", ["quantize-int8", "ternarize, quantize-int8", "palettize, quantize-int8"])
+def test_a_quantized_network_runs_in_integers_and_computes_what_it_says(pipeline: str) -> None:
+    """Weights of few bits are unpacked as it compiles, and are int8 then."""
+    pytest.importorskip("openvino")
+    target = load_target("openvino")
+    context = Context(constraints=target.constraints, data=residual_data())
+    model, _ = PassManager(build(f"cleanup, fold-batchnorm, {pipeline}")).run(residual_net(), context)
+    target.lower(model)
+    feeds = random_feeds(model)
+    counted = openvino.count_precisions(model, feeds)
+    assert counted["Convolution"] == {"u8": 3} and counted["FullyConnected"] == {"u8": 1}
+    (expected,), (got,) = run(model, feeds), openvino.run(model, feeds)
+    # A sum that lies between two integers is rounded to either: a step of one in a hundred of the range.
+    assert np.square(expected - got).sum() < 1e-3 * np.square(expected).sum()
+
+
+def test_latency_is_of_every_model() -> None:
+    pytest.importorskip("openvino")
+    model = _model(_CONV)
+    found = openvino.interleaved_latency({"a": model, "b": model}, random_feeds(model), rounds=3, warmup=1)
+    assert {name: len(latency.wall_ms) for name, latency in found.items()} == {"a": 3, "b": 3}
+    assert all(len(latency.cpu_ms) == 3 for latency in found.values())
+
+
+def test_a_missing_feed_is_named() -> None:
+    pytest.importorskip("openvino")
+    with pytest.raises(InputError) as caught:
+        openvino.run(_model(_CONV), {})
+    assert str(caught.value) == "OpenVINO: no data for the input 'x'. Give an array for each input by name"
