@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     from onnxpress.targets.litert import Emitted
 
-__all__ = ["Watch", "compress", "run"]
+__all__ = ["Watch", "compress", "run", "with_written_size"]
 
 _WORST_SITES = 3  # as many as a message can name and a user can exclude by hand
 _NOT_RUN = (
@@ -347,6 +347,13 @@ def _summarize(findings: Iterable[Illegal]) -> Iterator[str]:
         yield f"{same[0].severity}: {same[0]}{more}"
 
 
+def with_written_size(report: Report, size_bytes: int) -> Report:
+    """Return the report of a result whose file has another size than the .onnx: a packed one."""
+    after = dataclasses.replace(report.after, size_bytes=size_bytes)
+    changed = dataclasses.replace(report, after=after)
+    return dataclasses.replace(changed, headlines=tuple(_headlines(changed)))
+
+
 def _headlines(report: Report) -> Iterator[str]:
     """Yield what a user must not miss, the worst first."""
     before, after = report.before, report.after
@@ -359,10 +366,11 @@ def _headlines(report: Report) -> Iterator[str]:
             yield f"NOT FASTER: latency{here} {change} ({three_digits(before.latency_ms / after.latency_ms)}x)"
     if after.size_bytes >= before.size_bytes:
         weights, others = zip(*map(_parts, (before, after)), strict=True)
-        yield (
-            f"NOT SMALLER: {before.size_bytes:,} bytes before, {after.size_bytes:,} bytes after: weights "
-            f"{weights[0]:,} and {weights[1]:,}, operators, names and the rest {others[0]:,} and {others[1]:,}"
-        )
+        where = f": weights {weights[0]:,} and {weights[1]:,}, "
+        where += f"operators, names and the rest {others[0]:,} and {others[1]:,}"
+        if min(others) < 0:  # a packed file is smaller than its weights
+            where = ""
+        yield f"NOT SMALLER: {before.size_bytes:,} bytes before, {after.size_bytes:,} bytes after{where}"
     if not any(record.rewrites.modified for record in report.passes):
         yield "NOTHING WAS REWRITTEN: every pass found nothing, or declined what it found (reasons below)"
     if unfused := report.kernels.unfused:

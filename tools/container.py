@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxpress.ir import model_io, onnx_file
+from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.container import packing
 from onnxpress.ir.errors import InputError, UsageError
 
@@ -53,7 +54,7 @@ class PackReport:
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Bits of the whole file for each number in tensors; None where there are none."""
+        """Bits of the whole file for each weight of the model; None where there are none."""
         return 8 * self.after / self.params if self.params else None
 
     @property
@@ -105,7 +106,7 @@ def pack(model: model_io.ModelSource, path: str | os.PathLike[str], *, overwrite
         )
     loaded = model_io.load(model)
     told = model_io.save_packed(loaded, path, overwrite=overwrite)
-    return _report(told, model_io.size_bytes(loaded), Path(path).stat().st_size)
+    return _report(told, model_io.size_bytes(loaded), Path(path).stat().st_size, cost(loaded).params)
 
 
 def unpack(source: str | os.PathLike[str], path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
@@ -120,8 +121,8 @@ def unpack(source: str | os.PathLike[str], path: str | os.PathLike[str], *, over
     return model_io.save_skeleton(packing.read_packed(Path(source)), path, overwrite=overwrite)
 
 
-def open_session(path: str | os.PathLike[str], **options: Any) -> onnxruntime.InferenceSession:
-    """Return an onnxruntime session for a packed model, in memory, or for an .onnx file.
+def open_session(source: model_io.ModelSource, **options: Any) -> onnxruntime.InferenceSession:
+    """Return an onnxruntime session for a packed model, in memory, for an .onnx file, or for a model.
 
     options: of `onnxruntime.InferenceSession`, such as `sess_options` and `providers` (default: the CPU).
 
@@ -131,8 +132,11 @@ def open_session(path: str | os.PathLike[str], **options: Any) -> onnxruntime.In
     import onnxruntime
 
     options.setdefault("providers", ["CPUExecutionProvider"])
+    if not isinstance(source, str | os.PathLike):
+        return onnxruntime.InferenceSession(model_io.to_proto_bytes(model_io.load(source)), **options)
+    path = os.fspath(source)
     if not packing.is_packed(Path(path)):
-        model: str | bytes = os.fspath(path)
+        model: str | bytes = path
         if Path(path).suffix == SUFFIX or not Path(path).is_file():
             onnx_file.read(Path(path))  # says what is wrong with it
     else:
@@ -140,15 +144,15 @@ def open_session(path: str | os.PathLike[str], **options: Any) -> onnxruntime.In
         size = onnx_file.size_bytes(skeleton)
         if size > onnx_file.PROTOBUF_LIMIT:
             raise InputError(
-                f"{os.fspath(path)}: holds {size} bytes, more than the {onnx_file.PROTOBUF_LIMIT} that a session takes "
+                f"{path}: holds {size} bytes, more than the {onnx_file.PROTOBUF_LIMIT} that a session takes "
                 "from memory. Unpack it to a file first: "
-                f"onnxpress unpack {os.fspath(path)} -o {_renamed(path, '.onnx')}"
+                f"onnxpress unpack {path} -o {_renamed(path, '.onnx')}"
             )
         model = b"".join(onnx_file.chunks(skeleton))
     return onnxruntime.InferenceSession(model, **options)
 
 
-def _report(told: Sequence[packing.Packed], before: int, after: int) -> PackReport:
+def _report(told: Sequence[packing.Packed], before: int, after: int, params: int) -> PackReport:
     groups: dict[str, list[packing.Packed]] = collections.defaultdict(list)
     for each in told:
         groups[each.method].append(each)
@@ -158,7 +162,7 @@ def _report(told: Sequence[packing.Packed], before: int, after: int) -> PackRepo
     ]
     rows.sort(key=lambda row: -row.after)
     rows.append(MethodRow(_FRAME, 0, 0, after - sum(row.after for row in rows)))
-    return PackReport(before, after, tuple(rows), sum(each.numbers for each in told))
+    return PackReport(before, after, tuple(rows), params)
 
 
 def _renamed(path: str | os.PathLike[str], suffix: str) -> str:

@@ -127,7 +127,8 @@ def exponents(rows: _Float64, importance: _Float64, largest: int) -> npt.NDArray
     largest: how many powers there are.
     """
     found = np.concatenate([_exponents(rows[part], importance[part], largest) for part in _parts(rows)])
-    return np.clip(found, _LOWEST_EXPONENT + largest - 1, _HIGHEST_EXPONENT)
+    clipped: npt.NDArray[np.int64] = np.clip(found, _LOWEST_EXPONENT + largest - 1, _HIGHEST_EXPONENT)
+    return clipped
 
 
 def _exponents(rows: _Float64, importance: _Float64, largest: int) -> npt.NDArray[np.int64]:

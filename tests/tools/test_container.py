@@ -152,5 +152,9 @@ def test_save_and_compress_pack_what_is_named_so(folder: Path, cli: CommandLine)
     assert ran.status == 0, ran.error
     record = json.loads(Path("small.json").read_text())
     assert record["written"] == "small.onnxp"
-    assert record["packing"]["after_bytes"] == Path("small.onnxp").stat().st_size < record["after"]["bytes"]
+    size = Path("small.onnxp").stat().st_size
+    assert record["packing"]["after_bytes"] == record["after"]["bytes"] == size < record["packing"]["before_bytes"]
+    assert record["packing"]["bits_per_weight"] < record["after"]["bits_per_weight"]
+    assert ran.error.count("written: ") == 0
+    assert onnxpress.open_session(onnxpress.load("small.onnxp")).get_inputs()[0].name == "input"
     assert cli("compare", "digits.onnx", "small.onnxp", "--data", "evaluation.npz").status == 0

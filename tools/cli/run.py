@@ -40,7 +40,7 @@ def compress_and_tell(
         OnnxpressError: as `tools.compress.run`; then nothing is written, but the JSON of a missed `max_drop`.
     """
     from onnxpress.ir import model_io
-    from onnxpress.tools.compress import Watch, run
+    from onnxpress.tools.compress import Watch, run, with_written_size
     from onnxpress.tools.container import SUFFIX, pack
     from onnxpress.tools.outputs import write_bytes
     from onnxpress.tools.report.console import console
@@ -77,17 +77,19 @@ def compress_and_tell(
         model_io.save(result.model, destination, overwrite=force)
     if save_recipe is not None:
         result.recipe.write(save_recipe, overwrite=force)
-    _show(result.report)
+    report = result.report if packing is None else with_written_size(result.report, packing.after)
+    _show(report)
     written: dict[str, Any] = {"written": False, "reason": _NO_OUT}
+    if packing is not None:
+        show_packing(console(), packing)
     if destination is not None:
         say(f"written: {os.fspath(destination)}")
         written = {"written": os.fspath(destination)}
-    if packing is not None and destination is not None:
-        show_packing(console(), packing, destination)
+    if packing is not None:
         written["packing"] = packing.to_json()
-    say(_describe_time(result.report))
-    write_json(json, {**result.report.to_json(), **written}, overwrite=force)
-    return result.report
+    say(_describe_time(report))
+    write_json(json, {**report.to_json(), **written}, overwrite=force)
+    return report
 
 
 def _require_suffix(plan: Plan, destination: Path | None) -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["show_packing"]
 
 
-def show_packing(console: Console, report: PackReport, written: str | os.PathLike[str]) -> None:
-    """Print what each method did, the total, and a warning where the packed model is the larger one."""
+def show_packing(console: Console, report: PackReport, written: str | os.PathLike[str] | None = None) -> None:
+    """Print what each method did, the total, a warning where the packed model is the larger one, and where it is."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("method")
     for heading in ("tensors", "before", "after", "ratio"):
@@ -34,4 +34,5 @@ def show_packing(console: Console, report: PackReport, written: str | os.PathLik
         console.print(f"{three_digits(report.bits_per_weight)} bits per weight")
     if report.warning:
         console.print(f"warning: {report.warning}", soft_wrap=True)
-    console.print(f"written: {os.fspath(written)}")
+    if written is not None:
+        console.print(f"written: {os.fspath(written)}")

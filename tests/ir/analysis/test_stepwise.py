@@ -166,7 +166,7 @@ def test_whole_feeds_are_read_one_by_one() -> None:
         assert len(batches) == 6
         found.append(np.stack([arrays["a"] for _, arrays in batches]))
         assert len(list(run.read(["out"], stop=_nodes(model)["add"], later=[]))) == 6
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0][3], Session(model, outputs=["a"]).run({"x": feeds[3]})["a"])
 
 

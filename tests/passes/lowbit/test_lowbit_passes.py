@@ -20,11 +20,12 @@ from onnxpress.ir.encodings.integer_grid import integer_table
 from onnxpress.ir.errors import BudgetError, UsageError
 from onnxpress.ir.model_io import load, to_proto_bytes
 from onnxpress.ir.verify import interface, verify
+from onnxpress.passes import layer_moments
 from onnxpress.passes.base import Context, Rewrites
 from onnxpress.passes.cleanup.graph_edits import set_bias
 from onnxpress.passes.constraints import Constraints
-from onnxpress.passes.lowbit import sites
 from onnxpress.passes.lowbit.alphabet import Alphabet
+from onnxpress.passes.lowbit.fit import fit_codes
 from onnxpress.passes.lowbit.quantize_weights import half_quadratic
 from onnxpress.passes.registry import get_pass
 from onnxpress.targets.base import load_target
@@ -202,13 +203,12 @@ def test_pruned_weights_keep_their_zeros() -> None:
 
 def test_zeros_of_pruned_weights_have_no_say_in_the_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
-    real = sites.fit_codes
 
-    def fit_codes(target: Any, gram: Any, alphabet: Alphabet, mask: Any = None) -> Any:
+    def recorded(target: Any, gram: Any, alphabet: Alphabet, mask: Any = None) -> Any:
         starts.append((alphabet.levels(), mask))
-        return real(target, gram, alphabet, mask)
+        return fit_codes(target, gram, alphabet, mask)
 
-    monkeypatch.setattr(sites, "fit_codes", fit_codes)
+    monkeypatch.setattr("onnxpress.passes.lowbit.sites.fit_codes", recorded)
     model = net()
     prune("prune-weights", model, ratio=0.6, method="magnitude")
     _encode("palettize", model, bits=2, method="rtn")
@@ -333,13 +333,13 @@ def test_recorded_errors_are_those_of_the_outputs(sweeps: int) -> None:
 
 def test_later_sweeps_take_what_a_relu_clips_for_right(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    real = sites.layer_moments
+    real = layer_moments.layer_moments
 
-    def layer_moments(*arguments: Any, **options: Any) -> Any:
+    def recorded(*arguments: Any, **options: Any) -> Any:
         asked.append(options.get("rectified", False))
         return real(*arguments, **options)
 
-    monkeypatch.setattr(sites, "layer_moments", layer_moments)
+    monkeypatch.setattr("onnxpress.passes.lowbit.sites.layer_moments", recorded)
     _encode("ternarize", net(), sweeps=3)
     assert asked == [False, True, True, False]  # the last one measures
 
