@@ -105,7 +105,8 @@ def _onnx_nearest(node: onnx_ir.Node, places: npt.NDArray[Any], size: int) -> np
         "round_prefer_floor": np.ceil(places - 0.5),
         "round_prefer_ceil": np.floor(places + 0.5),
     }[mode]
-    return np.clip(rounded, 0, size - 1)
+    nearest: npt.NDArray[Any] = np.clip(rounded, 0, size - 1)
+    return nearest
 
 
 def _litert_coordinates(way: str, size: int, count: int) -> npt.NDArray[Any]:
@@ -114,7 +115,8 @@ def _litert_coordinates(way: str, size: int, count: int) -> npt.NDArray[Any]:
     if way == "align_corners":
         return places * ((size - 1) / (count - 1) if count > 1 else size / count)
     scale = size / count
-    return np.clip((places + 0.5) * scale - 0.5 if way == "half_pixel" else places * scale, 0, size - 1)
+    moved: npt.NDArray[Any] = (places + 0.5) * scale - 0.5 if way == "half_pixel" else places * scale
+    return moved.clip(0, size - 1)
 
 
 def _litert_nearest(way: str, size: int, count: int) -> npt.NDArray[Any]:
@@ -122,8 +124,8 @@ def _litert_nearest(way: str, size: int, count: int) -> npt.NDArray[Any]:
     places = np.arange(count, dtype=np.float32)
     scale = np.float32(size - 1) / np.float32(count - 1) if way == "align_corners" and count > 1 else size / count
     moved = (places + np.float32(0.5 if way == "half_pixel" else 0)) * np.float32(scale)
-    rounded = np.floor(moved + np.float32(0.5)) if way == "align_corners" else np.floor(moved)
-    return np.clip(rounded, 0, size - 1)
+    nearest: npt.NDArray[Any] = np.floor(moved + np.float32(0.5)) if way == "align_corners" else np.floor(moved)
+    return nearest.clip(0, size - 1)
 
 
 class Softmax(Rule):

@@ -55,8 +55,8 @@ def noted(model: onnx_ir.Model, ranges: Mapping[str, tuple[float, float]]) -> on
     """Note clipping ranges on the values of these names."""
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
-        if value.name in ranges:
-            note(value, Quantization(*ranges[value.name]))
+        if str(value.name) in ranges:
+            note(value, Quantization(*ranges[str(value.name)]))
     return model
 
 

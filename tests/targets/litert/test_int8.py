@@ -54,7 +54,7 @@ _SITES: dict[str, tuple[str, dict[str, tuple[float, float]], str, float]] = {
     "HardSwish": ("y = HardSwish(x)", {"x": _FULL, "y": (-0.375, 3)}, "HARD_SWISH", 2),
     "Softmax": ("y = Softmax<axis = -1>(x)", {"x": _FULL, "y": (0, 1)}, "SOFTMAX", 2),
 }  # fmt: skip
-_NUMBERS = {
+_NUMBERS: dict[str, Array] = {
     "s": np.array([0, 1], np.int64), "e": np.array([2, 4], np.int64), "a": np.array([1, 3], np.int64),
     "z": np.array([1, 1, 2, 2], np.float32), "l": np.array(-0.3, np.float32), "h": np.array(0.7, np.float32),
 }  # fmt: skip
@@ -203,7 +203,8 @@ def test_weights_for_float_layers_are_not_multiplied_as_integers() -> None:
 
 
 def test_the_bias_of_a_dead_channel_fits_32_bits() -> None:
-    model = noted(_layer("Conv"), {"x": _FULL, "y": (0, 12)})
+    nodes, shape = _LAYERS["Conv"]
+    model = noted(body(nodes, {"w": _w(*shape), "b": np.full(4, 2.0)}), {"x": _FULL, "y": (0, 12)})
     linear = next(linear_ops(model))
     assert isinstance(as_linear(linear.node), Linear)
     scale = np.array([1e-12, 0.01, 0.02, 0.03], np.float32)
@@ -220,6 +221,30 @@ def test_a_noted_value_that_float_operators_read_is_rounded_for_them() -> None:
     assert np.abs(np.exp(found) - np.exp(expected)).max() > step / 4  # it was rounded
     rounded = np.rint(np.exp(expected) / step) * step
     np.testing.assert_allclose(found[rounded > 0], np.log(rounded[rounded > 0]), atol=1e-3)
+
+
+def test_a_noted_image_of_one_channel_is_flattened_as_integers() -> None:
+    model = body("f = Flatten(x) c = MatMul(f, w) y = Relu(c)", {"w": _w(35, 4)}, (1, 1, 5, 7))
+    found, operators = int8_steps(_encode(noted(model, {"x": _FULL, "f": _FULL, "y": (0, 12)})))
+    assert found <= 1 + 1e-3
+    assert operators == {"QUANTIZE": 1, "RESHAPE": 1, "FULLY_CONNECTED": 1, "DEQUANTIZE": 1}
+
+
+def test_a_noted_image_of_one_channel_is_reshaped_as_integers() -> None:
+    model = body("s = Constant<value_ints = [5, 7]>() y = Reshape(x, s)", {}, (1, 1, 5, 7))
+    found, operators = int8_steps(noted(model, {"x": _FULL, "y": _FULL}))
+    assert found == 0 and operators == {"QUANTIZE": 1, "RESHAPE": 1, "DEQUANTIZE": 1}
+
+
+def test_scales_along_another_axis_compute_in_float() -> None:
+    from onnxpress.targets.litert import emit
+
+    model = noted(_layer("Conv"), {"x": _FULL, "y": (0, 12)})
+    (linear,) = linear_ops(model)
+    linear.weight_value.const_value = Affine.quantize(linear.weight(), axis=1)
+    assert not emit(model).integer
+    found, _ = int8_steps(model)
+    assert found <= 1 + 1e-3
 
 
 def test_a_model_without_notes_is_all_float() -> None:

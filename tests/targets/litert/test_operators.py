@@ -117,6 +117,7 @@ _IMAGES: dict[str, tuple[str, dict[str, Array]]] = {
                               "y = Add(m, n)", {"w": _w(72, 4), "v": _w(72, 4)}),
     "Flatten that is no product's alone": ("p = MaxPool<kernel_shape = [2, 2]>(x) f = Flatten(p) m = MatMul(f, w) "
                                            "y = Concat<axis = 1>(m, f)", {"w": _w(72, 4)}),
+    "Flatten, Relu that no product reads": ("f = Flatten(x) r = Relu(f) y = Concat<axis = 1>(r, r)", {}),
     "MatMul of the last axis": ("y = MatMul(x, w)", {"w": _w(7, 4)}),
     "MatMul of two values": ("t = Transpose<perm = [0, 1, 3, 2]>(x) y = MatMul(x, t)", {}),
     "MatMul of a constant": ("y = MatMul(w, x)", {"w": _w(4, 5)}),

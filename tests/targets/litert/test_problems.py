@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import numpy as np
@@ -35,7 +36,8 @@ _CASES: dict[str, tuple[str, dict[str, Array], str]] = {
     "crop": ("p = Constant<value_ints = [0, 0, -1, 0, 0, 0, 0, 0]>() y = Pad(x, p)", {},
              "it pads by less than nothing, which cuts off: use Slice"),
     "backwards": ("s = Constant<value_ints = [-1]>() e = Constant<value_ints = [-99]>() "
-                  "a = Constant<value_ints = [3]>() t = Constant<value_ints = [-1]>() y = Slice(x, s, e, a, t)", {}, "it runs backwards"),
+                  "a = Constant<value_ints = [3]>() t = Constant<value_ints = [-1]>() "
+                  "y = Slice(x, s, e, a, t)", {}, "it runs backwards"),
     "softmax of rows": ("y = Softmax<axis = 2>(x)", {},
                         "axis=2 of 4: SOFTMAX takes the last axis, or the channels of an image"),
     "cubic": ('y = Resize<mode = "cubic">(x, , s)', {"s": np.array([1, 1, 2, 2], np.float32)},
@@ -130,7 +132,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(install.importlib, "import_module", refuse)
+    monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(UsageError, match=re.escape("writing a .tflite file needs flatbuffers, and it is not installed: "
                                                    "pip install 'onnxpress[litert]'")):  # fmt: skip
         install.require_schema()
