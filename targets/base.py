@@ -36,6 +36,7 @@ from onnxpress.targets.costmodel import RooflineCost
 from onnxpress.targets.legality import CHECKS, Illegal, check_model
 from onnxpress.targets.lowering.report import LoweringReport
 from onnxpress.targets.schema import Profile, Storage
+from onnxpress.targets.toml_lines import line_of
 
 __all__ = ["Target", "load_target", "target_names"]
 
@@ -130,7 +131,7 @@ def load_target(name: str | os.PathLike[str]) -> Target:
         return Target(_profile(_built_in(text), f"target {text!r}"))
     path = pathlib.Path(text)
     if path.suffix == ".toml":
-        return Target(_profile(_read(path), f"target profile {path}"))
+        return Target(_profile(_read(path), f"target profile {path}", path.read_text(encoding="utf-8")))
     plugins = _plugins()
     if text in plugins.targets:
         return plugins.targets[text]
@@ -231,24 +232,45 @@ def _are_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
-def _profile(raw: Mapping[str, Any], origin: str) -> Profile:
-    """Check a profile.
+def _profile(raw: Mapping[str, Any], origin: str, text: str = "") -> Profile:
+    """Check a profile. text: of the file that it was read from, to tell lines.
 
     Raises:
-        UsageError: naming `origin`, the key, and what was expected there.
+        UsageError: naming `origin`, the line, the key, and what was expected there.
     """
     try:
         profile = Profile.model_validate(raw)
     except pydantic.ValidationError as error:
-        raise UsageError(f"{origin}: {_explain(raw, error)}") from None
+        where = _line(text, _locate(raw, error.errors()[0]["loc"]))
+        raise UsageError(f"{origin}{where}: {_explain(raw, error)}") from None
     for rule in profile.rules:
         if rule.check not in CHECKS:
-            near = near_names(rule.check, CHECKS)
-            raise UsageError(f"{origin}: rule {rule.id!r}: there is no check {rule.check!r}.{near}")
+            near, where = near_names(rule.check, CHECKS), _line(text, ("rules", rule.id, "check"))
+            raise UsageError(f"{origin}{where}: rule {rule.id!r}: there is no check {rule.check!r}.{near}")
     for step in profile.lowering:
         if step not in _LOWERINGS:
-            raise UsageError(f"{origin}: lowering: there is no step {step!r}. There are: {', '.join(_LOWERINGS)}")
+            known, where = ", ".join(_LOWERINGS), _line(text, ("lowering",))
+            raise UsageError(f"{origin}{where}: lowering: there is no step {step!r}. There are: {known}")
     return profile
+
+
+def _line(text: str, location: Sequence[int | str]) -> str:
+    """Return ", line 12" where `text` sets that key, nothing where it does not: it may come from another file."""
+    line = line_of(text, location)
+    return "" if line is None else f", line {line}"
+
+
+def _locate(raw: Any, location: Iterable[int | str]) -> list[int | str]:
+    """Return a key's place with rules by their id: their numbers differ where a file extends another."""
+    found: list[int | str] = []
+    for part in location:
+        try:
+            raw = raw[part]
+        except (KeyError, IndexError, TypeError):
+            raw = None
+        named = raw if isinstance(part, int) and isinstance(raw, dict) else {}
+        found.append(named.get("id", part))
+    return found
 
 
 def _explain(raw: Mapping[str, Any], error: pydantic.ValidationError) -> str:

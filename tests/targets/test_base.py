@@ -266,7 +266,30 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
 )
 def test_a_broken_file_says_file_key_and_what_was_expected(tmp_path: Path, text: str, message: str) -> None:
     path = _file(tmp_path, text)
-    assert _error(path) == f"target profile {path}: {message}"
+    assert re.sub(r", line \d+: ", ": ", _error(path)) == f"target profile {path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "start"),
+    [
+        ("channels = 3", 3, "unknown key channels. Did you mean 'channel_multiple'?"),
+        ("# a comment\n\nopset = { min = 30 }", 5, "opset: min 30 is above max 26"),
+        ("[quantization]\nweight_per_channel = true\nbias = 'int8'", 5, "quantization.bias = 'int8': must be"),
+        ("encodings = [\n  'dense',\n  'affine7',\n]", 3, "encodings.1 = 'affine7': must be"),
+        ("lowering = ['qqd']", 3, "lowering: there is no step 'qqd'"),
+        (
+            "[[rules]]\nid = 'a'\ncheck = 'present'\nsource = 's'\nadvice = 'a'\n"
+            "[[rules]]\nid = 'b'\ncheck = 'present'\nop = ['Erf']\nsource = 's'\nadvice = 'a'",
+            11,
+            "unknown key rules.b.op. Did you mean 'ops'?",
+        ),
+        ("[[rules]]\nid = 'a'\nsource = 's'\ncheck = 'bais-scale'\nadvice = 'a'", 6, "rule 'a': there is no check"),
+        ("[[rules]]\nsource = 's'\nid = 'a'\ncheck = 'present'", 5, "key rules.a.advice is missing"),
+    ],
+)
+def test_a_broken_file_says_the_line(tmp_path: Path, text: str, line: int, start: str) -> None:
+    path = _file(tmp_path, _HEAD + text)
+    assert _error(path).startswith(f"target profile {path}, line {line}: {start}")
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
@@ -359,7 +382,7 @@ def test_a_model_is_only_read_by_check() -> None:
 def test_rules_that_are_no_tables_are_said_even_when_inherited(tmp_path: Path) -> None:
     _file(tmp_path, 'extends = "host-cpu"\nname = "a"\nrules = [3]', "a.toml")
     path = _file(tmp_path, 'extends = "a.toml"\nname = "b"\n[[rules]]\nid = "c"', "b.toml")
-    assert _error(tmp_path / "a.toml").startswith(f"target profile {tmp_path}/a.toml: rules.0 = 3: must be ")
-    assert _error(path) == f"target profile {path}: key rules.c.check is missing"
+    assert _error(tmp_path / "a.toml").startswith(f"target profile {tmp_path}/a.toml, line 3: rules.0 = 3: must be ")
+    assert _error(path) == f"target profile {path}, line 4: key rules.c.check is missing"
     path = _file(tmp_path, 'extends = "a.toml"\nname = "b"\nwithout_rules = ["c"]', "b.toml")
     assert _error(path) == f"target profile {path}: without_rules: there is no rule 'c'."
