@@ -122,7 +122,8 @@ def _check_int32_range(site: Site) -> str | None:
         stored = constant(value) if element_type(value) == "int64" else None
         if value is None or stored is None or stored.size == 0:
             continue
-        beyond = stored[(stored < _INT32.min) | (stored > _INT32.max)]
+        numbers = stored.astype(np.int64)
+        beyond = numbers[(numbers < _INT32.min) | (numbers > _INT32.max)]
         beyond = beyond if site.node.op_type != "Slice" else beyond[np.abs(beyond.astype(np.float64)) < _UNBOUNDED]
         if beyond.size:
             return f"{value.name!r} holds {beyond.flat[0]}, which int32 does not"
@@ -233,9 +234,8 @@ def _values(site: Site, name: str) -> tuple[int | str, ...]:
     """Return the value of an attribute, or the operator's default; several for a list, none where there is neither."""
     attribute = site.node.attributes.get(name)
     found = attribute.value if attribute is not None else _default(site, name)
-    if found is None:
-        return ()
-    return tuple(found) if isinstance(found, tuple | list) else (found,)
+    listed = found if isinstance(found, tuple | list) else (found,)
+    return tuple(each for each in listed if isinstance(each, int | str))
 
 
 def _default(site: Site, name: str) -> object:
