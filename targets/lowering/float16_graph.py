@@ -4,6 +4,7 @@
     X -> node                 =>   X -> Cast(float16) -> node     where X is the model's input, or stays float32
     node -> Y                 =>   node -> Cast(float32) -> Y     where Y is the model's output, or its reader stays
     float constants           =>   float16 copies of them
+    W in blocks of int4       =>   INT4 -> DequantizeLinear with float16 scales, where the target takes that form
 
 A model without a float16 weight is left alone: no lowering rounds what no pass was asked to.
 
@@ -20,21 +21,27 @@ Source of the idea, and of what blocks: ONNX Runtime's and ModelOpt's float16 co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir
 
-from onnxpress.ir.encodings import Float16, Sparse, encoding_of
+from onnxpress.ir.encodings import Affine, Float16, Sparse, encoding_of
 from onnxpress.ir.encodings.base import Array
+from onnxpress.ir.errors import InputError
 from onnxpress.ir.inference import infer_shapes
 from onnxpress.ir.linear import constant_tensor
 from onnxpress.ir.magnitudes import magnitude_of
+from onnxpress.ir.opset import default_opset, require_opset
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
+from onnxpress.targets.lowering.int4 import takes_int4
+from onnxpress.targets.lowering.reals import INT4_OPSET
 from onnxpress.targets.lowering.report import LoweringReport
 from onnxpress.targets.schema import Storage
 
@@ -63,11 +70,15 @@ def lower_float16_graph(
 ) -> LoweringReport:
     """Convert the main graph of `model`, in place, where a weight of it is float16.
 
-    scheme, max_opset: not needed; every lowering is called alike.
+    scheme: not needed; every lowering is called alike. max_opset: the model may be raised to this, for int4.
     """
     report = LoweringReport()
-    if not any(_half_codes(value) is not None for value in model.graph.initializers.values()):
+    constants = list(model.graph.initializers.values())
+    if not any(_half_codes(value) is not None for value in constants):
         return report
+    if max_opset >= INT4_OPSET and any(takes_int4(value, encoding_of(value), storage) for value in constants):
+        with contextlib.suppress(InputError):  # a model that cannot rise stays
+            require_opset(model, INT4_OPSET, reason="the form of a weight")
     if any(value.dtype is None for node in model.graph for value in node.outputs):
         infer_shapes(model)
     chosen = {}
@@ -77,7 +88,7 @@ def lower_float16_graph(
             chosen[node] = found
         elif found:
             report.notes.append(f"{node.name!r} ({node.op_type}) stays in float32: {found}")
-    _Converter(model.graph, chosen, storage, report).convert()
+    _Converter(model, chosen, storage, report).convert()
     _say_measured(model.graph, report)
     return report
 
@@ -175,13 +186,14 @@ def _half_codes(value: onnx_ir.Value) -> Array | None:
 
 class _Converter:
     def __init__(
-        self, graph: onnx_ir.Graph, chosen: dict[onnx_ir.Node, _Ports], storage: Storage, report: LoweringReport
+        self, model: onnx_ir.Model, chosen: dict[onnx_ir.Node, _Ports], storage: Storage, report: LoweringReport
     ) -> None:
-        self.graph = graph
+        self.graph = model.graph
+        self.opset = default_opset(model)
         self.chosen = chosen
         self.storage = storage
         self.report = report
-        self.emit = Emitter(graph)
+        self.emit = Emitter(model.graph)
         self.halves: dict[onnx_ir.Value, onnx_ir.Value] = {}  # float32 value -> its float16 copy
         self.made: set[onnx_ir.Value] = set()  # values that chosen nodes compute, float16 now
 
@@ -213,6 +225,8 @@ class _Converter:
             self.report.forms["float16 -> initializer"] += 1
             return self.emit.constant(f"{value.name}_half", codes)
         encoded, tensor = encoding_of(value), constant_tensor(value)
+        if isinstance(encoded, Affine) and self.opset >= INT4_OPSET and takes_int4(value, encoded, self.storage):
+            return self._dequantize(str(value.name), encoded)
         if tensor is not None and (encoded is None or not self.storage.folds):
             if encoded is not None:
                 self.report.forms[f"{encoded.label} -> dense float16"] += 1
@@ -229,6 +243,19 @@ class _Converter:
             self.graph.insert_after(producer, cast)
         self.report.forms["Cast to float16"] += 1
         return half
+
+    def _dequantize(self, name: str, encoded: Affine) -> onnx_ir.Value:
+        """Emit 4-bit integers with scales in float16, the type of the products that read them."""
+        parameters = [
+            self.emit.constant(f"{name}_q", encoded.codes.astype(ml_dtypes.int4)),
+            self.emit.constant(f"{name}_scale", np.maximum(encoded.scale, _SMALLEST).astype(np.float16)),
+        ]
+        real = self.emit.value(f"{name}_half", _HALF, encoded.codes.shape)
+        attributes = {"axis": encoded.axis, "block_size": encoded.block_size}
+        given = {key: number for key, number in attributes.items() if number is not None}
+        self.graph.insert_before(self.graph[0], self.emit.node("DequantizeLinear", parameters, real, given))
+        self.report.forms[f"{encoded.label} -> DequantizeLinear in float16"] += 1
+        return real
 
     def _restore(self, value: onnx_ir.Value) -> None:
         """Give the readers of a float16 value that stay in float32, and the model's caller, a float32 copy."""

@@ -21,7 +21,7 @@ import onnx_ir
 from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.targets.runtimes.onnxruntime_cpu import Latency, RuntimeRefusalError
 
-__all__ = ["count_precisions", "interleaved_latency", "run"]
+__all__ = ["Runner", "count_precisions", "interleaved_latency", "run"]
 
 _Array = npt.NDArray[Any]
 _SETTINGS = {
@@ -33,18 +33,29 @@ _SETTINGS = {
 _MESSAGE_LIMIT = 300  # characters of a runtime's message that are kept
 
 
-def run(model: onnx_ir.Model, feeds: Mapping[str, _Array]) -> list[_Array]:
-    """Run `model` once and return its outputs in order.
+class Runner:
+    """A model compiled for feeds of one set of shapes.
 
     Raises:
         RuntimeRefusalError: OpenVINO does not read, compile or run it. UsageError: it is not installed.
     """
-    compiled = _compile(model, feeds)
-    try:
-        found = compiled(dict(feeds))
-    except RuntimeError as error:
-        raise _refusal("run", error) from error
-    return [np.array(found[output]) for output in compiled.outputs]
+
+    def __init__(self, model: onnx_ir.Model, feeds: Mapping[str, _Array]) -> None:
+        """feeds: arrays of the shapes that will be run."""
+        self._compiled = _compile(model, feeds)
+
+    def run(self, feeds: Mapping[str, _Array]) -> list[_Array]:
+        """Return the outputs in order, as new arrays."""
+        try:
+            found = self._compiled(dict(feeds))
+        except RuntimeError as error:
+            raise _refusal("run", error) from error
+        return [np.array(found[output]) for output in self._compiled.outputs]
+
+
+def run(model: onnx_ir.Model, feeds: Mapping[str, _Array]) -> list[_Array]:
+    """Run `model` once and return its outputs in order. Errors: see `Runner`."""
+    return Runner(model, feeds).run(feeds)
 
 
 def interleaved_latency(
@@ -61,7 +72,7 @@ def interleaved_latency(
     max_seconds: stop early after this time, warm-up not counted, but never before 5 rounds.
 
     Raises:
-        RuntimeRefusalError, UsageError: see `run`.
+        RuntimeRefusalError, UsageError: see `Runner`.
     """
     requests = {name: _compile(model, feeds).create_infer_request() for name, model in models.items()}
     wall: dict[str, list[float]] = {name: [] for name in requests}
@@ -88,7 +99,7 @@ def count_precisions(model: onnx_ir.Model, feeds: Mapping[str, _Array]) -> dict[
     """Return what the plugin made of `model`: by layer type, how many run in each precision, such as "i8" or "f32".
 
     Raises:
-        RuntimeRefusalError, UsageError: see `run`.
+        RuntimeRefusalError, UsageError: see `Runner`.
     """
     counts: dict[str, dict[str, int]] = {}
     for node in _compile(model, feeds).get_runtime_model().get_ordered_ops():

@@ -143,6 +143,25 @@ def test_an_add_goes_into_the_accumulator_of_its_last_layer() -> None:
     assert biases and all(value is not None and value.dtype == onnx_ir.DataType.FLOAT for value in biases)
 
 
+def test_int4_beside_float16_is_dequantized_to_float16() -> None:
+    target = load_target("tensorrt")
+    rng = np.random.default_rng(1)
+    shapes = {"w1": (128, 128), "w2": (128, 64), "w3": (64, 6)}
+    model = sparse_support.model_of(
+        "[a] a = MatMul(x, w1) [b] b = MatMul(a, w2) [c] out = MatMul(b, w3)",
+        {name: rng.standard_normal(shape) / 8 for name, shape in shapes.items()},
+        inputs="float[N, 128] x",
+    )
+    passes = build("quantize-weights{bits=4,block=64,method=rtn,sensitive=float}, float16")
+    model, _ = PassManager(passes).run(model, Context(constraints=target.constraints))
+    feeds = random_feeds(model)
+    expected = run(model, feeds)[0]
+    report = target.lower(model)
+    assert report.forms["affine4 -> DequantizeLinear in float16"] == 1
+    assert [found for found in target.check(model) if found.severity != "setup"] == []
+    assert _sqnr_db(expected, run(model, feeds)[0]) >= _HALF_DB
+
+
 @pytest.mark.parametrize(
     ("block", "form"), [(64, "affine4 -> DequantizeLinear"), (32, "affine4 -> dense"), (0, "affine4 -> dense")]
 )

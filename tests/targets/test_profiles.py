@@ -16,14 +16,15 @@ from onnxpress.targets.base import load_target
 from onnxpress.targets.schema import Profile
 from tests.support import text_model
 
-_NAMES = ("mobile-cpu", "x86-vnni", "x86-avx2")
+_NAMES = ("mobile-cpu", "x86-vnni", "x86-avx2")  # of one runtime, with a roofline
+_ALL = (*_NAMES, "tensorrt", "gpu", "openvino")
 
 
 def _profile(name: str) -> Profile:
     return load_target(name).profile
 
 
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", _ALL)
 def test_the_default_pipeline_parses_and_knows_its_passes(name: str) -> None:
     assert {spec.name for spec in parse(_profile(name).pipeline)} <= set(pass_names())
 
@@ -54,6 +55,7 @@ def test_what_is_quantized_has_an_integer_cost_and_the_rest_none(name: str) -> N
 # A plain use of every operator that a profile may carry, from a and b [N,8,6,6] to y.
 _CARRIED = {
     "Add": "Add(a, b)",
+    "AveragePool": "AveragePool<kernel_shape = [2, 2]>(a)",
     "Concat": "Concat<axis = 1>(a, b)",
     "Expand": "Expand(a, shape)",
     "Flatten": "Flatten(a)",
@@ -74,7 +76,7 @@ _CARRIED = {
 }
 
 
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", _ALL)
 def test_passes_can_quantize_what_is_carried(name: str) -> None:
     """Else the profile promises what no pass does."""
     scheme = _profile(name).quantization.scheme()
@@ -90,14 +92,14 @@ def test_passes_can_quantize_what_is_carried(name: str) -> None:
         assert (op, len(units), declined) == (op, 1, [])
 
 
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", _ALL)
 def test_versions_lie_within_what_onnx_knows(name: str) -> None:
     profile = _profile(name)
     assert 7 <= profile.opset.min < 13 <= profile.opset.max <= onnx.defs.onnx_opset_version()
     assert profile.max_ir_version <= onnx.IR_VERSION
 
 
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", _ALL)
 def test_dumping_is_deterministic_and_complete(name: str) -> None:
     dumped = _profile(name).model_dump(mode="json")
     assert dumped["quantization"]["carry"] == sorted(_profile(name).quantization.carry)
@@ -130,7 +132,7 @@ def test_signed_activations_are_only_a_trouble_on_x86() -> None:
     assert rule.inputs == {1: frozenset({"int8", "uint8"})}
 
 
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", _ALL)
 def test_the_file_is_plain_toml(name: str) -> None:
     text = (importlib.resources.files("onnxpress.targets.profiles") / f"{name}.toml").read_text(encoding="utf-8")
     assert tomllib.loads(text)["name"] == name
