@@ -271,9 +271,7 @@ def _measure_files(
     original, source = _original(plan), plan.eval_data or plan.data
     effort = _effort(plan, original, watch)
     try:
-        pair = measure_litert(
-            original, files.original.content, model, files.result.content, source, effort, watch.progress
-        )
+        pair = measure_litert(original, files.original.content, model, files.result, source, effort, watch.progress)
     except RuntimeRefusalError as error:
         raise BudgetError(f"the result is refused: {error}. Nothing is written.") from error
     return _report(plan, pair, records, litert_kernels(files.result), pair.notes)

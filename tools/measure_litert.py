@@ -57,7 +57,7 @@ def measure_litert(
     before: Subject,
     original: bytes,
     after: onnx_ir.Model,
-    result: bytes,
+    result: Emitted,
     data: DataSource | None,
     effort: Effort,
     progress: Progress | None = None,
@@ -69,15 +69,17 @@ def measure_litert(
     Raises:
         RuntimeRefusalError: LiteRT does not load or run a file.
     """
-    session = LiteRtSession(result)
-    pair = Pair(before.counted, Metrics.counted(cost(after), len(result)), notes=(_NOTE,))
+    session = LiteRtSession(result.content)
+    counted = Metrics.counted(cost(after), len(result.content))
+    stored = 8 * result.constant_bytes / counted.params if counted.params else None
+    pair = Pair(before.counted, dataclasses.replace(counted, bits_per_weight=stored), notes=(_NOTE,))
     feeds = {name: np.full(shape, 0.5, np.float32) for name, shape in session.input_shapes.items()}
     if data is not None:
         pair = _compared(pair, before.model, session, data, effort, progress)
         first = data.head(1).feeds
         feeds = {name: first[name].reshape(shape) for name, shape in session.input_shapes.items()}
     latency = interleaved_latency(
-        {"before": original, "after": result}, feeds, rounds=effort.rounds, warmup=_WARMUP_ROUNDS,
+        {"before": original, "after": result.content}, feeds, rounds=effort.rounds, warmup=_WARMUP_ROUNDS,
         max_seconds=_LATENCY_SECONDS,
     )  # fmt: skip
     return dataclasses.replace(

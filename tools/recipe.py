@@ -23,7 +23,7 @@ __all__ = ["MANIFEST_KEY", "Recipe", "installed_versions", "portable"]
 
 MANIFEST_KEY = "onnxpress.manifest"
 
-_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "ai-edge-litert")
 _MANIFEST_FIELDS = ("model_digest", "target", "pipeline", "seed", "data_digest", "versions")
 _HEADER = "# Repeat with: onnxpress compress MODEL OUT --recipe THIS.toml\n"
 

@@ -33,12 +33,15 @@ from onnxpress.targets.lowering.report import LoweringReport
 
 __all__ = ["Emitted", "emit", "emit_tflite"]
 
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # forms that say how layers compute, not how weights are stored
+
 
 @dataclasses.dataclass(frozen=True)
 class Emitted:
     """A .tflite file and how it came to be.
 
     operators: count by LiteRT name. transposes: how many images are read in both orders, the fewest possible.
+    constant_bytes: what all constants take, weights above all.
     integer, real: names of convolutions and products that compute in int8, and of those in float.
     report: forms of weights and values, and what a user should know.
     """
@@ -46,6 +49,7 @@ class Emitted:
     content: bytes
     operators: Mapping[str, int]
     transposes: int
+    constant_bytes: int
     integer: tuple[str, ...]
     real: tuple[str, ...]
     report: LoweringReport
@@ -87,13 +91,14 @@ def emit(model: onnx_ir.Model, *, batch: int = 1, channels_last: bool = False) -
         _write(unit, values, layouts, default_opset(copy), report)
     last = {value: channels_last and len(shape_of(value) or ()) == 4 for value in outputs}
     made = {str(value.name): values.get(value, last[value]) for value in outputs}
-    report.notes += _interface_notes(inputs, channels_last)
+    report.notes += [*_interface_notes(inputs, channels_last), *_form_notes(report)]
     content = graph.finish(given, made, f"{copy.graph.name or 'model'}, written by onnxpress")
     linear = {unit: unit.node.name or str(unit.result.name) for unit in units if isinstance(unit.rule, LinearRule)}
     return Emitted(
         content=content,
         operators=dict(graph.counts),
         transposes=layouts.transposes,
+        constant_bytes=graph.constant_bytes,
         integer=tuple(name for unit, name in linear.items() if unit.integer),
         real=tuple(name for unit, name in linear.items() if not unit.integer),
         report=report,
@@ -116,6 +121,21 @@ def _write(unit: Unit, values: Values, layouts: Layouts, opset: int, report: Low
         if form is not None:
             report.forms[form] += 1
         report.forms[f"{unit.node.op_type} -> {'int8' if unit.integer else 'float32'}"] += 1
+
+
+def _form_notes(report: LoweringReport) -> list[str]:
+    """Say once which weights of few bits take more in the file."""
+    forms = {form: count for form, count in report.forms.items() if " -> int8" in form or form.endswith(" -> dense")}
+    wider = {
+        form.split(" -> ")[0]: count for form, count in forms.items() if not form.startswith(("affine8", *_LAYERS))
+    }
+    if not wider:
+        return []
+    counted = ", ".join(f"{count} of {label}" for label, count in sorted(wider.items()))
+    return [
+        f"{sum(wider.values())} weights are stored wider than they are encoded ({counted}): int8 where their levels "
+        "lie on a grid of integers, else float32. The format has no narrower form that the fast kernels take"
+    ]
 
 
 def _interface_notes(inputs: list[onnx_ir.Value], channels_last: bool) -> list[str]:

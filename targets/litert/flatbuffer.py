@@ -27,6 +27,7 @@ _VERSION = 3  # of the file format
 _IDENTIFIER = b"TFL3"
 _ALIGNMENT_BYTES = 16
 _LARGEST_BYTES = 2**31 - 1  # offsets inside a flatbuffer have 32 bits, one of them for the sign
+_GRID_BYTES = 12  # of a scale and its zero point, float32 and int64
 _LAST_OLD_CODE = 127  # operators above it are named by the newer, wider field alone
 _SIGNATURE = "serving_default"  # the key that other tools write and look for
 
@@ -89,6 +90,7 @@ class FlatGraph:
         self._codes: dict[tuple[str, int], int] = {}
         self._constants: dict[tuple[Any, ...], Tensor] = {}
         self._names: set[str] = set()
+        self.constant_bytes = 0  # of all constants, with their scales and zero points
         self.counts: dict[str, int] = {}  # operators by name
 
     def tensor(self, name: str, shape: Sequence[int], dtype: str = "float32", grid: Grid | None = None) -> Tensor:
@@ -103,6 +105,7 @@ class FlatGraph:
             self._buffers.append(array.reshape(-1).view(np.uint8))
             found = self._add(name, array.shape, array.dtype.name, grid, buffer=len(self._buffers) - 1)
             self._constants[key] = dataclasses.replace(found, is_constant=True)
+            self.constant_bytes += array.nbytes + (0 if grid is None else _GRID_BYTES * len(grid.scale))
         return self._constants[key]
 
     def operator(

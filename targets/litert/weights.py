@@ -6,7 +6,7 @@
 
 An encoding of fewer bits becomes int8 where small integers stand for its levels exactly (`integer_table`): the file
 has no smaller form that the fast kernels take. Folding was measured on LiteRT 2.3.0 with XNNPACK: a convolution
-behind such a DEQUANTIZE takes the time of a dense one.
+behind such a DEQUANTIZE takes the time of a dense one (3x3, 32 to 64 channels: 0.311 against 0.310 ms).
 Source of the int8 rules: https://ai.google.dev/edge/litert/models/quantization_spec
 """
 

@@ -166,7 +166,17 @@ def test_levels_on_a_grid_of_integers_become_int8() -> None:
     linear.weight_value.const_value = Ternary(signs, np.array([0.1, 0.2, 0.4, 0.3], np.float32), axis=0)
     found, _ = int8_steps(model)
     assert found <= 1 + 1e-3
-    assert emit(model).report.forms["ternary -> int8"] == 1
+    report = emit(model).report
+    assert report.forms["ternary -> int8"] == 1
+    assert report.notes[-1].startswith("1 weights are stored wider than they are encoded (1 of ternary): int8 where")
+
+
+def test_what_constants_take_is_counted() -> None:
+    from onnxpress.targets.litert import emit
+
+    file = emit(_encode(noted(_layer("Conv"), {"x": _FULL, "y": (0, 12)})))
+    weights = 4 * 27 + 4 * 12  # codes; scales and zero points
+    assert file.constant_bytes == weights + 4 * 4 + 4 * 12 + 2 * 16  # the bias's; axes of two TRANSPOSEs
 
 
 def test_pruned_integers_become_int8() -> None:
