@@ -77,7 +77,7 @@ def measure_litert(
     if data is not None:
         pair = _compared(pair, before.model, session, data, effort, progress)
         first = data.head(1).feeds
-        feeds = {name: first[name].reshape(shape) for name, shape in session.input_shapes.items()}
+        feeds = {name: np.resize(first[name], shape) for name, shape in session.input_shapes.items()}
     latency = interleaved_latency(
         {"before": original, "after": result.content}, feeds, rounds=effort.rounds, warmup=_WARMUP_ROUNDS,
         max_seconds=_LATENCY_SECONDS,

@@ -36,17 +36,21 @@ class LiteRtSession:
     input_shapes, output_names: by the names of the file's signature, which are those of the ONNX model.
     """
 
-    def __init__(self, source: bytes | str | os.PathLike[str], *, threads: int = 1) -> None:
-        """source: the file's content, or its path.
+    def __init__(self, source: bytes | str | os.PathLike[str], *, threads: int = 1, xnnpack: bool = True) -> None:
+        """source: the file's content, or its path. xnnpack: False computes with the kernels of LiteRT itself.
 
         Raises:
             UsageError: LiteRT is not installed. RuntimeRefusalError: it does not load the file.
         """
         runtime = require_interpreter()
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        kinds = runtime.OpResolverType
+        resolver = kinds.AUTO if xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
             with _quiet():
-                self._interpreter = runtime.Interpreter(model_content=content, num_threads=threads)
+                self._interpreter = runtime.Interpreter(
+                    model_content=content, num_threads=threads, experimental_op_resolver_type=resolver
+                )
                 self._interpreter.allocate_tensors()
                 ((_, names),) = self._interpreter._get_full_signature_list().items()
         except (RuntimeError, ValueError) as error:
@@ -94,16 +98,21 @@ class LiteRtSession:
         return self.fetch()
 
     def run_samples(self, feeds: Mapping[str, _Array]) -> dict[str, _Array]:
-        """Return the outputs for any number of samples of a file whose batch is 1, stacked along the first axis.
+        """Return the outputs for any number of samples, stacked along the first axis.
 
-        Feeds lead with the samples, and may lack the axis of the batch.
+        Feeds lead with the samples. A batch that the file fixes is filled up with repeats of the last sample, and the
+        results are cut; feeds of one axis more than the file's input run sample by sample.
         """
         count = len(next(iter(feeds.values())))
-        runs = [
-            self.run({name: array[index].reshape(self.input_shapes[name]) for name, array in feeds.items()})
-            for index in range(count)
-        ]
-        return {name: np.concatenate([each[name] for each in runs]) for name in self.output_names}
+        alone = any(feeds[name].ndim > len(shape) for name, shape in self.input_shapes.items())
+        size = 1 if alone else next(iter(self.input_shapes.values()))[0]
+        found: dict[str, list[_Array]] = {name: [] for name in self.output_names}
+        for start in range(0, count, size):
+            chosen = np.minimum(np.arange(start, start + size), count - 1)
+            batch = {name: array[start] if alone else array[chosen] for name, array in feeds.items()}
+            for name, array in self.run(batch).items():
+                found[name].append(array[None] if alone else array[: count - start])
+        return {name: np.concatenate(arrays) for name, arrays in found.items()}
 
 
 def _in_order(names: Mapping[str, int], indices: list[int]) -> dict[str, int]:

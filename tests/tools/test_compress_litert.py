@@ -82,3 +82,12 @@ def test_python_gets_the_content(demo_files: Path) -> None:
     result = compress(demo_files / "digits.onnx", target=_TARGET, passes="cleanup, fold-batchnorm")
     assert isinstance(result.model, onnx_ir.Model)
     assert result.content is not None and len(result.content) == result.report.after.size_bytes
+
+
+def test_a_model_of_a_fixed_batch_is_measured() -> None:
+    model = text_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[3,4] x) => (float[3,4] y) { r = Relu(x) y = Sigmoid(r) }'
+    )
+    samples = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
+    report = compress(model, target=_TARGET, passes="cleanup", data={"x": samples}).report
+    assert report.samples == 7 and report.after.agreement == 100 and report.after.sqnr_db > 80

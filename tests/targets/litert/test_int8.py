@@ -10,7 +10,7 @@ from onnxpress.ir.encodings import Affine, Codebook, Encoded, Float16, Ternary
 from onnxpress.ir.encodings.sparse import Sparse
 from onnxpress.ir.linear import Linear, as_linear, linear_ops
 from onnxpress.ir.quantization import note_weight_only
-from tests.support import Array, run
+from tests.support import Array, random_feeds, run
 from tests.targets.litert.files import body, both, int8_steps, noted
 
 _RNG = np.random.default_rng(9)
@@ -115,6 +115,17 @@ def test_layers_compute_in_integers(name: str) -> None:
     assert operators.get("DEQUANTIZE") == 1  # of the output
     weights = [value.const_value for value in model.graph.initializers.values()]
     assert any(isinstance(weight, Affine) for weight in weights)  # the model is not changed
+
+
+@pytest.mark.parametrize("name", _LAYERS)
+def test_kernels_without_xnnpack_compute_the_same(name: str) -> None:
+    from onnxpress.targets.litert import emit_tflite
+    from onnxpress.targets.runtimes.litert import LiteRtSession
+
+    model = _encode(noted(_layer(name), {"x": _FULL, "f": _FULL, "y": (0, 12)}))
+    content, feeds = emit_tflite(model), random_feeds(model, batch=1)
+    one, other = (LiteRtSession(content, xnnpack=xnnpack).run(feeds)["y"] for xnnpack in (True, False))
+    assert np.abs(one - other).max() <= 12 / 255 * (1 + 1e-3)  # a step
 
 
 def test_grouped_layers_compute_in_integers() -> None:

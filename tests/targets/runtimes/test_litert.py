@@ -14,10 +14,11 @@ pytest.importorskip("ai_edge_litert.interpreter", reason="needs LiteRT: pip inst
 pytest.importorskip("flatbuffers", reason="needs flatbuffers: pip install 'onnxpress[litert]'")
 
 
-def _content(factor: float = 2.0, size: int = 7) -> bytes:
+def _content(factor: float = 2.0, batch: int = 1) -> bytes:
     from onnxpress.targets.litert import emit_tflite
 
-    text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[1,{size}] x) => (float[1,{size}] y) {{ y = Mul(x, f) }}'
+    interface = f"(float[{batch},7] x) => (float[{batch},7] y)"
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g {interface} {{ y = Mul(x, f) }}'
     model = text_model(text)
     fill_weights(model, {"f": np.array(factor, np.float32)})
     return emit_tflite(model)
@@ -30,6 +31,22 @@ def test_samples_run_one_at_a_time() -> None:
     session = LiteRtSession(_content())
     assert session.input_shapes == {"x": (1, 7)} and session.output_names == ("y",)
     np.testing.assert_array_equal(session.run_samples({"x": samples})["y"], 2 * samples.astype(np.float32))
+
+
+def test_a_fixed_batch_is_filled_up() -> None:
+    from onnxpress.targets.runtimes.litert import LiteRtSession
+
+    samples = np.arange(35, dtype=np.float32).reshape(5, 7)
+    found = LiteRtSession(_content(batch=2)).run_samples({"x": samples})["y"]
+    np.testing.assert_array_equal(found, 2 * samples)
+
+
+def test_samples_of_whole_feeds_run_one_by_one() -> None:
+    from onnxpress.targets.runtimes.litert import LiteRtSession
+
+    samples = np.arange(42, dtype=np.float32).reshape(3, 2, 7)
+    found = LiteRtSession(_content(batch=2), xnnpack=False).run_samples({"x": samples})["y"]
+    np.testing.assert_array_equal(found, 2 * samples)
 
 
 def test_outputs_are_copies() -> None:
