@@ -79,7 +79,8 @@ def _check(target: Target, pipeline: str, model: onnx_ir.Model, data: DataSource
 
 
 # The rules of onnxruntime's CPU targets have tests against the runtime itself: here a few pipelines do.
-_CPU = [(target, pipeline) for target in ("x86-vnni", "mobile-cpu") for pipeline in ("prune-nm", *_PIPELINES[-3:])]
+_CPU_TARGETS = ("x86-vnni", "x86-avx2", "mobile-cpu")
+_CPU = [(target, pipeline) for target in _CPU_TARGETS for pipeline in ("prune-nm", *_PIPELINES[-3:])]
 
 
 @pytest.mark.parametrize(
