@@ -8,16 +8,17 @@ weight is stored as what it is, in the smaller of the two forms, where that is s
 as it loads (lowering), so that speed and results stay as they were. What `onnxpress pack` writes is smaller still, but
 must be unpacked before a runtime can read it.
 
-Legal when: a FLOAT initializer of the main graph of 256 numbers or more that something reads, not encoded, no input or
-output of the graph, and the target can store the form. Fidelity: the numbers are equal bit for bit, but for the sign of
-zeros that only linear operators read, which no sum shows. So are outputs once the runtime has unpacked the weights as
-it loads; without its optimizations it may sum products with such weights in another order. Scopes: the main graph.
-Behind all other passes. A second run finds every weight encoded. Needs no data.
+Legal when: a FLOAT initializer of the main graph of rank 2 and 256 numbers or more that something reads, not encoded,
+no input or output of the graph, and the target can store the form. Fidelity: the numbers are equal bit for bit, but for
+the sign of zeros that only linear operators read, which no sum shows. So are outputs once the runtime has unpacked the
+weights as it loads; without its optimizations it may sum products with such weights in another order. Scopes: the main
+graph. Behind all other passes. A second run finds every weight encoded. Needs no data.
 Source: Han et al. 2016, https://arxiv.org/abs/1510.00149 (stored as that paper means them to be).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, TypeAlias
 
 import numpy as np
@@ -25,10 +26,10 @@ import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.bitpack import code_type
-from onnxpress.ir.encodings import Affine, Codebook, Dense, Encoded, Sparse, grid_scale, is_encoded
+from onnxpress.ir.encodings import Affine, Codebook, Encoded, grid_scale
 from onnxpress.ir.linear import Linear, as_linear
-from onnxpress.ir.quantization import note_weight_only
-from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
+from onnxpress.passes.base import Context, Fidelity, Options, Pass, Rewrites, SiteOptions
+from onnxpress.passes.constant_sites import encode_constants
 from onnxpress.passes.constraints import Constraints
 from onnxpress.passes.order import BEFORE_ENCODING, LOW_BIT
 from onnxpress.passes.selectors import Selection
@@ -37,7 +38,6 @@ __all__ = ["Pack"]
 
 _Floats: TypeAlias = npt.NDArray[np.float32]
 
-_FEWEST = 256  # numbers of a weight that is worth nodes of its own
 _MOST_LEVELS = 256
 _WIDTHS = ((2, 1), (4, 7), (8, 127))  # bits, largest integer
 
@@ -57,48 +57,14 @@ class Pack(Pass):
         Raises:
             UsageError: a selector matches nothing.
         """
-        record = Rewrites()
         selection = Selection.from_options(self.options, model, self.name)
-        for value in list(model.graph.initializers.values()):
-            tensor = value.const_value
-            if tensor is None or tensor.dtype != onnx_ir.DataType.FLOAT:
-                continue
-            readers = [use.node for use in value.uses()]
-            kind = readers[0].op_type if readers else "initializer"
-            reason = _why_not(value, tensor) or next(filter(None, map(selection.reason, readers)), None)
-            weights = tensor.numpy()
+
+        def encode(value: onnx_ir.Value, weights: _Floats, readers: Sequence[onnx_ir.Node]) -> Encoded | str:
             if not all(_sums_products(node, value) for node in readers) and np.signbit(weights[weights == 0]).any():
-                reason = reason or "it holds negative zeros, whose sign a reader may tell"
-            found = reason or _packed(weights, context.constraints)
-            if isinstance(found, str):
-                if tensor.size >= _FEWEST:
-                    record.declined.append(Declined(value.name or "", kind, found))
-                continue
-            found.name = value.name
-            value.const_value = found
-            note_weight_only(value)
-            record.sites.append(
-                Site(
-                    value.name or "",
-                    kind,
-                    Amount(tensor.size, size_bytes=tensor.nbytes),
-                    Amount(tensor.size, size_bytes=found.packed_bytes),
-                    detail=f"{found.label}, {found.bits_per_weight:.2f} bits a weight; read by {readers[0].name}",
-                )
-            )
-        return record
+                return "it holds negative zeros, whose sign a reader may tell"
+            return _packed(weights, context.constraints)
 
-
-def _why_not(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> str | None:
-    if is_encoded(value) and not (isinstance(tensor, Sparse) and isinstance(tensor.inner, Dense)):
-        return "it is encoded already"
-    if tensor.size < _FEWEST:
-        return f"it has {tensor.size} numbers, too few to be worth a node"
-    if value.is_graph_input():
-        return "it is a graph input, which the caller may set"
-    if value.is_graph_output():
-        return "it is an output of the model"
-    return None if value.uses() else "nothing reads it"
+        return encode_constants(model, selection, encode)
 
 
 def _sums_products(node: onnx_ir.Node, weight: onnx_ir.Value) -> bool:

@@ -18,6 +18,7 @@ Source: IEEE 754-2019, binary16.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -29,13 +30,13 @@ from onnxpress.ir.analysis.decibels import sqnr_db
 from onnxpress.ir.analysis.execute import ProgressLike, stream
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.magnitudes import note_magnitude
-from onnxpress.passes.base import Amount, Context, Declined, Fidelity, Options, Pass, Rewrites, Site, SiteOptions
+from onnxpress.passes.base import Context, Declined, Fidelity, Options, Pass, Rewrites, SiteOptions
+from onnxpress.passes.constant_sites import encode_constants
 from onnxpress.passes.order import BEFORE_ENCODING, LOW_BIT
 from onnxpress.passes.selectors import Selection
 
 __all__ = ["Float16"]
 
-_FEWEST = 256  # numbers of a weight that is worth a node
 _SAMPLES = 128  # that magnitudes are measured on
 _LEAST_SQNR_DB = 50.0  # 73 is usual; numbers below float16's normal range have less precision, or none
 
@@ -55,37 +56,12 @@ class Float16(Pass):
         Raises:
             UsageError: a selector matches nothing.
         """
-        record = Rewrites()
         selection = Selection.from_options(self.options, model, self.name)
         if "float16" not in context.constraints.encodings:
-            record.declined.append(
-                Declined("model", "model", f"{context.constraints.target} stores no float16 weights")
+            return Rewrites(
+                declined=[Declined("model", "model", f"{context.constraints.target} stores no float16 weights")]
             )
-            return record
-        for value in list(model.graph.initializers.values()):
-            tensor = value.const_value
-            if tensor is None or tensor.dtype != onnx_ir.DataType.FLOAT or len(tensor.shape) < 2:
-                continue
-            readers = [use.node for use in value.uses()]
-            kind = readers[0].op_type if readers else "initializer"
-            reason = _why_not(value, tensor) or next(filter(None, map(selection.reason, readers)), None)
-            if reason is not None:
-                record.declined.append(Declined(value.name or "", kind, reason))
-                continue
-            weights = tensor.numpy()
-            encoded = _in_half(tensor, weights)
-            encoded.name = value.name
-            value.const_value = encoded
-            record.sites.append(
-                Site(
-                    value.name or "",
-                    kind,
-                    Amount(tensor.size, size_bytes=tensor.nbytes),
-                    Amount(tensor.size, size_bytes=encoded.packed_bytes),
-                    {"weight_sqnr_db": sqnr_db(_energy(weights), _energy(weights - encoded.dense()))},
-                    f"read by {', '.join(node.name or node.op_type for node in readers[:3])}",
-                )
-            )
+        record = encode_constants(model, selection, _in_half, _error)
         if record.sites and context.constraints.float16_activations and context.data is not None:
             _note_magnitudes(model, context.data, context.progress)
         return record
@@ -108,35 +84,23 @@ def _note_magnitudes(model: onnx_ir.Model, data: DataSource, progress: ProgressL
         note_magnitude(value, largest[name])
 
 
-def _why_not(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> str | None:
-    if encodings.is_encoded(value) and not _is_pruned(tensor):
-        return "it is encoded already"
-    if tensor.size < _FEWEST:
-        return f"it has {tensor.size} numbers, too few to be worth a node"
-    if value.is_graph_input():
-        return "it is a graph input, which the caller may set"
-    if value.is_graph_output():
-        return "it is an output of the model"
-    if not value.uses():
-        return "nothing reads it"
-    largest = float(np.abs(tensor.numpy()).max())
+def _in_half(
+    value: onnx_ir.Value, weights: npt.NDArray[np.float32], readers: Sequence[onnx_ir.Node]
+) -> encodings.Encoded | str:
+    """Return a weight in half precision, a pruned one with its mask; or why it cannot be."""
+    largest = float(np.abs(weights).max())
     if not largest <= encodings.Float16.largest:
         return f"a magnitude of {largest:g} lies beyond float16's 65504"
-    weights = tensor.numpy()
-    ratio = sqnr_db(_energy(weights), _energy(weights - _in_half(tensor, weights).dense()))
-    if ratio < _LEAST_SQNR_DB:
-        return f"float16 would keep {ratio:.1f} dB of it: most of its magnitudes lie below 6e-5, where precision ends"
-    return None
+    half: encodings.Encoded = encodings.Float16.quantize(weights)
+    kept = _error(weights, half)["weight_sqnr_db"]
+    if kept < _LEAST_SQNR_DB:
+        return f"float16 would keep {kept:.1f} dB of it: most of its magnitudes lie below 6e-5, where precision ends"
+    pruned = value.const_value
+    return encodings.Sparse(pruned.mask, half) if isinstance(pruned, encodings.Sparse) else half
 
 
-def _is_pruned(tensor: onnx_ir.TensorProtocol) -> bool:
-    return isinstance(tensor, encodings.Sparse) and isinstance(tensor.inner, encodings.Dense)
-
-
-def _in_half(tensor: onnx_ir.TensorProtocol, weights: npt.NDArray[np.float32]) -> encodings.Encoded:
-    """Return the weight in half precision; a pruned one keeps its mask."""
-    half = encodings.Float16.quantize(weights)
-    return encodings.Sparse(tensor.mask, half) if isinstance(tensor, encodings.Sparse) else half
+def _error(weights: npt.NDArray[np.float32], encoded: encodings.Encoded) -> dict[str, float]:
+    return {"weight_sqnr_db": sqnr_db(_energy(weights), _energy(weights - encoded.dense()))}
 
 
 def _energy(array: npt.NDArray[np.float32]) -> float:
