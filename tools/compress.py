@@ -32,12 +32,8 @@ from onnxpress.passes.reproducer import write_reproducer
 from onnxpress.targets.base import Target
 from onnxpress.targets.legality import Illegal
 from onnxpress.targets.lowering.report import LoweringReport
-from onnxpress.targets.runtimes.onnxruntime_cpu import (
-    Kernels,
-    RuntimeRefusalError,
-    inspect_kernels,
-    smoke_run,
-)
+from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, inspect_kernels, smoke_run
+from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from onnxpress.tools.measure import (
     Effort,
     Pair,

@@ -1,15 +1,13 @@
 """Run and time .tflite files on LiteRT: one thread, XNNPACK, as on a phone's CPU.
 
-A file has one fixed batch, so samples run one batch at a time. Timing is that of `onnxruntime_cpu`: the files take
-turns inside each round, in an order shuffled with a fixed seed, and with one thread it is the CPU time of the calling
-thread, on which LiteRT computes then.
+A file has one fixed batch, so samples run one batch at a time. With one thread LiteRT computes on the calling thread,
+so that it is timed as onnxruntime is (`timing`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,14 +18,12 @@ import numpy.typing as npt
 
 from onnxpress.ir.errors import InputError
 from onnxpress.targets.litert.install import require_interpreter
-from onnxpress.targets.runtimes.onnxruntime_cpu import Latency, RuntimeRefusalError
+from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
+from onnxpress.targets.runtimes.timing import Latency, take_turns
 
 __all__ = ["LiteRtSession", "interleaved_latency"]
 
 _Array = npt.NDArray[Any]
-
-_LEAST_ROUNDS = 5
-_MESSAGE_LIMIT = 300  # characters of a runtime's message that are kept
 
 
 class LiteRtSession:
@@ -54,7 +50,7 @@ class LiteRtSession:
                 self._interpreter.allocate_tensors()
                 ((_, names),) = self._interpreter._get_full_signature_list().items()
         except (RuntimeError, ValueError) as error:
-            raise RuntimeRefusalError(f"LiteRT does not load the model: {_one_line(error)}") from error
+            raise RuntimeRefusalError(f"LiteRT does not load the model: {one_line(error)}") from error
         taken, made = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self._inputs = _in_order(names["inputs"], [each["index"] for each in taken])
         self._outputs = _in_order(names["outputs"], [each["index"] for each in made])
@@ -85,7 +81,7 @@ class LiteRtSession:
         try:
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
-            raise RuntimeRefusalError(f"LiteRT does not run the model: {_one_line(error)}") from error
+            raise RuntimeRefusalError(f"LiteRT does not run the model: {one_line(error)}") from error
 
     def fetch(self) -> dict[str, _Array]:
         """Return copies of the outputs."""
@@ -138,30 +134,11 @@ def interleaved_latency(
     sessions = {name: LiteRtSession(content, threads=threads) for name, content in models.items()}
     for session in sessions.values():
         session.feed(feeds)
-    wall: dict[str, list[float]] = {name: [] for name in sessions}
-    cpu: dict[str, list[float]] = {name: [] for name in sessions}
-    shuffler = random.Random(seed)
-    order = list(sessions)
-    for _ in range(max(1, warmup)):
-        for name in order:
-            sessions[name].invoke()
-    deadline = None if max_seconds is None else time.perf_counter() + max_seconds
-    for done in range(rounds):
-        if deadline is not None and done >= _LEAST_ROUNDS and time.perf_counter() > deadline:
-            break
-        shuffler.shuffle(order)
-        for name in order:
-            cpu_start, wall_start = time.thread_time(), time.perf_counter()
-            sessions[name].invoke()
-            wall_end, cpu_end = time.perf_counter(), time.thread_time()
-            wall[name].append((wall_end - wall_start) * 1e3)
-            cpu[name].append((cpu_end - cpu_start) * 1e3)
-    return {name: Latency(tuple(wall[name]), tuple(cpu[name]) if threads == 1 else ()) for name in sessions}
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 3] + "..."
+    return take_turns(
+        {name: session.invoke for name, session in sessions.items()},
+        rounds=rounds, warmup=max(1, warmup), seed=seed, max_seconds=max_seconds,
+        cpu_clock=time.thread_time if threads == 1 else None,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -8,9 +8,7 @@ Three questions are answered here, each by the runtime itself and none by assump
   ever was, so it is named: that check catches every placement mistake without a clock.
 * How fast is it, beside another model? `interleaved_latency`.
 
-Timing: the models take turns inside each round, in an order shuffled with a fixed seed, so that drift of the
-machine hits all alike. With one thread the runtime computes on the calling thread, whose CPU time a busy
-machine does not stretch: it repeats within about 5 % where wall time reads 2x. Prefer it.
+Timing: see `timing`.
 """
 
 from __future__ import annotations
@@ -18,12 +16,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import pathlib
-import random
 import re
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -33,19 +30,18 @@ import numpy as np
 import onnx
 import onnx_ir
 
-from onnxpress.ir.errors import BudgetError, InputError
+from onnxpress.ir.errors import InputError
 from onnxpress.targets.patterns import MOVES, dequantize_of, is_stored
+from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
+from onnxpress.targets.runtimes.timing import Latency, take_turns
 
 __all__ = [
     "Kernels",
-    "Latency",
     "ModelLike",
-    "RuntimeRefusalError",
     "example_feeds",
     "inspect_kernels",
     "interleaved_latency",
     "smoke_run",
-    "speedup",
 ]
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
@@ -81,11 +77,6 @@ _MADE_UP_LIMIT_BYTES = 1 << 30  # of one input: a guess for five open dimensions
 _RENAMED = re.compile(r"/MatMulAddFusion|_token_\d+$")  # what the runtime's rewrites add to names
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
-_MESSAGE_LIMIT = 300  # characters of a runtime's message that are kept
-
-
-class RuntimeRefusalError(BudgetError):
-    """The runtime does not load or does not run a model. The message carries its first cause."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,34 +94,6 @@ class Kernels:
     integer: tuple[str, ...]
     unfused: tuple[str, ...]
     left_float: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Latency:
-    """Times of one model, one entry per round, in milliseconds.
-
-    wall_ms: elapsed time. cpu_ms: CPU time of the calling thread; empty when more than one thread computed,
-    because then the caller's own time says nothing.
-    """
-
-    wall_ms: tuple[float, ...]
-    cpu_ms: tuple[float, ...] = ()
-
-    @property
-    def median_ms(self) -> float:
-        """Median of CPU time where it is known, else of wall time."""
-        return statistics.median(self.cpu_ms or self.wall_ms)
-
-
-def speedup(before: Latency, after: Latency) -> float:
-    """Return how many times faster `after` is than `before`; both come from one `interleaved_latency`.
-
-    CPU time: ratio of medians. Wall time: median of the per-round quotients, because neighbours in time share
-    the machine's state.
-    """
-    if before.cpu_ms and after.cpu_ms:
-        return statistics.median(before.cpu_ms) / statistics.median(after.cpu_ms)
-    return statistics.median(a / b for a, b in zip(before.wall_ms, after.wall_ms, strict=True))
 
 
 def smoke_run(model: ModelLike, feeds: Mapping[str, np.ndarray] | None = None) -> bool:
@@ -229,26 +192,13 @@ def interleaved_latency(
     """
     sessions = {name: _open(model, threads=threads) for name, model in models.items()}
     fitted = {name: _fit(session, feeds) for name, session in sessions.items()}
-    wall: dict[str, list[float]] = {name: [] for name in sessions}
-    cpu: dict[str, list[float]] = {name: [] for name in sessions}
-    shuffler = random.Random(seed)
-    order = list(sessions)
-    for _ in range(max(1, warmup)):
-        for name in order:
-            _run(sessions[name], fitted[name])
-    deadline = None if max_seconds is None else time.perf_counter() + max_seconds
-    for done in range(rounds):
-        if deadline is not None and done >= 5 and time.perf_counter() > deadline:
-            break
-        shuffler.shuffle(order)
-        for name in order:
-            session, inputs = sessions[name], fitted[name]
-            cpu_start, wall_start = time.thread_time(), time.perf_counter()
-            session.run(None, inputs)
-            wall_end, cpu_end = time.perf_counter(), time.thread_time()
-            wall[name].append((wall_end - wall_start) * 1e3)
-            cpu[name].append((cpu_end - cpu_start) * 1e3)
-    return {name: Latency(tuple(wall[name]), tuple(cpu[name]) if threads == 1 else ()) for name in sessions}
+    for name, session in sessions.items():
+        _run(session, fitted[name])
+    return take_turns(
+        {name: functools.partial(session.run, None, fitted[name]) for name, session in sessions.items()},
+        rounds=rounds, warmup=warmup - 1, seed=seed, max_seconds=max_seconds,
+        cpu_clock=time.thread_time if threads == 1 else None,
+    )  # fmt: skip
 
 
 def _open(
@@ -318,8 +268,7 @@ def _run(session: Any, feeds: Mapping[str, np.ndarray]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", " ".join(str(error).split()))
-    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 3] + "..."
+    return one_line(re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", str(error).strip()))
 
 
 _NUMPY_TYPES = {

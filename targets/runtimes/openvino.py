@@ -3,13 +3,12 @@
 A model is compiled for the shapes of its feeds, for one thread and one stream, and computes in float32 what is not
 quantized: by default the plugin would take bfloat16 where the processor has it, and a comparison would be of that.
 
-Timing is that of `onnxruntime_cpu.interleaved_latency`: models take turns in a shuffled order. The plugin computes on a
-thread of its own, so it is the process's CPU time that is read; nothing else may run in the process meanwhile.
+Timing: see `timing`. The plugin computes on a thread of its own, so it is the process's CPU time that is read; nothing
+else may run in the process meanwhile.
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,8 @@ import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.errors import InputError, UsageError
-from onnxpress.targets.runtimes.onnxruntime_cpu import Latency, RuntimeRefusalError
+from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
+from onnxpress.targets.runtimes.timing import Latency, take_turns
 
 __all__ = ["Runner", "count_precisions", "interleaved_latency", "run"]
 
@@ -30,7 +30,6 @@ _SETTINGS = {
     "INFERENCE_PRECISION_HINT": "f32",
     "PERFORMANCE_HINT": "LATENCY",
 }
-_MESSAGE_LIMIT = 300  # characters of a runtime's message that are kept
 
 
 class Runner:
@@ -75,24 +74,12 @@ def interleaved_latency(
         RuntimeRefusalError, UsageError: see `Runner`.
     """
     requests = {name: _compile(model, feeds).create_infer_request() for name, model in models.items()}
-    wall: dict[str, list[float]] = {name: [] for name in requests}
-    cpu: dict[str, list[float]] = {name: [] for name in requests}
     for request in requests.values():
-        for _ in range(max(1, warmup)):
-            request.infer(dict(feeds))
-    shuffler, order = random.Random(seed), list(requests)
-    deadline = None if max_seconds is None else time.perf_counter() + max_seconds
-    for done in range(rounds):
-        if deadline is not None and done >= 5 and time.perf_counter() > deadline:
-            break
-        shuffler.shuffle(order)
-        for name in order:
-            cpu_start, wall_start = time.process_time(), time.perf_counter()
-            requests[name].infer()  # the inputs of the first run are still set
-            wall_end, cpu_end = time.perf_counter(), time.process_time()
-            wall[name].append((wall_end - wall_start) * 1e3)
-            cpu[name].append((cpu_end - cpu_start) * 1e3)
-    return {name: Latency(tuple(wall[name]), tuple(cpu[name])) for name in requests}
+        request.infer(dict(feeds))  # these inputs stay set
+    return take_turns(
+        {name: request.infer for name, request in requests.items()},
+        rounds=rounds, warmup=warmup, seed=seed, max_seconds=max_seconds, cpu_clock=time.process_time,
+    )  # fmt: skip
 
 
 def count_precisions(model: onnx_ir.Model, feeds: Mapping[str, _Array]) -> dict[str, dict[str, int]]:
@@ -135,4 +122,4 @@ def _require() -> Any:
 def _refusal(what: str, error: Exception) -> RuntimeRefusalError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = next((line for line in reversed(lines) if not line.startswith(("Exception from", "Check"))), str(error))
-    return RuntimeRefusalError(f"OpenVINO: does not {what} the model: {cause[:_MESSAGE_LIMIT]}")
+    return RuntimeRefusalError(f"OpenVINO: does not {what} the model: {one_line(cause)}")

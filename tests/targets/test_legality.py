@@ -12,7 +12,8 @@ import pytest
 
 from onnxpress.targets.base import load_target
 from onnxpress.targets.legality import CHECKS, Illegal, check_model
-from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError, example_feeds, inspect_kernels, smoke_run
+from onnxpress.targets.runtimes.onnxruntime_cpu import example_feeds, inspect_kernels, smoke_run
+from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from tests.support import Array, random_feeds, run, text_model
 
 Constant = Array | onnx_ir.Tensor[Any]

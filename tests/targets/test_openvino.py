@@ -15,7 +15,7 @@ from onnxpress.passes.pipeline import build
 from onnxpress.targets.base import load_target
 from onnxpress.targets.legality import Illegal, check_model
 from onnxpress.targets.runtimes import openvino
-from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError
+from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from tests.passes.residual_net import residual_data, residual_net
 from tests.support import Array, random_feeds, run, text_model
 

@@ -211,7 +211,7 @@ def test_print_after_change_shows_passes_and_lowering(folder: Path, cli: Command
 
 
 def test_result_that_the_runtime_refuses_is_not_given(repository_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError
+    from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 
     def refuse(*_: Any) -> bool:
         raise RuntimeRefusalError("onnxruntime 0: does not load the model: no kernel")
@@ -242,7 +242,7 @@ def test_result_that_could_only_be_loaded_is_told() -> None:
 
 
 def test_slower_and_bigger_are_the_first_lines(repository_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxpress.targets.runtimes.onnxruntime_cpu import Latency
+    from onnxpress.targets.runtimes.timing import Latency
     from onnxpress.tools import measure
 
     def slower(models: Any, *_: Any, **__: Any) -> dict[str, Latency]:
@@ -266,7 +266,7 @@ def test_slower_and_bigger_are_the_first_lines(repository_demo: Path, monkeypatc
 
 
 def test_nearly_equal_latency_is_the_same(repository_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxpress.targets.runtimes.onnxruntime_cpu import Latency
+    from onnxpress.targets.runtimes.timing import Latency
     from onnxpress.tools import measure
 
     times = {"before": 0.33, "after": 0.339}

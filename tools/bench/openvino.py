@@ -24,7 +24,7 @@ from onnxpress.passes.manager import PassManager
 from onnxpress.passes.pipeline import build
 from onnxpress.targets.base import load_target
 from onnxpress.targets.runtimes import openvino
-from onnxpress.targets.runtimes.onnxruntime_cpu import speedup
+from onnxpress.targets.runtimes.timing import speedup
 from onnxpress.tools.bench.assets import Asset, prepare, select, working_folder
 
 __all__ = ["Row", "main", "measure"]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.model_io import load
-from onnxpress.targets.runtimes.onnxruntime_cpu import inspect_kernels, interleaved_latency, speedup
+from onnxpress.targets.runtimes.onnxruntime_cpu import inspect_kernels, interleaved_latency
+from onnxpress.targets.runtimes.timing import speedup
 from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 from onnxpress.tools.bench.child import COMPILERS, compile_in_child
 from onnxpress.tools.bench.evaluation import Evaluation

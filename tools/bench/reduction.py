@@ -16,7 +16,8 @@ from pathlib import Path
 from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.errors import OnnxpressError, UsageError, near_names
 from onnxpress.ir.model_io import load
-from onnxpress.targets.runtimes.onnxruntime_cpu import interleaved_latency, speedup
+from onnxpress.targets.runtimes.onnxruntime_cpu import interleaved_latency
+from onnxpress.targets.runtimes.timing import speedup
 from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 from onnxpress.tools.bench.child import CompilerError, compile_in_child
 from onnxpress.tools.bench.evaluation import Evaluation

@@ -79,7 +79,7 @@ def test_a_wrong_feed_is_named() -> None:
 
 def test_a_file_that_is_none_is_refused() -> None:
     from onnxpress.targets.runtimes.litert import LiteRtSession
-    from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError
+    from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 
     with pytest.raises(RuntimeRefusalError, match="LiteRT does not load the model: "):
         LiteRtSession(b"not a model")

@@ -13,15 +13,14 @@ import pytest
 from onnxpress.ir.errors import BudgetError, InputError
 from onnxpress.targets.runtimes import onnxruntime_cpu
 from onnxpress.targets.runtimes.onnxruntime_cpu import (
-    Latency,
     ModelLike,
-    RuntimeRefusalError,
     example_feeds,
     inspect_kernels,
     interleaved_latency,
     smoke_run,
-    speedup,
 )
+from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
+from onnxpress.targets.runtimes.timing import Latency, speedup
 from tests.support import Array, text_model
 
 _RNG = np.random.default_rng(3)

@@ -7,8 +7,9 @@ import onnx_ir
 import pytest
 from onnx import TensorProto, helper
 
-from onnxpress.targets.runtimes.onnxruntime_cpu import RuntimeRefusalError, smoke_run
+from onnxpress.targets.runtimes.onnxruntime_cpu import smoke_run
 from onnxpress.targets.runtimes.onnxruntime_kernels import KernelTable, installed_kernels
+from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 
 _UNARY = ("Abs", "Erf", "Neg", "Relu", "Sigmoid", "Sign", "Softmax", "Tanh")
 _BINARY = ("Add", "Mul", "Max", "Sub")
