@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-__all__ = ["LINEAR_OPS", "Linear", "as_linear", "constant_tensor", "linear_ops"]
+__all__ = ["LINEAR_OPS", "Linear", "as_linear", "constant_numbers", "constant_tensor", "linear_ops"]
 
 LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -153,6 +153,12 @@ def constant_tensor(value: onnx_ir.Value | None) -> onnx_ir.TensorProtocol | Non
     if "sparse_value" in producer.attributes:
         return None
     return onnx_ir.convenience.get_const_tensor(value)  # which would rename the tensor of a `value`
+
+
+def constant_numbers(value: onnx_ir.Value | None) -> Array | None:
+    """Return the numbers of what `constant_tensor` finds."""
+    tensor = constant_tensor(value)
+    return None if tensor is None else tensor.numpy()
 
 
 def _convolution(node: onnx_ir.Node) -> Linear | str:

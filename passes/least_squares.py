@@ -50,8 +50,6 @@ def least_squares(
 
     Where the moments do not determine the weight and `ridge` is 0, it moves from the prior as little as possible.
     """
-    from scipy import linalg  # noqa: F401  # before its threads are counted
-
     rows = (weight if prior is None else prior).reshape(moments.groups, -1, moments.width).astype(np.float64)
     cross, target_mean = moments.cross, moments.target_mean
     assert cross is not None and target_mean is not None, "least_squares needs moments with targets"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from onnxpress.ir.linear import constant_tensor
+from onnxpress.ir.linear import constant_numbers, constant_tensor
 from onnxpress.targets.operator_checks import OPERATOR_CHECKS
 from onnxpress.targets.patterns import dequantize_of, is_quantize, is_stored, quantizers_of
 from onnxpress.targets.scale_checks import SCALE_CHECKS
@@ -25,7 +25,6 @@ from onnxpress.targets.site import (
     Site,
     behind_activation,
     clip_limits,
-    constant,
     element_type,
     integers,
     is_transposed,
@@ -268,7 +267,7 @@ def _check_bias_scale(site: Site) -> str | None:
     data, weight = dequantize_of(node.inputs[0]), quantized_weight(node)
     if bias is None or data is None or weight is None:
         return None
-    actual, factor, scale = constant(bias.inputs[1]), scalar(data.inputs[1]), constant(weight.inputs[1])
+    actual, factor, scale = constant_numbers(bias.inputs[1]), scalar(data.inputs[1]), constant_numbers(weight.inputs[1])
     if actual is None or factor is None or scale is None:
         return None
     expected = factor * scale.astype(np.float64).reshape(-1)

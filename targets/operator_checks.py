@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 import onnx_ir
 
+from onnxpress.ir.linear import constant_numbers
 from onnxpress.targets.patterns import dequantize_of, is_stored
-from onnxpress.targets.site import Site, constant, element_type, is_transposed
+from onnxpress.targets.site import Site, element_type, is_transposed
 
 __all__ = ["OPERATOR_CHECKS"]
 
@@ -55,7 +56,7 @@ def _check_constant_inputs(site: Site) -> str | None:
 def _check_false_input(site: Site) -> str | None:
     """Reads `positions`: inputs that must be constant and zero where they are given."""
     for index, value in _inputs(site):
-        stored = constant(value)
+        stored = constant_numbers(value)
         if stored is None or stored.any():
             return f"input {index} {value.name!r} must be constant and false"
     return None
@@ -110,7 +111,7 @@ def _check_below(site: Site) -> str | None:
     """Reads `positions` and `numbers`: constant inputs there must be less than that number."""
     (limit,) = site.rule.numbers
     for index, value in _inputs(site):
-        stored = constant(value)
+        stored = constant_numbers(value)
         if stored is not None and stored.size and int(stored.max()) >= limit:
             return f"input {index} is {int(stored.max())}, must be less than {limit}"
     return None
@@ -119,7 +120,7 @@ def _check_below(site: Site) -> str | None:
 def _check_int32_range(site: Site) -> str | None:
     """An int64 constant fits in int32. The bounds that mean "to the end" of a Slice do as well."""
     for value in site.node.inputs:
-        stored = constant(value) if element_type(value) == "int64" else None
+        stored = constant_numbers(value) if element_type(value) == "int64" else None
         if value is None or stored is None or stored.size == 0:
             continue
         numbers = stored.astype(np.int64)
@@ -213,7 +214,7 @@ def _weight_by_inputs(node: onnx_ir.Node) -> np.ndarray | None:
     """Return the stored weight with its input channels last, decoded or as integers; None where there is none."""
     value = node.inputs[1] if len(node.inputs) > 1 else None
     source = dequantize_of(value)
-    tensor = constant(value if source is None else source.inputs[0])
+    tensor = constant_numbers(value if source is None else source.inputs[0])
     if tensor is None or tensor.ndim < 2:
         return None
     if node.op_type == "Conv":

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir
 
+from onnxpress.ir.linear import constant_numbers
 from onnxpress.targets.patterns import dequantize_of, is_quantize, is_stored
-from onnxpress.targets.site import Site, constant, element_type, quantized_weight, scale_axis
+from onnxpress.targets.site import Site, element_type, quantized_weight, scale_axis
 
 __all__ = ["SCALE_CHECKS"]
 
@@ -24,7 +25,7 @@ def _check_zero_point(site: Site) -> str | None:
     value = _input(site.node, 2)
     if value is None:
         return None
-    stored = constant(value)
+    stored = constant_numbers(value)
     if stored is None:
         return None if is_stored(value) else f"its zero point {value.name!r} is computed, must be constant zeros"
     nonzero = np.asarray(stored, np.float32).reshape(-1)
@@ -60,7 +61,7 @@ def _check_constant_scale(site: Site) -> str | None:
 
 def _check_positive_scale(site: Site) -> str | None:
     """Scales are above zero."""
-    stored = constant(_input(site.node, 1))
+    stored = constant_numbers(_input(site.node, 1))
     if stored is None or stored.size == 0:
         return None
     least = float(np.asarray(stored, np.float64).min())

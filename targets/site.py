@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from onnxpress.ir.linear import constant_tensor
+from onnxpress.ir.linear import constant_numbers
 from onnxpress.targets.patterns import dequantize_of, is_stored
 from onnxpress.targets.schema import Rule
 
@@ -17,7 +17,6 @@ __all__ = [
     "Site",
     "behind_activation",
     "clip_limits",
-    "constant",
     "element_type",
     "integers",
     "is_transposed",
@@ -46,15 +45,9 @@ def element_type(value: onnx_ir.Value | None) -> str | None:
     return {"FLOAT": "float32", "DOUBLE": "float64"}.get(value.dtype.name, value.dtype.name.lower())
 
 
-def constant(value: onnx_ir.Value | None) -> Array | None:
-    """Return the numbers of `value`, None where it is not constant."""
-    tensor = None if value is None else constant_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
 def scalar(value: onnx_ir.Value | None) -> float | None:
     """Return the number that `value` holds; None where it is not constant or not one number."""
-    stored = constant(value)
+    stored = constant_numbers(value)
     return None if stored is None or stored.size != 1 else float(stored.reshape(()))
 
 
@@ -101,7 +94,7 @@ def integers(quantize: onnx_ir.Node) -> tuple[int | None, int, int]:
     zero_point = quantize.inputs[2] if len(quantize.inputs) > 2 else None
     if zero_point is None:
         return 0, 0, 255  # ONNX: uint8 with zero point 0
-    stored = constant(zero_point)
+    stored = constant_numbers(zero_point)
     if stored is None or stored.size != 1 or stored.dtype.kind not in "iu":
         return None, 0, 0
     limits = np.iinfo(stored.dtype.name)

@@ -138,19 +138,21 @@ def run(plan: Plan, watch: Watch | None = None) -> Result:
         repeat_flags=plan.repeat_flags,
     )
     context = Context(constraints=plan.target.constraints, data=plan.data, seed=plan.seed, progress=watch.progress)
-    files = _LiteRtFiles.of_original(plan, context) if plan.target.profile.runtime == "litert" else None
+    # First of all, as what LiteRT cannot run is told before any pass takes its time.
+    before = _emit_original(plan, context) if plan.target.profile.runtime == "litert" else None
     model, records = manager.run(plan.model, context)
     lowering = _lower(plan, model, context, watch)
     del context  # its cache holds statistics that nothing needs any more
     findings = _require_legal(plan.target, model)
     model.metadata_props[MANIFEST_KEY] = plan.recipe.manifest()
-    if files is not None:
-        files = files.with_result(model)
-        lowering.add(files.result.report)
+    after = None if before is None else _emit(model)
+    if after is not None:
+        lowering.add(after.report)
     compiled = time.perf_counter()
-    report = (
-        _measure(plan, model, records, watch) if files is None else _measure_files(plan, model, records, watch, files)
-    )
+    if before is None or after is None:
+        report = _measure(plan, model, records, watch)
+    else:
+        report = _measure_files(plan, model, records, watch, before, after)
     ended = time.perf_counter()
     report = dataclasses.replace(
         report,
@@ -161,29 +163,19 @@ def run(plan: Plan, watch: Watch | None = None) -> Result:
         peak_rss_bytes=peak_rss_bytes(),
     )
     _require_drop(plan, report)
-    return Result(model, report, content=None if files is None else files.result.content)
+    return Result(model, report, content=None if after is None else after.content)
 
 
-@dataclasses.dataclass(frozen=True)
-class _LiteRtFiles:
-    """The .tflite files of the original, in float, and of the result: the original's, until there is one."""
+def _emit_original(plan: Plan, context: Context) -> Emitted:
+    from onnxpress.tools.measure_litert import emit_original
 
-    original: Emitted
-    result: Emitted
+    return emit_original(plan.model, context)
 
-    @classmethod
-    def of_original(cls, plan: Plan, context: Context) -> _LiteRtFiles:
-        """Write the original first: what LiteRT cannot run is told before any pass takes its time."""
-        from onnxpress.tools.measure_litert import emit_original
 
-        file = emit_original(plan.model, context)
-        return cls(file, file)
+def _emit(model: onnx_ir.Model) -> Emitted:
+    from onnxpress.targets.litert import emit
 
-    def with_result(self, model: onnx_ir.Model) -> _LiteRtFiles:
-        """Return both, the result's made of `model`, its notes and encodings."""
-        from onnxpress.targets.litert import emit
-
-        return _LiteRtFiles(self.original, emit(model))
+    return emit(model)
 
 
 def _lower(plan: Plan, model: onnx_ir.Model, context: Context, watch: Watch) -> LoweringReport:
@@ -255,9 +247,14 @@ def _measure(plan: Plan, model: onnx_ir.Model, records: Sequence[PassRecord], wa
 
 
 def _measure_files(
-    plan: Plan, model: onnx_ir.Model, records: Sequence[PassRecord], watch: Watch, files: _LiteRtFiles
+    plan: Plan,
+    model: onnx_ir.Model,
+    records: Sequence[PassRecord],
+    watch: Watch,
+    before: Emitted,
+    after: Emitted,
 ) -> Report:
-    """Run the .tflite file of the result, and measure it beside the original.
+    """Run the .tflite file of the result, and measure it beside the original and its file.
 
     Raises:
         BudgetError: LiteRT does not load or run it.
@@ -267,10 +264,10 @@ def _measure_files(
     original, source = _original(plan), plan.eval_data or plan.data
     effort = _effort(plan, original, watch)
     try:
-        pair = measure_litert(original, files.original.content, model, files.result, source, effort, watch.progress)
+        pair = measure_litert(original, before.content, model, after, source, effort, watch.progress)
     except RuntimeRefusalError as error:
         raise BudgetError(f"the result is refused: {error}. Nothing is written.") from error
-    return _report(plan, pair, records, litert_kernels(files.result), pair.notes)
+    return _report(plan, pair, records, litert_kernels(after), pair.notes)
 
 
 def _effort(plan: Plan, original: Subject, watch: Watch) -> Effort:

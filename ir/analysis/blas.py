@@ -14,11 +14,9 @@ __all__ = ["one_blas_thread"]
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Hold the linear algebra libraries loaded by now to one thread; does nothing where threadpoolctl is missing."""
-    try:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
-    except ImportError:
-        yield
-        return
+    """Hold numpy's and scipy's linear algebra to one thread."""
+    import scipy.linalg  # noqa: F401  # has a library of its own, and only those that are loaded are held
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
+
     with threadpool_limits(limits=1, user_api="blas"):
         yield

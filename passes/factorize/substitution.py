@@ -83,8 +83,6 @@ def substitute(
             f"{pass_name}: latency={budget[1]:g} needs a target that estimates time, and "
             f"{context.constraints.target!r} does not. Give macs instead"
         )
-    from scipy import linalg  # noqa: F401  # before its threads are counted
-
     try:
         with one_blas_thread():  # the systems are small, and threads that wait for each other cost more than they win
             return _Run(model, forms, options, context, pass_name).run(*budget, merge=merge)

@@ -49,8 +49,6 @@ def fit_codes(
     target: u, [G, out/G, K]. gram: H, [G, K, K], positive definite; None where only the weights are known. mask: which
     weights are free, of target's shape; None for all.
     """
-    from scipy import linalg  # noqa: F401  # before its threads are counted
-
     with one_blas_thread():
         if gram is None:
             codes = nearest_codes(target, alphabet)

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 import onnx_ir
 
 from onnxpress.ir.errors import InputError, near_names
+from onnxpress.ir.linear import constant_numbers
 from onnxpress.ir.opset import default_opset
 from onnxpress.targets.litert.layout import is_image
-from onnxpress.targets.litert.rules.base import Rule, Unit, constant, shape
+from onnxpress.targets.litert.rules.base import Rule, Unit, computed, shape
 from onnxpress.targets.litert.rules.elementwise import Clipping, Function, Same, covers, fused_name
 from onnxpress.targets.litert.rules.moves import Reshape
 from onnxpress.targets.litert.rules.products import takes_columns
@@ -42,7 +43,7 @@ def plan_units(model: onnx_ir.Model) -> list[Unit]:
     problems += [
         f"output {value.name!r} is a constant or an input, which no operator makes"
         for value in model.graph.outputs
-        if value.producer() is None or constant(value) is not None
+        if value.producer() is None or constant_numbers(value) is not None
     ]
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -93,8 +94,8 @@ def _needed(graph: onnx_ir.Graph) -> list[onnx_ir.Node]:
         if node is None or node in seen or node.op_type == "Constant":
             continue
         seen.add(node)
-        rule = rule_of(node) or Rule()
-        pending += [value.producer() for value in rule.data(node)]
+        rule = rule_of(node)
+        pending += [value.producer() for value in (computed(node) if rule is None else rule.data(node))]
     return [node for node in graph if node in seen]
 
 
@@ -138,7 +139,7 @@ def _fused(node: onnx_ir.Node, rule: Rule) -> Unit | None:
     if len(node.outputs) != 1 or value.is_graph_output() or len(value.uses()) != 1 or is_noted(value):
         return None
     (activation,) = value.consumers()
-    if not isinstance(rule_of(activation), Clipping) or constant(value) is not None:
+    if not isinstance(rule_of(activation), Clipping) or constant_numbers(value) is not None:
         return None
     integer = rule.is_integer(node, activation.outputs)
     name = fused_name(activation) if rule.fuses else None

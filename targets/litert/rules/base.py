@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from onnxpress.ir.linear import constant_tensor
+from onnxpress.ir.linear import constant_numbers
 from onnxpress.targets.litert.flatbuffer import FlatGraph, Grid, Tensor
 from onnxpress.targets.litert.layout import Demand, Touch
 from onnxpress.targets.litert.static_shapes import shape_of
 from onnxpress.targets.litert.values import Values, is_noted
 
 __all__ = [
-    "FUSED", "Layered", "Rule", "Site", "Unit", "constant", "flag", "input_of", "ints", "rank", "shape", "touch",
+    "FUSED", "Layered", "Rule", "Site", "Unit", "computed", "flag", "input_of", "ints", "rank", "shape",
+    "touch",
 ]  # fmt: skip
 
 _Array = npt.NDArray[Any]
@@ -52,15 +54,15 @@ class Unit:
         return tuple(self.node.outputs) if self.activation is None else (self.result,)
 
 
-class Rule:
+class Rule(abc.ABC):
     """One ONNX operator. The defaults are those of an operator that takes any order, and computes in float."""
 
     fuses: bool = False  # its kernels take a fused activation
-    has_integer_kernel: ClassVar[bool] = False
+    has_integer_kernel: bool = False
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
         """Return the operands that are computed while the model runs; others are constants and shapes."""
-        return tuple(value for value in node.inputs if value is not None and constant(value) is None)
+        return computed(node)
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         """Return why LiteRT cannot run `node`, or None. All shapes of its data and results are known."""
@@ -74,9 +76,9 @@ class Rule:
         """Whether the node computes in int8: it has such a kernel, and everything around it is noted."""
         return self.has_integer_kernel and all(map(is_noted, [*self.data(node), *results]))
 
+    @abc.abstractmethod
     def write(self, site: Site) -> None:
         """Add the operators that compute the unit."""
-        raise NotImplementedError
 
 
 def touch(unit: Unit, layered: Layered, demand: Demand, made: Demand | None = None) -> Touch:
@@ -103,6 +105,13 @@ class Site:
     @property
     def integer(self) -> bool:
         return self.unit.integer
+
+    @property
+    def source(self) -> onnx_ir.Value:
+        """The first operand: what an operator of one operand computes from."""
+        value = self.node.inputs[0]
+        assert value is not None, "it was checked to have a shape"
+        return value
 
     @property
     def fused(self) -> dict[str, int]:
@@ -162,10 +171,9 @@ class Site:
 # Small questions about nodes.
 
 
-def constant(value: onnx_ir.Value | None) -> _Array | None:
-    """Return the numbers of a constant, None where it is none."""
-    tensor = constant_tensor(value)
-    return None if tensor is None else tensor.numpy()
+def computed(node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
+    """Return the inputs of a node that are no constants."""
+    return tuple(value for value in node.inputs if value is not None and constant_numbers(value) is None)
 
 
 def input_of(node: onnx_ir.Node, index: int) -> onnx_ir.Value | None:
@@ -178,7 +186,7 @@ def ints(node: onnx_ir.Node, index: int, name: str) -> list[int] | None:
     held = node.attributes.get(name)
     if held is not None:
         return [held.as_int()] if held.type == onnx_ir.AttributeType.INT else list(held.as_ints())
-    found = constant(input_of(node, index))
+    found = constant_numbers(input_of(node, index))
     return None if found is None else [int(number) for number in found.reshape(-1)]
 
 

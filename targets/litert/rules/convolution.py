@@ -13,10 +13,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir
 
-from onnxpress.ir.linear import Linear, as_linear
+from onnxpress.ir.linear import Linear, as_linear, constant_numbers
 from onnxpress.targets.litert.flatbuffer import Tensor
 from onnxpress.targets.litert.layout import Demand, Touch
-from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, constant, input_of, rank, shape, touch
+from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, input_of, rank, shape, touch
 from onnxpress.targets.litert.rules.linear import LinearRule, view_of
 from onnxpress.targets.litert.windows import find_windows
 
@@ -146,14 +146,14 @@ class BatchNormalization(Rule):
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         if node.attributes.get_int("training_mode", 0) or any(value.uses() for value in node.outputs[1:]):
             return "it is in training mode"
-        if any(constant(input_of(node, index)) is None for index in range(1, 5)):
+        if any(constant_numbers(input_of(node, index)) is None for index in range(1, 5)):
             return "its parameters are not constant"
         return None
 
     def write(self, site: Site) -> None:
-        data = site.read(site.node.inputs[0])  # type: ignore[arg-type]
+        data = site.read(site.source)
         gamma, beta, mean, variance = (
-            np.asarray(constant(site.node.inputs[index]), np.float64) for index in range(1, 5)
+            np.asarray(constant_numbers(site.node.inputs[index]), np.float64) for index in range(1, 5)
         )
         factor = gamma / np.sqrt(variance + site.node.attributes.get_float("epsilon", 1e-5))
         axis = site.axis(1, len(data.shape))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.linear import constant_numbers
 from onnxpress.ir.quantization import integer_parameters, quantization_of
 from onnxpress.passes.quantize.units import activation_limits
 from onnxpress.targets.litert.flatbuffer import Grid, Tensor
 from onnxpress.targets.litert.layout import Demand, Touch
-from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, constant, input_of, rank, touch
+from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, input_of, rank, touch
 
 __all__ = [
     "Binary",
@@ -56,7 +57,7 @@ class Binary(Rule):
     def __init__(self, kind: str, options: str | None = None, *, integer: bool = False) -> None:
         self.kind = kind
         self.options = options or f"{kind.capitalize()}Options"
-        self.integer = integer
+        self.has_integer_kernel = integer
         self.fuses = options is None
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
@@ -65,13 +66,12 @@ class Binary(Rule):
         return "both operands are constant: fold constants first" if not self.data(node) else None
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
-        is_pair = len(self.data(node)) == len(node.inputs)
-        return self.integer and is_pair and all(quantization_of(each) for each in [*self.data(node), *results])
+        return len(self.data(node)) == len(node.inputs) and super().is_integer(node, results)
 
     def touch(self, unit: Unit, layered: Layered) -> Touch:
         data = self.data(unit.node)
         out = rank(unit.result)
-        constants = [found for value in unit.node.inputs if (found := constant(value)) is not None]
+        constants = [found for value in unit.node.inputs if (found := constant_numbers(value)) is not None]
         is_plain = any(rank(value) != out for value in data) or (out != 4 and any(each.size > 1 for each in constants))
         is_plain = is_plain or any(each.ndim > out for each in constants) or (out != 4 and len(data) > 1)
         return touch(unit, layered, Demand.PLAIN if is_plain else Demand.AGREE)
@@ -80,7 +80,7 @@ class Binary(Rule):
         operands: list[Tensor | None] = []
         for value in site.node.inputs:
             assert value is not None
-            numbers = constant(value)
+            numbers = constant_numbers(value)
             operands.append(site.read(value) if numbers is None else _operand(site, str(value.name), numbers))
         result = site.new()
         fields = site.fused if self.fuses else {}
@@ -102,17 +102,15 @@ class Function(Rule):
     def __init__(
         self, kind: str, options: str | None = None, *, integer: bool = False, grid: Grid | None = None
     ) -> None:
-        self.kind, self.options, self.integer, self.grid = kind, options, integer, grid
-
-    def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
-        return self.integer and all(quantization_of(each) for each in [*self.data(node), *results])
+        self.kind, self.options, self.grid = kind, options, grid
+        self.has_integer_kernel = integer
 
     def fields(self, node: onnx_ir.Node) -> dict[str, Any]:
         """Return the fields of the operator's options."""
         return {}
 
     def write(self, site: Site) -> None:
-        data = site.read(site.node.inputs[0])  # type: ignore[arg-type]
+        data = site.read(site.source)
         result = site.new(grid=self.grid)
         site.operator(self.kind, [data], result, self.options, **self.fields(site.node))
         site.put(result)
@@ -152,7 +150,7 @@ class Gelu(Function):
 class Same(Rule):
     """Identity, and Dropout as it runs: the value under another name, no operator."""
 
-    has_integer_kernel: ClassVar[bool] = True
+    has_integer_kernel = True
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
         return super().data(node)[:1]
@@ -164,11 +162,13 @@ class Same(Rule):
         return super().is_integer(node, list(results)[:1])
 
     def write(self, site: Site) -> None:
-        site.put(site.read(site.node.inputs[0]))  # type: ignore[arg-type]
+        site.put(site.read(site.source))
 
 
 class Clipping(Rule):
     """Relu or Clip that stands by itself."""
+
+    has_integer_kernel = True  # of some limits
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         return "its limits are computed" if activation_limits(node) == (math.inf, -math.inf) else None
@@ -177,11 +177,10 @@ class Clipping(Rule):
         return super().data(node)[:1]
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
-        noted = all(quantization_of(each) for each in [*self.data(node), *results])
-        return noted and (fused_name(node) in ("RELU", "RELU6") or covers(node))
+        return super().is_integer(node, results) and (fused_name(node) in ("RELU", "RELU6") or covers(node))
 
     def write(self, site: Site) -> None:
-        data = site.read(site.node.inputs[0])  # type: ignore[arg-type]
+        data = site.read(site.source)
         if site.integer and covers(site.node):
             site.put(data)  # what it cuts off, the range of its output does
             return
@@ -204,7 +203,7 @@ class HardSigmoid(Rule):
     """max(0, min(1, alpha * x + beta)), in float."""
 
     def write(self, site: Site) -> None:
-        data = site.read(site.node.inputs[0])  # type: ignore[arg-type]
+        data = site.read(site.source)
         numbers = {
             name: site.graph.constant(name, np.asarray(site.node.attributes.get_float(name, default), np.float32))
             for name, default in (("alpha", 0.2), ("beta", 0.5))
@@ -226,23 +225,23 @@ class PRelu(Rule):
         return super().data(node)[:1]
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        slope = constant(input_of(node, 1))
+        slope = constant_numbers(input_of(node, 1))
         if slope is None:
             return "its slopes are computed"
         return "it has slopes for axes that its data lack" if slope.ndim > rank(node.inputs[0]) else None
 
     def write(self, site: Site) -> None:
-        source = site.node.inputs[0]
+        source = site.source
         count = rank(source)
-        slope = np.asarray(constant(site.node.inputs[1]), np.float32)
+        slope = np.asarray(constant_numbers(site.node.inputs[1]), np.float32)
         slope = slope.reshape((1,) * (count - slope.ndim) + slope.shape)
         if site.last and count == 4:
             slope = slope.transpose(0, 2, 3, 1)
-        data, result = site.read(source), site.new()  # type: ignore[arg-type]
+        data, result = site.read(source), site.new()
         slopes = site.graph.constant("slope", np.ascontiguousarray(slope[0]))
         site.put(site.operator("PRELU", [data, slopes], result))
 
     def touch(self, unit: Unit, layered: Layered) -> Touch:
-        slope = constant(unit.node.inputs[1])
+        slope = constant_numbers(unit.node.inputs[1])
         is_plain = slope is not None and slope.size > 1 and rank(unit.result) != 4
         return touch(unit, layered, Demand.PLAIN if is_plain else Demand.AGREE)

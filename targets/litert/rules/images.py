@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.linear import constant_numbers
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.targets.litert.flatbuffer import Grid
 from onnxpress.targets.litert.layout import Demand, Touch
-from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, constant, input_of, rank, shape, touch
+from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, input_of, rank, shape, touch
 
 __all__ = ["LocalResponse", "Resize", "Softmax"]
 
@@ -22,7 +23,7 @@ _CLOSE = 1e-5  # of a pixel: what coordinates computed in float32 differ by
 class Resize(Rule):
     """RESIZE_NEAREST_NEIGHBOR or RESIZE_BILINEAR, where one of LiteRT's ways to place pixels is ONNX's."""
 
-    has_integer_kernel: ClassVar[bool] = True
+    has_integer_kernel = True
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
         return super().data(node)[:1]
@@ -45,7 +46,7 @@ class Resize(Rule):
         return touch(unit, layered, Demand.LAST)
 
     def write(self, site: Site) -> None:
-        data = site.read(site.node.inputs[0], last=True)  # type: ignore[arg-type]
+        data = site.read(site.source, last=True)
         way = _way(site.node, site.opset)
         assert way is not None, "checked before anything was written"
         kind = "NEAREST_NEIGHBOR" if site.node.attributes.get_string("mode", "nearest") == "nearest" else "BILINEAR"
@@ -75,7 +76,7 @@ def _way(node: onnx_ir.Node, opset: int) -> str | None:
 
 
 def _scales(node: onnx_ir.Node, before: tuple[int, ...], after: tuple[int, ...]) -> list[float]:
-    held = constant(input_of(node, 1 if node.op_type == "Upsample" or len(node.inputs) == 2 else 2))
+    held = constant_numbers(input_of(node, 1 if node.op_type == "Upsample" or len(node.inputs) == 2 else 2))
     if held is not None and held.size == 4:
         return [float(number) for number in held.reshape(-1)[2:]]
     return [count / size for size, count in zip(before, after, strict=True)]
@@ -151,7 +152,7 @@ class Softmax(Rule):
 
     def write(self, site: Site) -> None:
         last = self._of_channels(site.node)
-        data = site.read(site.node.inputs[0], last=last)  # type: ignore[arg-type]
+        data = site.read(site.source, last=last)
         result = site.new(last=last, grid=Grid((1 / 256,), -128))
         fields = {"beta": 1.0} if self.kind == "SOFTMAX" else {}
         options = "SoftmaxOptions" if self.kind == "SOFTMAX" else "LogSoftmaxOptions"
@@ -187,6 +188,6 @@ class LocalResponse(Rule):
             "alpha": given.get_float("alpha", 1e-4) / size,
             "beta": given.get_float("beta", 0.75),
         }
-        data, result = site.read(site.node.inputs[0], last=True), site.new(last=True)  # type: ignore[arg-type]
+        data, result = site.read(site.source, last=True), site.new(last=True)
         options = "LocalResponseNormalizationOptions"
         site.put(site.operator("LOCAL_RESPONSE_NORMALIZATION", [data], result, options, **fields), last=True)

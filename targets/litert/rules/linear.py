@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ class LinearRule(Rule):
     """An operator with a constant weight."""
 
     fuses: bool = True
-    has_integer_kernel: ClassVar[bool] = True
+    has_integer_kernel = True
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         linear = as_linear(node)

@@ -7,11 +7,11 @@ orders read the same. A flattened image keeps two orders where products alone re
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
 
 import numpy as np
 import onnx_ir
 
+from onnxpress.ir.linear import constant_numbers
 from onnxpress.targets.litert.flatbuffer import Tensor
 from onnxpress.targets.litert.layout import Demand, Touch, is_one_order
 from onnxpress.targets.litert.rules.base import (
@@ -19,7 +19,6 @@ from onnxpress.targets.litert.rules.base import (
     Rule,
     Site,
     Unit,
-    constant,
     input_of,
     ints,
     rank,
@@ -34,7 +33,7 @@ _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
 class _Move(Rule):
-    has_integer_kernel: ClassVar[bool] = True
+    has_integer_kernel = True
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
         return super().data(node)[:1]
@@ -48,7 +47,7 @@ class Reshape(_Move):
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
         first = node.inputs[0]
-        return () if first is None or constant(first) is not None else (first,)
+        return () if first is None or constant_numbers(first) is not None else (first,)
 
     def touch(self, unit: Unit, layered: Layered) -> Touch:
         (data,) = self.data(unit.node)
@@ -83,7 +82,7 @@ class Transpose(_Move):
 
     def write(self, site: Site) -> None:
         axes = _axes(site.node)
-        data = site.read(site.node.inputs[0], last=axes == _TO_LAST)  # type: ignore[arg-type]
+        data = site.read(site.source, last=axes == _TO_LAST)
         if axes not in (_TO_LAST, _TO_FIRST):
             data = site.values.transposed(data, axes, str(site.unit.result.name))
         site.put(data, last=axes == _TO_FIRST)
@@ -96,7 +95,7 @@ def _axes(node: onnx_ir.Node) -> list[int]:
 class Concat(Rule):
     """CONCATENATION. Its integers must have one scale: operands are brought to that of the result."""
 
-    has_integer_kernel: ClassVar[bool] = True
+    has_integer_kernel = True
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         return None if self.data(node) else "its operands are constant: fold constants first"
@@ -113,7 +112,7 @@ class Concat(Rule):
         operands: list[Tensor | None] = []
         for value in site.node.inputs:
             assert value is not None
-            numbers = constant(value)
+            numbers = constant_numbers(value)
             if numbers is not None:
                 numbers = numbers.astype(np.float32)
                 numbers = numbers.transpose(_TO_LAST) if site.last and numbers.ndim == 4 else numbers
@@ -146,7 +145,7 @@ class Pad(_Move):
         return super().is_integer(node, results) and not self._fill(node)
 
     def write(self, site: Site) -> None:
-        data = site.read(site.node.inputs[0])  # type: ignore[arg-type]
+        data = site.read(site.source)
         widths = site.numbers("pads", site.by_axis(self._widths(site.node) or []))
         result, fill = site.new(grid=data.grid), self._fill(site.node)
         if site.node.attributes.get_string("mode", "constant") == "reflect":
@@ -175,7 +174,7 @@ class Pad(_Move):
         value = input_of(node, 2)
         if value is None:
             return node.attributes.get_float("value", 0.0)
-        found = constant(value)
+        found = constant_numbers(value)
         return None if found is None else float(found.reshape(-1)[0])
 
 
@@ -189,7 +188,7 @@ class Slice(_Move):
         return "it runs backwards" if any(each.step < 0 for each in found) else super().problem(node, opset)
 
     def write(self, site: Site) -> None:
-        data = site.read(site.node.inputs[0])  # type: ignore[arg-type]
+        data = site.read(site.source)
         ranges = site.by_axis(self._ranges(site.node) or [])
         parameters = [
             site.numbers(name, numbers)
@@ -222,12 +221,12 @@ class Split(_Move):
     """SPLIT into equal parts, SPLIT_V into others."""
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        if len(node.inputs) > 1 and node.inputs[1] is not None and constant(node.inputs[1]) is None:
+        if len(node.inputs) > 1 and node.inputs[1] is not None and constant_numbers(node.inputs[1]) is None:
             return "the sizes of its parts are computed"
         return super().problem(node, opset)
 
     def write(self, site: Site) -> None:
-        data = site.read(site.node.inputs[0])  # type: ignore[arg-type]
+        data = site.read(site.source)
         count = len(data.shape)
         given = site.node.attributes.get_int("axis", 0) % count
         sizes = [shape(value)[given] for value in site.node.outputs]
@@ -252,7 +251,7 @@ class Gather(_Move):
     """GATHER of constant indices along one axis."""
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        indices = constant(input_of(node, 1))
+        indices = constant_numbers(input_of(node, 1))
         if indices is None:
             return "its indices are computed"
         return "its indices have several axes" if indices.ndim > 1 else super().problem(node, opset)
@@ -261,11 +260,11 @@ class Gather(_Move):
         return touch(unit, layered, Demand.AGREE if rank(unit.result) == rank(unit.node.inputs[0]) else Demand.PLAIN)
 
     def write(self, site: Site) -> None:
-        data = site.read(site.node.inputs[0])  # type: ignore[arg-type]
+        data = site.read(site.source)
         count = len(data.shape)
         given = site.node.attributes.get_int("axis", 0) % count
-        indices = np.asarray(constant(site.node.inputs[1]), np.int64)
-        indices = np.where(indices < 0, indices + shape(site.node.inputs[0])[given], indices)
+        indices = np.asarray(constant_numbers(site.node.inputs[1]), np.int64)
+        indices = np.where(indices < 0, indices + shape(site.source)[given], indices)
         result = site.new(grid=data.grid)
         numbers = site.numbers("indices", indices)
         site.put(site.operator("GATHER", [data, numbers], result, "GatherOptions", axis=site.axis(given, count)))

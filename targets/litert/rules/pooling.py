@@ -7,7 +7,6 @@ otherwise, sums are corrected by a constant factor for each position.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ _LOWEST = float(np.finfo(np.float32).min)
 
 
 class _Pool(Rule):
-    has_integer_kernel: ClassVar[bool] = True
+    has_integer_kernel = True
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         if rank(node.inputs[0]) != 4:
@@ -61,7 +60,7 @@ class MaxPool(_Pool):
         return super().is_integer(node, list(results)[:1])
 
     def write(self, site: Site) -> None:
-        data, windows = site.read(site.node.inputs[0], last=True), self.windows(site.node)  # type: ignore[arg-type]
+        data, windows = site.read(site.source, last=True), self.windows(site.node)
         padding = _SAME if windows.is_same else _VALID
         grid = data.grid
         if padding == _VALID and not windows.is_valid:
@@ -78,7 +77,7 @@ class AveragePool(_Pool):
         return super().is_integer(node, results) and self._factor(node) is None
 
     def write(self, site: Site) -> None:
-        data, windows = site.read(site.node.inputs[0], last=True), self.windows(site.node)  # type: ignore[arg-type]
+        data, windows = site.read(site.source, last=True), self.windows(site.node)
         factor = self._factor(site.node)
         padding = _SAME if windows.is_same and not flag(site.node, "count_include_pad") else _VALID
         grid = data.grid
@@ -128,8 +127,8 @@ class Reduction(Rule):
         return touch(unit, layered, Demand.AGREE if keeps else Demand.PLAIN)
 
     def write(self, site: Site) -> None:
-        source = site.node.inputs[0]
-        data = site.read(source)  # type: ignore[arg-type]
+        source = site.source
+        data = site.read(source)
         axes = self._axes(site.node)
         order = sorted(site.axis(axis, len(data.shape)) for axis in axes)
         result = site.new()
@@ -153,7 +152,7 @@ class Reduction(Rule):
 class Mean(Reduction):
     """MEAN, which rescales integers by itself."""
 
-    has_integer_kernel: ClassVar[bool] = True
+    has_integer_kernel = True
 
     def __init__(self) -> None:
         super().__init__("MEAN")

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from onnxpress.ir.linear import Linear, as_linear
+from onnxpress.ir.linear import Linear, as_linear, constant_numbers
 from onnxpress.targets.litert.layout import Demand, Touch
-from onnxpress.targets.litert.rules.base import Layered, Site, Unit, constant, rank, shape, touch
+from onnxpress.targets.litert.rules.base import Layered, Site, Unit, rank, shape, touch
 from onnxpress.targets.litert.rules.linear import LinearRule, view_of
 
 __all__ = ["Product", "takes_columns"]
@@ -84,7 +84,7 @@ class Product(LinearRule):
         operands = []
         for value in site.node.inputs[:2]:
             assert value is not None
-            numbers = constant(value)
+            numbers = constant_numbers(value)
             if numbers is None:
                 operands.append(site.read(value, last=False))
             else:
