@@ -22,8 +22,8 @@ def grid_scale(w: npt.ArrayLike, axis: int | None, bits: int = 8, *, narrow: boo
     """Return the scale of the symmetric integer grid that weights already lie on, or None.
 
     Models decoded from integers (TFLite, fake-quantized training) hold code * scale in float32. With that
-    scale, `Affine.quantize(w, scale=...)` loses nothing, also in channels whose largest code is small, where
-    max|w| / 127 would be another grid.
+    scale, `Affine.quantize(w, scale=...)` gives them back, to the last bit where some scale does, also in channels
+    whose largest code is small, where max|w| / 127 would be another grid.
 
     For each channel: the smallest k in 1..qmax for which |w| / (max|w| / k) are all integers, within 1e-6 of
     max|w|. A channel of one magnitude has k = 1; one of zeros gets scale 1.
@@ -56,7 +56,21 @@ def grid_scale(w: npt.ArrayLike, axis: int | None, bits: int = 8, *, narrow: boo
     scale = np.where(peak > 0, peak / levels.astype(np.float32), np.float32(1)).astype(np.float32)
     if np.any(scale < np.finfo(np.float32).tiny):
         return None  # denormal: 1 / scale would be infinite
-    return scale.reshape(() if axis is None else -1)
+    return _exact(rows, scale).reshape(() if axis is None else -1)
+
+
+def _exact(rows: Floats, scale: Floats) -> Floats:
+    """Return the scales, or a neighbour where its products are the weights to the last bit and the scale's are not.
+
+    The largest magnitude was rounded, so that dividing it may miss the scale that it came from by one step.
+    """
+    codes = np.rint(rows / scale[:, None])
+    found = scale
+    for towards in (np.inf, -np.inf):
+        off = (codes * found[:, None] != rows).any(axis=1)
+        found = np.where(off, np.nextafter(scale, np.float32(towards)), found)
+    off = (codes * found[:, None] != rows).any(axis=1)
+    return np.where(off, scale, found).astype(np.float32)
 
 
 def _grid_levels(rows: Floats, limit: int) -> npt.NDArray[np.int64] | None:

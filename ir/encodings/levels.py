@@ -50,14 +50,21 @@ class Levels(Encoded):
         """Which level of its group each weight is, unsigned, in the weight's shape."""
 
     def dense(self) -> Floats:
-        table, indices = self.table, self.indices
+        return self.look_up(self.table)
+
+    def look_up(self, table: Array) -> Array:
+        """Return the numbers of another table at the weight's indices, in the weight's shape.
+
+        table: [groups, levels], of any type, or [1, levels] where all groups have the same.
+        """
+        indices = self.indices
         if indices.size == 0 or len(table) == 1:
-            return np.asarray(table.reshape(-1)[indices], np.float32)
+            return np.asarray(table.reshape(-1)[indices], table.dtype)
         assert self.axis is not None, "several groups lie along an axis"
         group = np.repeat(np.arange(len(table)), indices.shape[self.axis] // len(table))
         first = (group * table.shape[1]).reshape([-1 if at == self.axis else 1 for at in range(indices.ndim)])
-        dense: Floats = table.reshape(-1)[indices + first]
-        return dense
+        numbers: Array = table.reshape(-1)[indices + first]
+        return numbers
 
 
 class Codebook(Levels):

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.ir.bitpack import from_bytes, pack_bits, unpack_bits
+from onnxpress.ir.encodings.affine import Affine
 from onnxpress.ir.encodings.base import Array, Encoded, Floats, Parameter, entropy, kind_named
 from onnxpress.ir.encodings.floats import Dense
+from onnxpress.ir.encodings.sharing import spread
 
 __all__ = ["Sparse"]
 
@@ -66,6 +68,14 @@ class Sparse(Encoded):
     def codes(self) -> Array:
         """The inner codes, read-only, in the weight's shape; 0 where nothing is stored."""
         return self.inner.codes
+
+    def filled(self) -> Encoded:
+        """Return what it holds, with the code that means zero where nothing is stored: the same weight, no mask."""
+        inner = self.inner
+        if not isinstance(inner, Affine) or inner.zero_point is None:
+            return inner  # code 0, which stands outside the mask, means zero
+        zeros = spread(inner.zero_point, inner.codes.shape, inner.axis, inner.block_size)
+        return _with_codes(inner, np.where(self.mask, inner.codes, zeros))
 
     @property
     def stored(self) -> int:

@@ -27,6 +27,7 @@ import onnx_ir
 
 from onnxpress.ir.bitpack import code_type
 from onnxpress.ir.encodings import Affine, Codebook, Encoded, grid_scale
+from onnxpress.ir.encodings.sharing import spread
 from onnxpress.ir.linear import Linear, as_linear
 from onnxpress.passes.base import Context, Fidelity, Options, Pass, Rewrites, SiteOptions
 from onnxpress.passes.constant_sites import encode_constants
@@ -109,18 +110,12 @@ def _on_a_grid(weights: _Floats, axis: int | None) -> list[Encoded]:
     scale = grid_scale(weights, axis)
     if scale is None:
         return []
-    shape = [-1 if each == axis else 1 for each in range(weights.ndim)]
-    others = tuple(each for each in range(weights.ndim) if each != axis)
-    codes = np.rint(weights / scale.reshape(shape))
-    start = scale
-    for towards in (np.inf, -np.inf):  # whoever decoded the integers may have had the next number as the scale
-        off = (codes * scale.reshape(shape) != weights).any(axis=others)
-        scale = np.where(off, np.nextafter(start, np.float32(towards)), scale)
-    if not np.array_equal(codes * scale.reshape(shape), weights):
+    codes = np.rint(weights / spread(scale, weights.shape, axis, None))
+    if not np.array_equal(codes * spread(scale, weights.shape, axis, None), weights):
         return []
     largest = int(np.abs(codes).max(initial=0))
     return [
-        Affine(codes.astype(code_type(bits, signed=True)), scale.astype(np.float32), bits=bits, axis=axis)
+        Affine(codes.astype(code_type(bits, signed=True)), scale, bits=bits, axis=axis)
         for bits, most in _WIDTHS
         if largest <= most
     ]

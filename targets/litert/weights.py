@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from onnxpress.ir.encodings import Affine, Dense, Encoded, Float16, Sparse, as_levels, encoding_of, integer_table
 from onnxpress.ir.linear import Linear
-from onnxpress.targets.lowering.reals import fill_zeros
 
 __all__ = ["IntegerWeight", "describe_form", "float16_weight", "integer_bias", "integer_weight", "with_room_for_bias"]
 
@@ -53,7 +52,7 @@ def integer_weight(linear: Linear) -> IntegerWeight | None:
 
 def _integers(encoded: Encoded, out_axis: int) -> tuple[npt.NDArray[np.int8], _Floats] | None:
     if isinstance(encoded, Sparse) and isinstance(encoded.inner, Affine):
-        encoded = fill_zeros(encoded)
+        encoded = encoded.filled()
     if isinstance(encoded, Affine) and encoded.bits == 8:
         has_zero_point = encoded.zero_point is not None and encoded.zero_point.any()
         if not encoded.signed or has_zero_point or encoded.block_size is not None:
@@ -64,20 +63,19 @@ def _integers(encoded: Encoded, out_axis: int) -> tuple[npt.NDArray[np.int8], _F
     table = None if levels is None else integer_table(levels, out_axis)
     if levels is None or table is None:
         return None
-    indices = levels.indices.astype(np.intp)
-    rows, channels = len(table.table), indices.shape[out_axis]
-    row = np.repeat(np.arange(rows), channels // rows).reshape(
-        [-1 if axis == out_axis else 1 for axis in range(indices.ndim)]
-    )
-    return table.table[row, indices], table.scale
+    return levels.look_up(table.table), table.scale
 
 
 def float16_weight(linear: Linear) -> npt.NDArray[np.float16] | None:
     """Return the weight [out, in/groups, *kernel] where it is encoded as float16."""
-    encoded = encoding_of(linear.weight_value)
+    encoded = _unmasked(encoding_of(linear.weight_value))
     if not isinstance(encoded, Float16):
         return None
     return np.asarray(linear.from_stored(encoded.codes)).view(np.float16)
+
+
+def _unmasked(encoded: Encoded | None) -> Encoded | None:
+    return encoded.filled() if isinstance(encoded, Sparse) else encoded
 
 
 def describe_form(linear: Linear, *, integer: bool) -> str | None:
@@ -87,7 +85,7 @@ def describe_form(linear: Linear, *, integer: bool) -> str | None:
         return None
     if integer:
         return f"{encoded.label} -> int8"
-    if isinstance(encoded, Float16):
+    if isinstance(_unmasked(encoded), Float16):
         return f"{encoded.label} -> float16, DEQUANTIZE"
     return f"{encoded.label} -> " + ("dense" if integer_weight(linear) is None else "int8, DEQUANTIZE")
 

@@ -179,8 +179,8 @@ def _why_not_constant(node: onnx_ir.Node, index: int) -> str | None:
 def _half_codes(value: onnx_ir.Value) -> Array | None:
     """Return the float16 numbers of a weight that is encoded so, pruned or not; None for others."""
     encoded = encoding_of(value)
-    if isinstance(encoded, Sparse) and isinstance(encoded.inner, Float16):
-        return np.where(encoded.mask, encoded.inner.codes, np.float16(0))
+    if isinstance(encoded, Sparse):
+        encoded = encoded.filled()
     return encoded.codes if isinstance(encoded, Float16) else None
 
 

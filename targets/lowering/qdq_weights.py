@@ -45,7 +45,7 @@ from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
 from onnxpress.targets.lowering.int4 import takes_int4
 from onnxpress.targets.lowering.nbits import fits_nbits, lower_to_nbits
-from onnxpress.targets.lowering.reals import INT4_OPSET, fill_zeros, lower_to_float, lower_to_int4
+from onnxpress.targets.lowering.reals import INT4_OPSET, lower_to_float, lower_to_int4
 from onnxpress.targets.lowering.report import LoweringReport
 from onnxpress.targets.lowering.unpack import Chain, Unpacker, compact, look_up, shape_of, shared_row
 from onnxpress.targets.schema import Storage
@@ -140,7 +140,7 @@ def _integer_weight(encoded: Encoded, out_axis: int) -> _IntegerWeight | None:
     """Return `encoded` as integers, bit for bit, or None where no 8-bit integers stand for it."""
     label = encoded.label
     if isinstance(encoded, Sparse) and isinstance(encoded.inner, Affine):
-        encoded = fill_zeros(encoded)
+        encoded = encoded.filled()
     if isinstance(encoded, Affine) and encoded.bits == 8:
         if encoded.block_size is not None or encoded.axis not in (None, out_axis):
             return None

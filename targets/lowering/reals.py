@@ -31,7 +31,7 @@ from onnxpress.ir.encodings import (
 from onnxpress.ir.encodings.base import Array, Floats
 from onnxpress.targets.lowering.unpack import Chain, compact, look_up, shape_of, shared_row
 
-__all__ = ["FLOAT8_OPSET", "INT4_OPSET", "fill_zeros", "lower_to_float", "lower_to_int4"]
+__all__ = ["FLOAT8_OPSET", "INT4_OPSET", "lower_to_float", "lower_to_int4"]
 
 FLOAT8_OPSET = 19  # Cast takes 8-bit floats
 INT4_OPSET = 21  # DequantizeLinear takes 4-bit integers, and blocks
@@ -42,7 +42,7 @@ _CAST_AND_MUL_BYTES = 220  # what the two operators behind integer levels take i
 def lower_to_float(chain: Chain, encoded: Encoded, opset: int) -> tuple[onnx_ir.Value, str] | None:
     """Append what computes the dense weight, and return it with the name of the form; None where there is no form."""
     if isinstance(encoded, Sparse) and not isinstance(encoded.inner, Levels):
-        return lower_to_float(chain, fill_zeros(encoded), opset)
+        return lower_to_float(chain, encoded.filled(), opset)
     levels = as_levels(encoded)
     if levels is not None:
         return _lower_levels(chain, compact(levels))
@@ -73,20 +73,6 @@ def lower_to_int4(chain: Chain, encoded: Encoded) -> tuple[onnx_ir.Value, str] |
     if encoded.zero_point is not None:
         inputs.append(chain.constant("zero_point", encoded.zero_point.astype(kind)))
     return chain.add("DequantizeLinear", inputs, _FLOAT, encoded.codes.shape, attributes), "DequantizeLinear"
-
-
-def fill_zeros(sparse: Sparse) -> Encoded:
-    """Return what a sparse weight holds, with the code that means zero where nothing is stored."""
-    inner = sparse.inner
-    if not isinstance(inner, Affine) or inner.zero_point is None:
-        return inner  # code 0 means zero
-    zero_point = inner.zero_point
-    if inner.axis is not None and inner.block_size is not None:
-        zero_point = np.take(zero_point, np.arange(inner.codes.shape[inner.axis]) // inner.block_size, inner.axis)
-    elif inner.axis is not None:
-        zero_point = zero_point.reshape(_along(inner.axis, inner.codes.ndim))
-    codes = np.where(sparse.mask, inner.codes, zero_point)
-    return Affine(codes, inner.scale, inner.zero_point, bits=inner.bits, axis=inner.axis, block_size=inner.block_size)
 
 
 def _lower_levels(chain: Chain, levels: Levels) -> tuple[onnx_ir.Value, str]:

@@ -231,7 +231,7 @@ def look_up(
     """
     shape = tuple(levels.indices.shape) if shape is None else tuple(shape)
     if table.dtype == np.int8 and (not packed or _are_plain(choose_planes(table.shape[1], levels.size))):
-        return chain.cast(chain.constant("q", _numbers(levels, table).reshape(shape)), dtype)
+        return chain.cast(chain.constant("q", levels.look_up(table).reshape(shape)), dtype)
     if len(table) == 1:
         return _from_one_row(chain, levels.indices, table[0], shape, dtype)
     assert levels.axis is not None, "several groups lie along an axis"
@@ -271,16 +271,6 @@ def _packing_bytes(planes: Sequence[Plane], size: int) -> int:
 
 def _are_plain(planes: Sequence[Plane]) -> bool:
     return len(planes) == 1 and planes[0].base == _WHOLE_BYTE
-
-
-def _numbers(levels: Levels, table: Array) -> Array:
-    """Return `table` at the weight's indices."""
-    if len(table) == 1:
-        return np.asarray(table[0][levels.indices])
-    assert levels.axis is not None, "several groups lie along an axis"
-    moved = np.moveaxis(levels.indices, levels.axis, 0)
-    grouped = np.take_along_axis(table, moved.reshape(len(table), -1).astype(np.int64), axis=1)
-    return np.ascontiguousarray(np.moveaxis(grouped.reshape(moved.shape), 0, levels.axis))
 
 
 def _is_common(row: Array) -> bool:
