@@ -82,13 +82,13 @@ def _reduction(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
 
 def _lowbit(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
     from onnxpress.tools.bench.assets import select
-    from onnxpress.tools.bench.encoders import ENCODERS
+    from onnxpress.tools.bench.encoders import ENCODERS, TUNED
     from onnxpress.tools.bench.lowbit import HEADINGS, run
     from onnxpress.tools.bench.reduction import parse_compilers
 
     rows = run(
         select(options.models, "lowbit"),
-        parse_compilers(options.by, [*ENCODERS, "deep-compression"]),
+        parse_compilers(options.by, [*ENCODERS, *TUNED]),
         rounds=options.rounds, limit=options.limit, keep=options.keep, tell=_tell,
     )  # fmt: skip
     return [dataclasses.asdict(row) for row in rows], HEADINGS

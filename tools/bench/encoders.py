@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DEEP_COMPRESSION", "ENCODERS"]
+__all__ = ["ENCODERS", "TUNED"]
 
 ENCODERS = {
     "int8": "quantize-int8",
@@ -24,11 +24,18 @@ ENCODERS = {
     "int4-hqq": "quantize-weights{method=hqq}",
     "int4+int8": "quantize-weights{block=0}, quantize-int8",
     "float16": "float16",
+    "pack": "pack",
 }
-# Deep Compression's pipeline without its fine-tuning, at strengths that each network bears.
-DEEP_COMPRESSION = {
-    "lenet300": "prune-weights{ratio=0.83,allocation=global}, palettize{bits=3,sensitive=same,sweeps=2}",
-    "lenet5": "prune-weights{ratio=0.9,allocation=global}, palettize{bits=3,sensitive=same}",
-    "vgg_small": "prune-weights{ratio=0.8,allocation=global}, palettize{bits=3,sensitive=same}",
-    "squeezenet": "prune-weights{ratio=0.67,allocation=global}, palettize{bits=5,sensitive=same}",
+# Pipelines at strengths that a network bears, by how its name starts: Deep Compression's without its fine-tuning, and
+# a low-rank split below a codebook.
+TUNED = {
+    "deep-compression": {
+        "lenet300": "prune-weights{ratio=0.83,allocation=global}, palettize{bits=3,sensitive=same,sweeps=2}",
+        "lenet5": "prune-weights{ratio=0.9,allocation=global}, palettize{bits=3,sensitive=same}",
+        "vgg_small": "prune-weights{ratio=0.8,allocation=global}, palettize{bits=3,sensitive=same}",
+        "squeezenet": "prune-weights{ratio=0.67,allocation=global}, palettize{bits=5,sensitive=same}",
+    },
+    "low-rank+codebook": {
+        "lenet5": "low-rank{params=0.17}, palettize{bits=3,sensitive=same}",
+    },
 }

@@ -1,10 +1,9 @@
 """Weights of few bits on every asset: accuracy, bytes as .onnx and as .onnxp, load time and speed, measured in one run.
 
 For each model: the original and what every pipeline of `encoders` makes of it, on 512 calibration images where there
-are as many, and
-Deep Compression's pipeline where there is one for it. Accuracy runs with the runtime's optimizations on. Latencies of
-all files of one model are interleaved in shuffled rounds, CPU time of the calling thread; loading is the CPU time of
-creating a session, the least of three. A pipeline that fails leaves a row that says why.
+are as many. Accuracy runs with the runtime's optimizations on. Latencies of all files of one model are interleaved in
+shuffled rounds, CPU time of the calling thread; loading is the CPU time of creating a session, the least of three. A
+pipeline that fails leaves a row that says why.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from onnxpress.targets.runtimes.onnxruntime_cpu import interleaved_latency
 from onnxpress.targets.runtimes.timing import speedup
 from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 from onnxpress.tools.bench.child import CompilerError, encode_in_child
-from onnxpress.tools.bench.encoders import DEEP_COMPRESSION, ENCODERS
+from onnxpress.tools.bench.encoders import ENCODERS, TUNED
 from onnxpress.tools.bench.evaluation import Evaluation
 from onnxpress.tools.container import open_session, pack
 
@@ -85,9 +84,9 @@ def run(
 
 
 def pipelines(model: str, encoders: Sequence[str]) -> dict[str, str]:
-    """Return the pipelines of the encoders by name, with Deep Compression's for the model where there is one."""
-    deep = next((text for start, text in DEEP_COMPRESSION.items() if model.startswith(start)), None)
-    known = ENCODERS if deep is None else ENCODERS | {"deep-compression": deep}
+    """Return the pipelines of the encoders by name, without those that are tuned for other models alone."""
+    tuned = {name: text for name, texts in TUNED.items() for start, text in texts.items() if model.startswith(start)}
+    known = ENCODERS | tuned
     return {name: known[name] for name in encoders if name in known}
 
 

@@ -12,16 +12,18 @@ from onnxpress.tools.bench import assets, encoders
 from onnxpress.tools.bench.__main__ import main
 from onnxpress.tools.bench.lowbit import pipelines
 
+_TUNED = [text for texts in encoders.TUNED.values() for text in texts.values()]
 
-@pytest.mark.parametrize("text", [*encoders.ENCODERS.values(), *encoders.DEEP_COMPRESSION.values()])
+
+@pytest.mark.parametrize("text", [*encoders.ENCODERS.values(), *_TUNED])
 def test_every_pipeline_can_be_read(text: str) -> None:
     assert parse(text)
 
 
-def test_deep_compression_is_for_the_models_that_it_was_tuned_for() -> None:
-    assert list(pipelines("lenet5_mnist", ["int8", "deep-compression"])) == ["int8", "deep-compression"]
-    assert pipelines("lenet5_mnist", ["deep-compression"])["deep-compression"] == encoders.DEEP_COMPRESSION["lenet5"]
-    assert list(pipelines("resnet20_cifar10", ["int8", "deep-compression"])) == ["int8"]
+@pytest.mark.parametrize("name", encoders.TUNED)
+def test_tuned_pipelines_are_for_the_models_that_they_were_tuned_for(name: str) -> None:
+    assert pipelines("lenet5_mnist", [name]) == {name: encoders.TUNED[name]["lenet5"]}
+    assert list(pipelines("resnet20_cifar10", ["int8", name])) == ["int8"]
 
 
 def test_a_pipeline_that_is_not_known_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
