@@ -18,6 +18,7 @@ import collections
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import onnx_ir
 
 from onnxpress.targets.legality import Illegal
@@ -159,19 +160,19 @@ class _Graph:
         return levels
 
     def _count(self, levels: Mapping[onnx_ir.Node, int], off: Collection[onnx_ir.Node]) -> int:
-        parents = {node: node for node in self.nodes if node not in off}
-        for node in parents:
-            for source in self.sources[node]:
-                if source in parents and levels[source] == levels[node]:
-                    parents[_root(parents, source)] = _root(parents, node)
-        return sum(parent is node for node, parent in parents.items())
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
 
-
-def _root(parents: dict[onnx_ir.Node, onnx_ir.Node], node: onnx_ir.Node) -> onnx_ir.Node:
-    while parents[node] is not node:
-        parents[node] = parents[parents[node]]
-        node = parents[node]
-    return node
+        place = {node: index for index, node in enumerate(node for node in self.nodes if node not in off)}
+        joined = [
+            (place[source], index)
+            for node, index in place.items()
+            for source in self.sources[node]
+            if source in place and levels[source] == levels[node]
+        ]
+        ends = np.asarray(joined, np.int64).reshape(-1, 2)
+        graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), (len(place), len(place)))
+        return int(connected_components(graph, directed=False)[0])
 
 
 def _with_bodies(node: onnx_ir.Node) -> Iterator[onnx_ir.Node]:

@@ -64,10 +64,10 @@ def choose_widths(
     free = [each for each in chosen if not each.why]
     sizes: dict[str, list[int]] = {}
     losses: dict[str, list[float]] = {}
-    for each, encoded, errors in _tried(model, chosen, families, options, context, pass_name):
+    for each, encoded, errors in _tried(model, free, families, options, context, pass_name):
         sizes[each.name], losses[each.name] = [one.packed_bytes for one in encoded], errors
     rest = whole - sum(_weight_bytes(each) for each in chosen)
-    rest += sum(sizes[each.name][0] for each in chosen if each.why)
+    rest += sum(_encoded_bytes(each) for each in chosen if each.why)
     if options.method == "gptq":
         rest += sum(map(_added_bias_bytes, chosen))
     levels = [sizes[each.name] for each in free]
@@ -93,13 +93,13 @@ def choose_widths(
 
 def _tried(
     model: onnx_ir.Model,
-    chosen: Sequence[Chosen],
+    free: Sequence[Chosen],
     families: Sequence[Family],
     options: WidthOptions,
     context: Context,
     pass_name: str,
 ) -> Iterator[tuple[Chosen, list[Encoded], list[float]]]:
-    """Yield each layer as all its families encode it, and what each costs; exceptions with their one family, at 0."""
+    """Yield each layer as all the families encode it, and what each costs."""
     moments: Mapping[str, Moments] = {}
     divergence: Divergence | None = None
     trial = model.clone()
@@ -112,8 +112,8 @@ def _tried(
             divergence = Divergence(model, context.data, samples=split.held_out, skip=split.fitted)
         except NotMeasurableError as error:
             raise UsageError(f"{pass_name}: {error}. Give bits instead of bytes") from error
-    with (context.progress or Progress()).task("measuring widths", len(chosen)) as task:
-        for part in parts_within(list(chosen), lambda each: gram_bytes(each.layer), _GRAM_BYTES):
+    with (context.progress or Progress()).task("measuring widths", len(free)) as task:
+        for part in parts_within(list(free), lambda each: gram_bytes(each.layer), _GRAM_BYTES):
             if options.method == "gptq":
                 assert context.data is not None, "method=gptq asks for data before"
                 moments = collect(
@@ -126,11 +126,12 @@ def _tried(
                 if each.name in moments:
                     of_layer = moments[each.name].with_target(original, each.layer.bias())
                     gram, target = normal_form(each.layer, of_layer)
-                tried = [each] if each.why else [Chosen(each.layer, family) for family in families]
-                encoded = [fitted_weight(one, original, gram, target, mask) for one in tried]
+                encoded = [
+                    fitted_weight(Chosen(each.layer, family), original, gram, target, mask) for family in families
+                ]
                 value = copies[each.name].inputs[each.layer.weight_index]
                 assert value is not None
-                yield each, encoded, [0.0] if each.why else _losses(trial, value, encoded, divergence)
+                yield each, encoded, _losses(trial, value, encoded, divergence)
                 task.advance()
 
 
@@ -164,6 +165,12 @@ def _added_bias_bytes(each: Chosen) -> int:
     """Return the bytes of the bias that a layer without one gets."""
     has_none = each.layer.bias_value is None and each.layer.node.op_type != "MatMul"
     return 4 * each.layer.out_channels if has_none else 0
+
+
+def _encoded_bytes(each: Chosen) -> int:
+    """Return the bytes of a layer's weight in its family, which no fit to data changes."""
+    original = each.layer.weight()
+    return fitted_weight(each, original, None, rows_of(original, each.layer), mask_of(each.layer)).packed_bytes
 
 
 def _weight_bytes(each: Chosen) -> int:

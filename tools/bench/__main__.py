@@ -4,6 +4,7 @@ python -m onnxpress.tools.bench ptq [MODEL ...] [--rounds N] [--limit N] [--json
 python -m onnxpress.tools.bench prune [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
 python -m onnxpress.tools.bench factorize [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
 python -m onnxpress.tools.bench lowbit [MODEL ...] [--by PIPELINE,...] [the same options]
+python -m onnxpress.tools.bench openvino [MODEL ...] [the same options]
 python -m onnxpress.tools.bench pack [MODEL ...] [--json FILE|-]
 """
 
@@ -38,10 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
         reduction.add_argument("--by", help="compilers to run, with commas between; all by default")
     lowbit = benchmarks.add_parser("lowbit", parents=[shared], help="weights of 1 to 8 bits, packed and run")
     lowbit.add_argument("--by", help="pipelines to run, with commas between; all by default")
+    benchmarks.add_parser("openvino", parents=[shared], help="int8 beside float, both on OpenVINO")
     benchmarks.add_parser("pack", parents=[shared], help="the .onnxp container beside xz")
     options = parser.parse_args(arguments)
     try:
-        rows, headings = {"ptq": _ptq, "lowbit": _lowbit, "pack": _pack}.get(options.benchmark, _reduction)(options)
+        bench = {"ptq": _ptq, "lowbit": _lowbit, "openvino": _openvino, "pack": _pack}
+        rows, headings = bench.get(options.benchmark, _reduction)(options)
     except OnnxpressError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -91,6 +94,14 @@ def _lowbit(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
         parse_compilers(options.by, [*ENCODERS, *TUNED]),
         rounds=options.rounds, limit=options.limit, keep=options.keep, tell=_tell,
     )  # fmt: skip
+    return [dataclasses.asdict(row) for row in rows], HEADINGS
+
+
+def _openvino(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+    from onnxpress.tools.bench.assets import select
+    from onnxpress.tools.bench.openvino import HEADINGS, run
+
+    rows = run(select(options.models, "ptq"), rounds=options.rounds, limit=options.limit, keep=options.keep, tell=_tell)
     return [dataclasses.asdict(row) for row in rows], HEADINGS
 
 

@@ -1,17 +1,13 @@
-"""Measure what the target openvino gains: int8 beside the float model, both on OpenVINO.
+"""What the target openvino gains: int8 beside the float model, both on OpenVINO. Needs the extra `openvino`.
 
-    python -m onnxpress.tools.bench.openvino [MODEL ...] [--limit N] [--passes PIPELINE]
-
-A row for each trained model of the assets (`ONNXPRESS_ASSETS`): top-1 accuracy of both in points, on the evaluation
-images; time of one image in milliseconds and the speed-up (one thread, CPU time of the process, interleaved, ratio of
-medians); and how many of its products run in integers. Needs the extra `openvino`.
+Accuracy runs on all evaluation images. Latencies of the two are interleaved: one image, one thread, CPU time of the
+process.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +21,14 @@ from onnxpress.passes.pipeline import build
 from onnxpress.targets.base import load_target
 from onnxpress.targets.runtimes import openvino
 from onnxpress.targets.runtimes.timing import speedup
-from onnxpress.tools.bench.assets import Asset, prepare, select, working_folder
+from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 
-__all__ = ["Row", "main", "measure"]
+__all__ = ["HEADINGS", "Row", "run"]
+
+HEADINGS = {
+    "accuracy_float": "float top-1 %", "accuracy": "int8 top-1 %", "latency_float_ms": "float ms t1",
+    "latency_ms": "int8 ms t1", "speedup": "speed t1", "integer": "integer products", "products": "of",
+}  # fmt: skip
 
 _BATCH = 25  # images at a time, for accuracy
 _PRODUCTS = ("Convolution", "FullyConnected", "MatMul")
@@ -35,44 +36,57 @@ _PRODUCTS = ("Convolution", "FullyConnected", "MatMul")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One model. accuracy: points, of float and int8. integer, products: of the int8 model's layers."""
+    """One model. accuracy: percent. speedup: float over int8. integer: how many layers of `products` run so."""
 
     model: str
     images: int
-    accuracy: tuple[float, float]
-    latency_ms: tuple[float, float]
+    accuracy_float: float
+    accuracy: float
+    latency_float_ms: float
+    latency_ms: float
     speedup: float
     integer: int
     products: int
 
-    def __str__(self) -> str:
-        accuracy, latency = (" | ".join(f"{each:.2f}" for each in pair) for pair in (self.accuracy, self.latency_ms))
-        return (
-            f"| {self.model} | {self.images} | {accuracy} | {latency} | {self.speedup:.2f}x | "
-            f"{self.integer} of {self.products} |"
-        )
+
+def run(
+    assets: list[Asset],
+    *,
+    rounds: int = 200,
+    limit: int | None = None,
+    keep: Path | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
+    """Return a row for each asset, compiled by the target's own pipeline. keep: where prepared data stays."""
+    rows = []
+    with working_folder(keep) as folder:
+        for asset in assets:
+            tell(f"{asset.model} ...")
+            rows.append(_measure(asset, folder, rounds, limit))
+    return rows
 
 
-def measure(asset: Asset, folder: Path, *, limit: int | None = None, pipeline: str | None = None) -> Row:
-    """Compile one model for the target and measure it. limit: evaluate on so many images only."""
+def _measure(asset: Asset, folder: Path, rounds: int, limit: int | None) -> Row:
     path, calibration, evaluation = prepare(asset, folder, limit=limit)
     target = load_target("openvino")
     original = load(path)
     context = Context(constraints=target.constraints, data=open_data(calibration, model=original))
-    model, _ = PassManager(build(pipeline or target.default_pipeline)).run(original, context)
+    model, _ = PassManager(build(target.default_pipeline)).run(original, context)
     target.lower(model)
     with np.load(evaluation) as arrays:
         images, labels = arrays[asset.input_name], arrays["labels"]
     models = {"float": original, "int8": model}
     one = {asset.input_name: images[:1]}
-    times = openvino.interleaved_latency(models, one, rounds=300, max_seconds=30)
+    times = openvino.interleaved_latency(models, one, rounds=rounds, max_seconds=30)
     counts = openvino.count_precisions(model, one)
     products = [(kind, count) for each in _PRODUCTS for kind, count in counts.get(each, {}).items()]
     return Row(
         asset.model,
         len(labels),
-        (_accuracy(original, asset.input_name, images, labels), _accuracy(model, asset.input_name, images, labels)),
-        (times["float"].median_ms, times["int8"].median_ms),
+        _accuracy(original, asset.input_name, images, labels),
+        _accuracy(model, asset.input_name, images, labels),
+        times["float"].median_ms,
+        times["int8"].median_ms,
         speedup(times["float"], times["int8"]),
         sum(count for kind, count in products if kind in ("i8", "u8")),
         sum(count for _, count in products),
@@ -87,25 +101,3 @@ def _accuracy(model: onnx_ir.Model, name: str, images: np.ndarray, labels: np.nd
         (logits,) = request.run({name: images[start : start + size]})
         right += int((logits.argmax(axis=1) == labels[start : start + size]).sum())
     return 100 * right / len(labels)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print the table; the header says what is in it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m onnxpress.tools.bench.openvino", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="names, or how they start; all by default")
-    parser.add_argument("--limit", type=int, help="evaluate on so many images only")
-    parser.add_argument("--passes", help="another pipeline than the target's own")
-    chosen = parser.parse_args(arguments)
-    assets = select(chosen.models, "ptq")
-    print("| model | images | float top-1 | int8 top-1 | float ms | int8 ms | speed | integer products |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    with working_folder(None) as folder:
-        for asset in assets:
-            print(measure(asset, folder, limit=chosen.limit, pipeline=chosen.passes), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

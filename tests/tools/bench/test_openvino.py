@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from onnxpress.tools.bench.assets import select
-from onnxpress.tools.bench.openvino import Row, main, measure
+from onnxpress.tools.bench import assets
+from onnxpress.tools.bench.__main__ import main
 
 
-def test_a_row_is_a_line_of_a_table() -> None:
-    row = Row("net", 400, (61.75, 61.5), (16.2, 4.9), 3.306, 26, 27)
-    assert str(row) == "| net | 400 | 61.75 | 61.50 | 16.20 | 4.90 | 3.31x | 26 of 27 |"
-
-
-@pytest.mark.assets
-def test_a_small_network_is_measured(tmp_path: Path) -> None:
+def test_a_row_is_measured(demo_asset: assets.Asset, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    (asset,) = select(["lenet300"], "ptq")
-    row = measure(asset, tmp_path, limit=50)
-    assert (row.model, row.images) == ("lenet300_mnist", 50)
-    assert row.integer == row.products == 3
-    assert abs(row.accuracy[0] - row.accuracy[1]) <= 2.0
+    found = tmp_path / "rows.json"
+    assert main(["openvino", "--rounds", "3", "--limit", "50", "--json", str(found)]) == 0
+    (row,) = json.loads(found.read_text())["rows"]
+    assert (row["model"], row["images"]) == ("digits", 50)
+    assert row["integer"] == row["products"] > 0
+    assert abs(row["accuracy"] - row["accuracy_float"]) <= 4.0
+    assert min(row["speedup"], row["latency_float_ms"], row["latency_ms"]) > 0
 
 
-def test_an_unknown_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Exception, match="no asset model starts with 'resnot'"):
-        main(["resnot"])
+def test_an_unknown_model_is_named(demo_asset: assets.Asset, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["openvino", "resnot"]) == 2
+    assert "no asset model starts with 'resnot'" in capsys.readouterr().err
