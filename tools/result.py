@@ -12,7 +12,7 @@ from onnxpress.ir.errors import BudgetError
 from onnxpress.passes.base import Amount, Site
 from onnxpress.passes.manager import PassRecord
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels
-from onnxpress.tools.metrics import SQNR_CEILING_DB, Metrics
+from onnxpress.tools.metrics import Metrics
 from onnxpress.tools.recipe import Recipe
 from onnxpress.tools.report.numbers import describe_speed
 
@@ -164,12 +164,12 @@ class DropError(BudgetError):
         self.report = report
 
 
-def _quality(site: Site) -> float:
-    """Return a number that is lower the more a site hurts: its SQNR, or minus its largest other error."""
-    if "sqnr_db" in site.error:
-        return site.error["sqnr_db"]
-    # Sites without an SQNR come after those with one, the largest error first.
-    return SQNR_CEILING_DB + 1 / (1 + max(map(abs, site.error.values())))
+def _quality(site: Site) -> tuple[int, float]:
+    """Return what orders sites, those that hurt most first: SQNR of outputs, then of weights, then other errors."""
+    for rank, metric in enumerate(("sqnr_db", "weight_sqnr_db")):
+        if metric in site.error:
+            return rank, site.error[metric]
+    return 2, -max(map(abs, site.error.values()))
 
 
 def _record_json(record: PassRecord) -> dict[str, Any]:

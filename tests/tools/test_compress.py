@@ -620,13 +620,15 @@ def test_own_profile_is_named_in_full_where_a_run_is_repeated(tmp_path: Path, re
     assert plan.recipe.target == "phone.toml"
 
 
-def test_worst_sites_come_by_sqnr_then_by_size_of_error(demo: Result) -> None:
+def test_worst_sites_come_by_sqnr_then_by_that_of_weights_then_by_size_of_error(demo: Result) -> None:
     import dataclasses
 
     from onnxpress.passes.manager import PassRecord
 
     sites = [
         Site("good", "Conv", error={"sqnr_db": 50.0}),
+        Site("near", "Conv", error={"weight_sqnr_db": 49.0}),
+        Site("far", "Conv", error={"weight_sqnr_db": 5.0}),
         Site("large", "Conv", error={"mse": 2.0}),
         Site("small", "Conv", error={"mse": 0.1}),
         Site("bad", "Conv", error={"sqnr_db": 10.0}),
@@ -635,5 +637,5 @@ def test_worst_sites_come_by_sqnr_then_by_size_of_error(demo: Result) -> None:
     amount = demo.report.passes[0].before
     record = PassRecord("p", {}, 0.0, Rewrites(sites), amount, amount)
     report: Report = dataclasses.replace(demo.report, passes=(record,))
-    assert [site.name for _, site in report.worst_sites()] == ["bad", "good", "large", "small"]
+    assert [site.name for _, site in report.worst_sites()] == ["bad", "good", "far", "near", "large", "small"]
     assert [site.name for _, site in report.worst_sites(1)] == ["bad"]
