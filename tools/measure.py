@@ -22,7 +22,8 @@ from onnxpress.ir.container import packing
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.shapes import batch_dimension
 from onnxpress.passes.instrument import Progress
-from onnxpress.targets.runtimes.onnxruntime_cpu import ModelLike, example_feeds, interleaved_latency
+from onnxpress.targets.runtimes.onnxruntime_cpu import example_feeds, interleaved_latency
+from onnxpress.targets.runtimes.onnxruntime_session import ModelLike
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from onnxpress.tools.metrics import SQNR_CEILING_DB, Metrics
 

@@ -1,29 +1,31 @@
-"""Run and time .tflite files on LiteRT: one thread, XNNPACK, as on a phone's CPU.
+"""Run and time .tflite files on LiteRT with XNNPACK, as on a phone's CPU: the runtime `litert`.
 
-A file has one fixed batch, so samples run one batch at a time. With one thread LiteRT computes on the calling thread,
-so that it is timed as onnxruntime is (`timing`).
+An ONNX model is written as a .tflite file first (`targets/litert`). A file has one fixed batch, so samples run one
+batch at a time. With one thread LiteRT computes on the calling thread, so that it is timed as onnxruntime is
+(`timing`). It tells no times by operator: one delegate computes them all.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import importlib.metadata
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import onnx_ir
 
-from onnxpress.ir.errors import InputError
 from onnxpress.targets.litert.install import require_interpreter
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port, fit_feeds, race
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
-from onnxpress.targets.runtimes.timing import Latency, take_turns
+from onnxpress.targets.runtimes.timing import Latency
 
-__all__ = ["LiteRtSession", "interleaved_latency"]
+__all__ = ["LITERT", "LiteRt", "LiteRtSession", "interleaved_latency"]
 
-_Array = npt.NDArray[Any]
+_DELEGATE = "DELEGATE"  # what the list of operators calls XNNPACK's part, which stands beside what it replaced
 
 
 class LiteRtSession:
@@ -40,6 +42,7 @@ class LiteRtSession:
         """
         runtime = require_interpreter()
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        self.size_bytes = len(content)
         kinds = runtime.OpResolverType
         resolver = kinds.AUTO if xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
@@ -54,25 +57,21 @@ class LiteRtSession:
         taken, made = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self._inputs = _in_order(names["inputs"], [each["index"] for each in taken])
         self._outputs = _in_order(names["outputs"], [each["index"] for each in made])
-        shapes = {each["index"]: tuple(map(int, each["shape"])) for each in taken}
-        self.input_shapes = {name: shapes[index] for name, index in self._inputs.items()}
+        ports = {each["index"]: Port(tuple(map(int, each["shape"])), np.dtype(each["dtype"])) for each in taken}
+        self._ports = {name: ports[index] for name, index in self._inputs.items()}
+        self.input_shapes = {name: port.shape for name, port in self._ports.items()}
         self.output_names = tuple(self._outputs)
 
-    def feed(self, feeds: Mapping[str, _Array]) -> None:
-        """Copy one batch into the file's inputs; floats are cast to float32.
+    def feed(self, feeds: Feeds) -> None:
+        """Copy one batch into the file's inputs; floats are cast to the file's.
 
         Raises:
-            InputError: an input has no feed, or one of another shape.
+            InputError: an input has no feed, or one of another shape or kind.
         """
-        for name, index in self._inputs.items():
-            if name not in feeds:
-                raise InputError(f"input {name!r} has no data. Given: {', '.join(feeds) or 'nothing'}")
-            array, shape = np.asarray(feeds[name], np.float32), self.input_shapes[name]
-            if array.shape != shape:
-                raise InputError(f"input {name!r}: the file takes {list(shape)}, and the data is {list(array.shape)}")
-            self._interpreter.set_tensor(index, array)
+        for name, array in fit_feeds(feeds, self._ports).items():
+            self._interpreter.set_tensor(self._inputs[name], array)
 
-    def invoke(self) -> None:
+    def compute(self) -> None:
         """Compute, from what was fed last.
 
         Raises:
@@ -83,17 +82,26 @@ class LiteRtSession:
         except (RuntimeError, ValueError) as error:
             raise RuntimeRefusalError(f"LiteRT does not run the model: {one_line(error)}") from error
 
-    def fetch(self) -> dict[str, _Array]:
+    def fetch(self) -> dict[str, Array]:
         """Return copies of the outputs."""
         return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
 
-    def run(self, feeds: Mapping[str, _Array]) -> dict[str, _Array]:
-        """Return the outputs for one batch. Errors: see `feed` and `invoke`."""
+    def layers(self) -> collections.Counter[str]:
+        """Return the operators of the file by LiteRT's names."""
+        names = (each["op_name"] for each in self._interpreter._get_ops_details())
+        return collections.Counter(str(name) for name in names if name != _DELEGATE)
+
+    def node_times(self, rounds: int) -> list[NodeTime]:
+        """None: see above."""
+        return []
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Return the outputs for one batch. Errors: see `feed` and `compute`."""
         self.feed(feeds)
-        self.invoke()
+        self.compute()
         return self.fetch()
 
-    def run_samples(self, feeds: Mapping[str, _Array]) -> dict[str, _Array]:
+    def run_samples(self, feeds: Feeds) -> dict[str, Array]:
         """Return the outputs for any number of samples, stacked along the first axis.
 
         Feeds lead with the samples. A batch that the file fixes is filled up with repeats of the last sample, and the
@@ -102,7 +110,7 @@ class LiteRtSession:
         count = len(next(iter(feeds.values())))
         alone = any(feeds[name].ndim > len(shape) for name, shape in self.input_shapes.items())
         size = 1 if alone else next(iter(self.input_shapes.values()))[0]
-        found: dict[str, list[_Array]] = {name: [] for name in self.output_names}
+        found: dict[str, list[Array]] = {name: [] for name in self.output_names}
         for start in range(0, count, size):
             chosen = np.minimum(np.arange(start, start + size), count - 1)
             batch = {name: array[start] if alone else array[chosen] for name, array in feeds.items()}
@@ -118,7 +126,7 @@ def _in_order(names: Mapping[str, int], indices: list[int]) -> dict[str, int]:
 
 def interleaved_latency(
     models: Mapping[str, bytes],
-    feeds: Mapping[str, _Array],
+    feeds: Feeds,
     *,
     rounds: int = 60,
     threads: int = 1,
@@ -134,11 +142,31 @@ def interleaved_latency(
     sessions = {name: LiteRtSession(content, threads=threads) for name, content in models.items()}
     for session in sessions.values():
         session.feed(feeds)
-    return take_turns(
-        {name: session.invoke for name, session in sessions.items()},
-        rounds=rounds, warmup=max(1, warmup), seed=seed, max_seconds=max_seconds,
-        cpu_clock=time.thread_time if threads == 1 else None,
-    )  # fmt: skip
+    return race(LITERT, sessions, threads=threads, rounds=rounds, warmup=warmup, seed=seed, max_seconds=max_seconds)
+
+
+class LiteRt:
+    """LiteRT with XNNPACK."""
+
+    name = "litert"
+    title = "LiteRT with XNNPACK"
+    single_thread_clock: Callable[[], float] = staticmethod(time.thread_time)
+
+    def version(self) -> str:
+        require_interpreter()
+        return importlib.metadata.version("ai-edge-litert")
+
+    def prepare(self, model: onnx_ir.Model, feeds: Feeds, *, threads: int = 1) -> LiteRtSession:
+        from onnxpress.targets.litert import emit
+
+        require_interpreter()
+        batch = next((len(array) for array in feeds.values() if array.ndim), 1)
+        session = LiteRtSession(emit(model, batch=batch).content, threads=threads)
+        session.feed(feeds)
+        return session
+
+
+LITERT = LiteRt()
 
 
 @contextlib.contextmanager

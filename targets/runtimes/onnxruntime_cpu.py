@@ -14,11 +14,9 @@ Timing: see `timing`.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import math
-import os
 import pathlib
 import re
 import tempfile
@@ -32,19 +30,23 @@ import onnx_ir
 
 from onnxpress.ir.errors import InputError
 from onnxpress.targets.patterns import MOVES, dequantize_of, is_stored
-from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
+from onnxpress.targets.runtimes.onnxruntime_session import (
+    NUMPY_TYPES,
+    ModelLike,
+    fit_session,
+    open_session,
+    run_session,
+)
+from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from onnxpress.targets.runtimes.timing import Latency, take_turns
 
 __all__ = [
     "Kernels",
-    "ModelLike",
     "example_feeds",
     "inspect_kernels",
     "interleaved_latency",
     "smoke_run",
 ]
-
-ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
 
 # Operators that hold the multiply-accumulates, by what the runtime made of them.
 _FLOAT_LINEAR = {
@@ -75,8 +77,6 @@ _GUESSED_SIZES = (1, 32, 224, 640)
 _MADE_UP_LIMIT_BYTES = 1 << 30  # of one input: a guess for five open dimensions could take all memory
 
 _RENAMED = re.compile(r"/MatMulAddFusion|_token_\d+$")  # what the runtime's rewrites add to names
-
-_PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,16 +109,16 @@ def smoke_run(model: ModelLike, feeds: Mapping[str, np.ndarray] | None = None) -
     Raises:
         RuntimeRefusalError: it does not load, or it does not run on `feeds`.
     """
-    session = _open(model)
+    session = open_session(model)
     if feeds is not None:
-        _run(session, _fit(session, feeds))
+        run_session(session, fit_session(session, feeds))
         return True
     for size in _GUESSED_SIZES if _has_open_dimensions(session) else _GUESSED_SIZES[:1]:
         made_up = _made_up(session, size)
         if made_up is None:
             return False
         try:
-            _run(session, made_up)
+            run_session(session, made_up)
             return True
         except RuntimeRefusalError:
             continue
@@ -134,7 +134,7 @@ def example_feeds(model: ModelLike, *, free_size: int = 1, batch: int = 1) -> di
         InputError: an input has a type that numpy lacks, is no tensor, or takes more than 1 GiB.
         RuntimeRefusalError: the model does not load.
     """
-    session = _open(model, optimize=False)
+    session = open_session(model, optimize=False)
     feeds = _made_up(session, free_size, batch=batch)
     if feeds is None:
         kinds = ", ".join(f"{value.name!r} is {value.type}" for value in session.get_inputs())
@@ -150,7 +150,7 @@ def inspect_kernels(model: ModelLike) -> Kernels:
     """
     with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
         path = pathlib.Path(folder) / "optimized.onnx"
-        _open(model, optimized_path=path)
+        open_session(model, optimized_path=path)
         # Weights lie in a file beside it that is never read: this stays small whatever the model weighs.
         optimized = onnx_ir.load(path)
     given = _given(model)
@@ -190,94 +190,16 @@ def interleaved_latency(
     Raises:
         RuntimeRefusalError: a model does not load or run. InputError: an input has no feed.
     """
-    sessions = {name: _open(model, threads=threads) for name, model in models.items()}
-    fitted = {name: _fit(session, feeds) for name, session in sessions.items()}
+    sessions = {name: open_session(model, threads=threads) for name, model in models.items()}
+    fitted = {name: fit_session(session, feeds) for name, session in sessions.items()}
     for name, session in sessions.items():
-        _run(session, fitted[name])
+        run_session(session, fitted[name])
     return take_turns(
         {name: functools.partial(session.run, None, fitted[name]) for name, session in sessions.items()},
         rounds=rounds, warmup=warmup - 1, seed=seed, max_seconds=max_seconds,
         cpu_clock=time.thread_time if threads == 1 else None,
     )  # fmt: skip
 
-
-def _open(
-    model: ModelLike,
-    *,
-    threads: int = 1,
-    optimize: bool = True,
-    optimized_path: pathlib.Path | None = None,
-) -> Any:
-    """Return an InferenceSession on the CPU provider."""
-    from onnxpress.ir.analysis.execute import require_runtime
-
-    runtime = require_runtime()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # fatal: the exception carries the message
-    # A spinning pool eats the very cores that a second model, or a shared machine, needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not optimize:
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if optimized_path is not None:
-        options.optimized_model_filepath = str(optimized_path)
-        data = f"{optimized_path.name}.data"
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
-        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "256")
-    with _source(model) as source:
-        try:
-            return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the binding raises plain RuntimeErrors and its own classes
-            raise RuntimeRefusalError(
-                f"onnxruntime {runtime.__version__}: does not load the model: {_one_line(error)}"
-            ) from error
-
-
-@contextlib.contextmanager
-def _source(model: ModelLike) -> Iterator[str | bytes]:
-    """Give the model in a form that the runtime opens: a path or serialized bytes."""
-    if isinstance(model, bytes):
-        yield model
-        return
-    from onnxpress.ir import model_io
-    from onnxpress.ir.container.packing import is_packed
-
-    if isinstance(model, str | os.PathLike):
-        if not is_packed(pathlib.Path(model)):
-            yield os.fspath(model)
-            return
-        model = model_io.load(model)
-    if isinstance(model, onnx.ModelProto):
-        model = onnx_ir.from_proto(model)
-    if model_io.size_bytes(model) <= _PROTOBUF_LIMIT_BYTES:
-        yield model_io.to_proto_bytes(model)
-        return
-    with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
-        path = pathlib.Path(folder) / "model.onnx"
-        model_io.save(model, path)
-        yield str(path)
-
-
-def _run(session: Any, feeds: Mapping[str, np.ndarray]) -> None:
-    try:
-        session.run(None, feeds)
-    except Exception as error:
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-        raise RuntimeRefusalError(f"onnxruntime: does not run the model on {shapes}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return one_line(re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", str(error).strip()))
-
-
-_NUMPY_TYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(bool)": "bool",
-    "tensor(string)": "object",
-} | {f"tensor({kind})": kind for kind in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")}
 
 # Integers are 1: as a divisor, a hop or a size, 0 fails, and ends the process in some of onnxruntime's kernels.
 _FILLS: dict[str, Any] = {"object": "", "bool": False}
@@ -287,7 +209,7 @@ def _made_up(session: Any, size: int, *, batch: int = 1) -> dict[str, np.ndarray
     """Return made-up input, or None where an input is of no type that can be made up, or too large."""
     feeds = {}
     for value in session.get_inputs():
-        kind = _NUMPY_TYPES.get(value.type)
+        kind = NUMPY_TYPES.get(value.type)
         if kind is None:
             return None
         shape = [
@@ -302,19 +224,6 @@ def _made_up(session: Any, size: int, *, batch: int = 1) -> dict[str, np.ndarray
 
 def _has_open_dimensions(session: Any) -> bool:
     return any(not isinstance(dim, int) for value in session.get_inputs() for dim in value.shape[1:])
-
-
-def _fit(session: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    fitted = {}
-    for value in session.get_inputs():
-        if feeds.get(value.name) is None:
-            raise InputError(f"input {value.name!r} has no data. Given: {', '.join(feeds) or 'nothing'}")
-        array = np.asarray(feeds[value.name])  # indexing leaves numpy scalars, which the runtime refuses
-        kind = _NUMPY_TYPES.get(value.type)
-        if kind is not None and kind.startswith("float") and array.dtype.kind == "f":
-            array = np.asarray(array, dtype=kind, order="C")  # ascontiguousarray would give a scalar an axis
-        fitted[value.name] = array
-    return fitted
 
 
 def _given(model: ModelLike) -> onnx_ir.Model:

@@ -1,6 +1,6 @@
-"""Run and time models on OpenVINO's CPU plugin, where it is installed (the extra `openvino`).
+"""Run and time models on OpenVINO's CPU plugin, the runtime `openvino`, where it is installed (the extra `openvino`).
 
-A model is compiled for the shapes of its feeds, for one thread and one stream, and computes in float32 what is not
+A model is compiled for the shapes of its feeds, for one stream, and computes in float32 what is not
 quantized: by default the plugin would take bfloat16 where the processor has it, and a comparison would be of that.
 
 Timing: see `timing`. The plugin computes on a thread of its own, so it is the process's CPU time that is read; nothing
@@ -9,84 +9,108 @@ else may run in the process meanwhile.
 
 from __future__ import annotations
 
+import collections
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir import model_io
 from onnxpress.ir.errors import InputError, UsageError
+from onnxpress.ir.shapes import required_inputs
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port, fit_feeds
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
-from onnxpress.targets.runtimes.timing import Latency, take_turns
 
-__all__ = ["Runner", "count_precisions", "interleaved_latency", "run"]
+__all__ = ["OPENVINO", "CompiledModel", "OpenVino", "count_precisions"]
 
-_Array = npt.NDArray[Any]
+_WARMUP = 3  # runs that no median sees
 _SETTINGS = {
-    "INFERENCE_NUM_THREADS": 1,
     "NUM_STREAMS": 1,
     "INFERENCE_PRECISION_HINT": "f32",
     "PERFORMANCE_HINT": "LATENCY",
 }
 
 
-class Runner:
-    """A model compiled for feeds of one set of shapes.
+class CompiledModel:
+    """A model compiled for feeds of one set of shapes."""
 
-    Raises:
-        RuntimeRefusalError: OpenVINO does not read, compile or run it. UsageError: it is not installed.
-    """
+    def __init__(self, model: onnx_ir.Model, feeds: Feeds, *, threads: int = 1) -> None:
+        """Errors: see `Runtime.prepare`."""
+        self._model, self._threads = model, threads
+        self._request = _compile(model, feeds, threads).create_infer_request()
+        self._names = [str(value.name) for value in model.graph.outputs]
+        self._ports = {
+            port.get_any_name(): Port(tuple(port.shape), np.dtype(port.get_element_type().to_dtype()))
+            for port in self._request.model_inputs
+        }
+        self.size_bytes = model_io.size_bytes(model)
+        self.feed(feeds)
 
-    def __init__(self, model: onnx_ir.Model, feeds: Mapping[str, _Array]) -> None:
-        """feeds: arrays of the shapes that will be run."""
-        self._compiled = _compile(model, feeds)
+    def feed(self, feeds: Feeds) -> None:
+        self._feeds = fit_feeds(feeds, self._ports)
+        for name, array in self._feeds.items():
+            self._request.set_tensor(name, _require().Tensor(array))
 
-    def run(self, feeds: Mapping[str, _Array]) -> list[_Array]:
-        """Return the outputs in order, as new arrays."""
+    def compute(self) -> None:
         try:
-            found = self._compiled(dict(feeds))
+            self._request.infer()
         except RuntimeError as error:
             raise _refusal("run", error) from error
-        return [np.array(found[output]) for output in self._compiled.outputs]
+
+    def fetch(self) -> dict[str, Array]:
+        outputs = [np.array(self._request.get_output_tensor(index).data) for index in range(len(self._names))]
+        return dict(zip(self._names, outputs, strict=True))
+
+    def layers(self) -> collections.Counter[str]:
+        """Return layer types with the precision that each runs in, such as `Convolution in u8`."""
+        counts: collections.Counter[str] = collections.Counter()
+        for kind, by_precision in count_precisions(self._model, self._feeds).items():
+            counts.update({f"{kind} in {precision}": count for precision, count in by_precision.items()})
+        return counts
+
+    def node_times(self, rounds: int) -> list[NodeTime]:
+        request = _compile(self._model, self._feeds, self._threads, PERF_COUNT=True).create_infer_request()
+        runs: dict[tuple[str, str], list[float]] = {}
+        for round_number in range(rounds + _WARMUP):
+            request.infer(self._feeds)
+            for each in request.get_profiling_info() if round_number >= _WARMUP else ():
+                if each.status.name == "EXECUTED":
+                    taken = each.real_time.total_seconds() * 1e3
+                    runs.setdefault((each.node_name, each.exec_type), []).append(taken)
+        return [NodeTime(name, kind, statistics.median(each)) for (name, kind), each in runs.items()]
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        """Return the outputs for one batch, in order."""
+        self.feed(feeds)
+        self.compute()
+        return list(self.fetch().values())
 
 
-def run(model: onnx_ir.Model, feeds: Mapping[str, _Array]) -> list[_Array]:
-    """Run `model` once and return its outputs in order. Errors: see `Runner`."""
-    return Runner(model, feeds).run(feeds)
+class OpenVino:
+    """OpenVINO's CPU plugin. It computes on threads of its own, so the clock is that of the whole process."""
+
+    name = "openvino"
+    title = "OpenVINO on the CPU"
+    single_thread_clock: Callable[[], float] = staticmethod(time.process_time)
+
+    def version(self) -> str:
+        return str(_require().__version__)
+
+    def prepare(self, model: onnx_ir.Model, feeds: Feeds, *, threads: int = 1) -> CompiledModel:
+        return CompiledModel(model, feeds, threads=threads)
 
 
-def interleaved_latency(
-    models: Mapping[str, onnx_ir.Model],
-    feeds: Mapping[str, _Array],
-    *,
-    rounds: int = 60,
-    warmup: int = 10,
-    seed: int = 0,
-    max_seconds: float | None = None,
-) -> dict[str, Latency]:
-    """Time the models side by side on the same feeds, on one thread. `Latency.cpu_ms` is of the whole process.
-
-    max_seconds: stop early after this time, warm-up not counted, but never before 5 rounds.
-
-    Raises:
-        RuntimeRefusalError, UsageError: see `Runner`.
-    """
-    requests = {name: _compile(model, feeds).create_infer_request() for name, model in models.items()}
-    for request in requests.values():
-        request.infer(dict(feeds))  # these inputs stay set
-    return take_turns(
-        {name: request.infer for name, request in requests.items()},
-        rounds=rounds, warmup=warmup, seed=seed, max_seconds=max_seconds, cpu_clock=time.process_time,
-    )  # fmt: skip
+OPENVINO = OpenVino()
 
 
-def count_precisions(model: onnx_ir.Model, feeds: Mapping[str, _Array]) -> dict[str, dict[str, int]]:
+def count_precisions(model: onnx_ir.Model, feeds: Feeds) -> dict[str, dict[str, int]]:
     """Return what the plugin made of `model`: by layer type, how many run in each precision, such as "i8" or "f32".
 
     Raises:
-        RuntimeRefusalError, UsageError: see `Runner`.
+        RuntimeRefusalError, UsageError: see `Runtime.prepare`.
     """
     counts: dict[str, dict[str, int]] = {}
     for node in _compile(model, feeds).get_runtime_model().get_ordered_ops():
@@ -97,16 +121,16 @@ def count_precisions(model: onnx_ir.Model, feeds: Mapping[str, _Array]) -> dict[
     return counts
 
 
-def _compile(model: onnx_ir.Model, feeds: Mapping[str, _Array]) -> Any:
+def _compile(model: onnx_ir.Model, feeds: Feeds, threads: int = 1, **settings: Any) -> Any:
     openvino = _require()
-    missing = [value.name for value in model.graph.inputs if value.name not in feeds]
+    missing = [value.name for value in required_inputs(model) if value.name not in feeds]
     if missing:
-        raise InputError(f"OpenVINO: no data for the input {missing[0]!r}. Give an array for each input by name")
+        raise InputError(f"input {missing[0]!r} has no data. Given: {', '.join(feeds) or 'nothing'}")
     core = openvino.Core()
     try:
         read = core.read_model(onnx_ir.to_proto(model).SerializeToString())
-        read.reshape({name: list(array.shape) for name, array in feeds.items()})
-        return core.compile_model(read, "CPU", _SETTINGS)
+        read.reshape({port.get_any_name(): list(feeds[port.get_any_name()].shape) for port in read.inputs})
+        return core.compile_model(read, "CPU", {**_SETTINGS, "INFERENCE_NUM_THREADS": threads, **settings})
     except RuntimeError as error:
         raise _refusal("load", error) from error
 

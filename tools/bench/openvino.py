@@ -20,6 +20,7 @@ from onnxpress.passes.manager import PassManager
 from onnxpress.passes.pipeline import build
 from onnxpress.targets.base import load_target
 from onnxpress.targets.runtimes import openvino
+from onnxpress.targets.runtimes.base import race
 from onnxpress.targets.runtimes.timing import speedup
 from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 
@@ -77,7 +78,8 @@ def _measure(asset: Asset, folder: Path, rounds: int, limit: int | None) -> Row:
         images, labels = arrays[asset.input_name], arrays["labels"]
     models = {"float": original, "int8": model}
     one = {asset.input_name: images[:1]}
-    times = openvino.interleaved_latency(models, one, rounds=rounds, max_seconds=30)
+    compiled = {name: openvino.CompiledModel(each, one) for name, each in models.items()}
+    times = race(openvino.OPENVINO, compiled, rounds=rounds, max_seconds=30)
     counts = openvino.count_precisions(model, one)
     products = [(kind, count) for each in _PRODUCTS for kind, count in counts.get(each, {}).items()]
     return Row(
@@ -95,7 +97,7 @@ def _measure(asset: Asset, folder: Path, rounds: int, limit: int | None) -> Row:
 
 def _accuracy(model: onnx_ir.Model, name: str, images: np.ndarray, labels: np.ndarray) -> float:
     size = _BATCH if len(labels) % _BATCH == 0 else 1
-    request = openvino.Runner(model, {name: images[:size]})
+    request = openvino.CompiledModel(model, {name: images[:size]})
     right = 0
     for start in range(0, len(labels), size):
         (logits,) = request.run({name: images[start : start + size]})

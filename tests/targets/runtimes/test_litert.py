@@ -71,7 +71,9 @@ def test_a_wrong_feed_is_named() -> None:
     from onnxpress.targets.runtimes.litert import LiteRtSession
 
     session = LiteRtSession(_content())
-    with pytest.raises(InputError, match=re.escape("input 'x': the file takes [1, 7], and the data is [2, 7]")):
+    with pytest.raises(
+        InputError, match=re.escape("input 'x': the model takes float32 [1, 7], and the data is float32 [2, 7]")
+    ):
         session.run({"x": np.ones((2, 7))})
     with pytest.raises(InputError, match=re.escape("input 'x' has no data. Given: z")):
         session.run({"z": np.ones((1, 7))})

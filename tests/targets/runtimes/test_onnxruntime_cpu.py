@@ -11,14 +11,14 @@ import onnx_ir
 import pytest
 
 from onnxpress.ir.errors import BudgetError, InputError
-from onnxpress.targets.runtimes import onnxruntime_cpu
+from onnxpress.targets.runtimes import onnxruntime_session
 from onnxpress.targets.runtimes.onnxruntime_cpu import (
-    ModelLike,
     example_feeds,
     inspect_kernels,
     interleaved_latency,
     smoke_run,
 )
+from onnxpress.targets.runtimes.onnxruntime_session import ModelLike
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from onnxpress.targets.runtimes.timing import Latency, speedup
 from tests.support import Array, text_model
@@ -96,7 +96,7 @@ def test_models_come_in_every_form(form: str, tmp_path: Path) -> None:
 
 
 def test_a_model_beyond_the_protobuf_limit_goes_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime_cpu, "_PROTOBUF_LIMIT_BYTES", 16)
+    monkeypatch.setattr(onnxruntime_session, "_PROTOBUF_LIMIT_BYTES", 16)
     model = _two_convs()
     assert smoke_run(model)
     assert inspect_kernels(model).integer == ("first", "second")

@@ -1,0 +1,156 @@
+"""What everything that runs models has in common. A runtime is one file beside this one, and a line of `registry`.
+
+prepare   load a model for feeds of one set of shapes     =>   a `Prepared`
+feed, compute, fetch                                      one inference; `compute` is what is timed
+layers, node_times                                        what the runtime made of the model, where it tells
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from onnxpress.ir.errors import InputError
+from onnxpress.targets.runtimes.timing import Latency, take_turns
+
+__all__ = ["Array", "Feeds", "NodeTime", "Port", "Prepared", "Runtime", "fit_feeds", "race"]
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeTime:
+    """What one step of the runtime takes.
+
+    name: as the runtime calls it, which is the model's name for it where the runtime keeps that. kind: its kernel or
+    layer type. milliseconds: median of a run.
+    """
+
+    name: str
+    kind: str
+    milliseconds: float
+
+
+class Prepared(Protocol):
+    """A model that a runtime has loaded.
+
+    size_bytes: of what the runtime reads, the ONNX file or its own.
+    """
+
+    size_bytes: int
+
+    def feed(self, feeds: Feeds) -> None:
+        """Take one batch, of the shapes that it was prepared for.
+
+        Raises:
+            InputError: an input has no feed, or one of another shape.
+        """
+        ...
+
+    def compute(self) -> None:
+        """Compute, from what was fed last.
+
+        Raises:
+            RuntimeRefusalError: the runtime fails.
+        """
+        ...
+
+    def fetch(self) -> dict[str, Array]:
+        """Return copies of the outputs by the model's names."""
+        ...
+
+    def layers(self) -> collections.Counter[str]:
+        """Return what is left to run, such as `Convolution in u8`, and how often; empty where the runtime hides it."""
+        ...
+
+    def node_times(self, rounds: int) -> list[NodeTime]:
+        """Return the time of each step in order, from runs of their own; none where the runtime does not tell."""
+        ...
+
+
+class Runtime(Protocol):
+    """Runs models.
+
+    name: what profiles and `--runtime` call it. title: its full name. single_thread_clock: seconds of CPU time that
+    its computing takes with one thread.
+    """
+
+    name: str
+    title: str
+    single_thread_clock: Callable[[], float]
+
+    def version(self) -> str:
+        """Return the version that is installed.
+
+        Raises:
+            UsageError: none is; says what to install.
+        """
+        ...
+
+    def prepare(self, model: onnx_ir.Model, feeds: Feeds, *, threads: int = 1) -> Prepared:
+        """Load `model`, which is not changed, for the shapes of `feeds`; converted first where it must be.
+
+        Raises:
+            UsageError: the runtime is not installed. RuntimeRefusalError: it does not take the model. InputError: an
+            input has no feed, or the model has no form there.
+        """
+        ...
+
+
+def race(
+    runtime: Runtime,
+    models: Mapping[str, Prepared],
+    *,
+    threads: int = 1,
+    rounds: int = 60,
+    warmup: int = 10,
+    seed: int = 0,
+    max_seconds: float | None = None,
+) -> dict[str, Latency]:
+    """Time models of one runtime side by side, each on what it was fed last.
+
+    threads: those that they were prepared for; of more than one, wall time alone is told. max_seconds: see
+    `timing.take_turns`.
+    """
+    return take_turns(
+        {name: model.compute for name, model in models.items()},
+        rounds=rounds, warmup=max(1, warmup), seed=seed, max_seconds=max_seconds,
+        cpu_clock=runtime.single_thread_clock if threads == 1 else None,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """An input as the runtime takes it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def fit_feeds(feeds: Feeds, ports: Mapping[str, Port]) -> dict[str, Array]:
+    """Return an array for each input, in C order; floats are cast to the float that the input has.
+
+    Raises:
+        InputError: an input has no feed, or one of another shape or kind.
+    """
+    fitted = {}
+    for name, port in ports.items():
+        if name not in feeds:
+            raise InputError(f"input {name!r} has no data. Given: {', '.join(feeds) or 'nothing'}")
+        array = np.asarray(feeds[name])
+        if array.dtype.kind == port.dtype.kind == "f":
+            array = array.astype(port.dtype, copy=False)
+        if array.shape != port.shape or array.dtype != port.dtype:
+            raise InputError(
+                f"input {name!r}: the model takes {port.dtype} {list(port.shape)}, and the data is {array.dtype} "
+                f"{list(array.shape)}"
+            )
+        fitted[name] = np.asarray(array, order="C")
+    return fitted

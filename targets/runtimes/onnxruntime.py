@@ -1,0 +1,105 @@
+"""The runtimes `onnxruntime-cpu` and `onnxruntime-cuda`: one library, two of its providers.
+
+With one thread the CPU provider computes on the calling thread. Times by node come from the runtime's own profiler, in
+a session of its own: its clock reads cost a few percent.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx_ir
+
+from onnxpress.ir import model_io
+from onnxpress.ir.analysis.execute import require_runtime
+from onnxpress.ir.errors import UsageError
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime
+from onnxpress.targets.runtimes.onnxruntime_cpu import inspect_kernels
+from onnxpress.targets.runtimes.onnxruntime_session import fit_session, open_session, run_session
+
+__all__ = ["CPU", "CUDA", "OnnxRuntime", "PreparedSession"]
+
+_CPU = "CPUExecutionProvider"
+_WARMUP = 3  # runs that no median sees: the first ones fill caches and arenas
+_KERNEL_TIME = "_kernel_time"  # how events of a node's own computing are called
+
+
+class PreparedSession:
+    """A session and its feeds."""
+
+    def __init__(self, model: onnx_ir.Model, feeds: Feeds, *, threads: int, providers: tuple[str, ...]) -> None:
+        """Errors: see `Runtime.prepare`."""
+        self._model, self._threads, self._providers = model, threads, providers
+        self._session = open_session(model, threads=threads, providers=providers)
+        self._names = [output.name for output in self._session.get_outputs()]
+        self.size_bytes = model_io.size_bytes(model)
+        self._results: list[Any] = []
+        self.feed(feeds)
+
+    def feed(self, feeds: Feeds) -> None:
+        self._feeds = fit_session(self._session, feeds)
+
+    def compute(self) -> None:
+        self._results = run_session(self._session, self._feeds)
+
+    def fetch(self) -> dict[str, Array]:
+        return dict(zip(self._names, self._results, strict=True))
+
+    def layers(self) -> collections.Counter[str]:
+        return inspect_kernels(self._model).operators
+
+    def node_times(self, rounds: int) -> list[NodeTime]:
+        with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
+            session = open_session(
+                self._model, threads=self._threads, providers=self._providers,
+                profile_path=pathlib.Path(folder) / "profile",
+            )  # fmt: skip
+            for _ in range(rounds + _WARMUP):
+                run_session(session, self._feeds)
+            events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return _median_times(events)
+
+
+def _median_times(events: list[Mapping[str, Any]]) -> list[NodeTime]:
+    """Return the median of each node's times, in the order in which they first ran, warm-up left out."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith(_KERNEL_TIME):
+            key = (name.removesuffix(_KERNEL_TIME), str(event["args"].get("op_name", "")))
+            times.setdefault(key, []).append(event["dur"] / 1e3)
+    return [NodeTime(name, kind, statistics.median(each[_WARMUP:] or each)) for (name, kind), each in times.items()]
+
+
+class OnnxRuntime:
+    """onnxruntime on one of its providers."""
+
+    single_thread_clock: Callable[[], float] = staticmethod(time.thread_time)
+
+    def __init__(self, name: str, title: str, provider: str) -> None:
+        self.name, self.title, self._provider = name, title, provider
+
+    def version(self) -> str:
+        runtime = require_runtime()
+        if self._provider not in runtime.get_available_providers():
+            raise UsageError(
+                f"{self.title}: the onnxruntime {runtime.__version__} that is installed has no {self._provider} "
+                f"(it has {', '.join(runtime.get_available_providers())}): pip install 'onnxpress[gpu]'"
+            )
+        return str(runtime.__version__)
+
+    def prepare(self, model: onnx_ir.Model, feeds: Feeds, *, threads: int = 1) -> PreparedSession:
+        self.version()
+        providers = tuple(dict.fromkeys((self._provider, _CPU)))
+        return PreparedSession(model, feeds, threads=threads, providers=providers)
+
+
+CPU = OnnxRuntime("onnxruntime-cpu", "onnxruntime on the CPU", _CPU)
+CUDA = OnnxRuntime("onnxruntime-cuda", "onnxruntime on CUDA", "CUDAExecutionProvider")
