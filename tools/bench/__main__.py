@@ -4,6 +4,7 @@ python -m onnxpress.tools.bench ptq [MODEL ...] [--rounds N] [--limit N] [--json
 python -m onnxpress.tools.bench prune [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
 python -m onnxpress.tools.bench factorize [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
 python -m onnxpress.tools.bench lowbit [MODEL ...] [--by PIPELINE,...] [the same options]
+python -m onnxpress.tools.bench targets [MODEL ...] [--by PASS,...] [--targets T,...] [--markdown FILE] [the same]
 python -m onnxpress.tools.bench openvino [MODEL ...] [the same options]
 python -m onnxpress.tools.bench pack [MODEL ...] [--json FILE|-]
 """
@@ -39,11 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
         reduction.add_argument("--by", help="compilers to run, with commas between; all by default")
     lowbit = benchmarks.add_parser("lowbit", parents=[shared], help="weights of 1 to 8 bits, packed and run")
     lowbit.add_argument("--by", help="pipelines to run, with commas between; all by default")
+    targets = benchmarks.add_parser("targets", parents=[shared], help="every pass on every target, run there")
+    targets.add_argument("--by", help="passes to run, with commas between; all by default")
+    targets.add_argument("--targets", help="targets to lower to, with commas between; all by default")
+    targets.add_argument("--markdown", type=Path, help="write the table as a page")
     benchmarks.add_parser("openvino", parents=[shared], help="int8 beside float, both on OpenVINO")
     benchmarks.add_parser("pack", parents=[shared], help="the .onnxp container beside xz")
     options = parser.parse_args(arguments)
     try:
-        bench = {"ptq": _ptq, "lowbit": _lowbit, "openvino": _openvino, "pack": _pack}
+        bench = {"ptq": _ptq, "lowbit": _lowbit, "targets": _targets, "openvino": _openvino, "pack": _pack}
         rows, headings = bench.get(options.benchmark, _reduction)(options)
     except OnnxpressError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -94,6 +99,22 @@ def _lowbit(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
         parse_compilers(options.by, [*ENCODERS, *TUNED]),
         rounds=options.rounds, limit=options.limit, keep=options.keep, tell=_tell,
     )  # fmt: skip
+    return [dataclasses.asdict(row) for row in rows], HEADINGS
+
+
+def _targets(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+    from onnxpress.tools.bench.assets import select
+    from onnxpress.tools.bench.reduction import parse_compilers
+    from onnxpress.tools.bench.targets import HEADINGS, PASSES, TARGETS, markdown, run
+
+    rows = run(
+        select(options.models, "ptq"),
+        parse_compilers(options.by, PASSES, what="pass"),
+        parse_compilers(options.targets, TARGETS, option="--targets", what="target"),
+        rounds=options.rounds, limit=options.limit, keep=options.keep, tell=_tell,
+    )  # fmt: skip
+    if options.markdown:
+        options.markdown.write_text(markdown(rows), encoding="utf-8")
     return [dataclasses.asdict(row) for row in rows], HEADINGS
 
 

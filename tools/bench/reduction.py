@@ -72,8 +72,12 @@ def parse_times(text: str) -> list[float]:
     return times
 
 
-def parse_compilers(text: str | None, known: Iterable[str]) -> list[str]:
+def parse_compilers(
+    text: str | None, known: Iterable[str], *, option: str = "--by", what: str = "compiler"
+) -> list[str]:
     """Return the compilers that `text` lists with commas between; all that are known where there is none.
+
+    option, what: where the text was given, and what a message calls an entry.
 
     Raises:
         UsageError: one of them is not known; with near names.
@@ -85,7 +89,7 @@ def parse_compilers(text: str | None, known: Iterable[str]) -> list[str]:
     for name in chosen:
         if name not in names:
             raise UsageError(
-                f"--by {text}: {name!r} is no compiler.{near_names(name, names)} There are: {', '.join(names)}"
+                f"{option} {text}: {name!r} is no {what}.{near_names(name, names)} There are: {', '.join(names)}"
             )
     return chosen
 
