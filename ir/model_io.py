@@ -62,6 +62,7 @@ _EXTERNAL_FROM_BYTES = onnx_file.PROTOBUF_LIMIT - (1 << 20)
 _FIRST_IR_WITH_PLAIN_INITIALIZERS = 4
 _IN_MEMORY = "the model"
 PACKED_SUFFIX = ".onnxp"
+_TFLITE_SUFFIX = ".tflite"
 
 
 def load(source: ModelSource) -> onnx_ir.Model:
@@ -97,9 +98,14 @@ def save(
     weights in `<name>.data` and this one does not, that file is removed.
 
     Raises:
-        UsageError: the path is taken and `overwrite` is not set, or it cannot be written.
+        UsageError: the path is taken and `overwrite` is not set, it cannot be written, or it names a .tflite file.
         InputError: the model is too large for protobuf even without its weights.
     """
+    if Path(path).suffix == _TFLITE_SUFFIX:
+        raise UsageError(
+            f"{os.fspath(path)!r}: a model is saved as .onnx or .onnxp. What `compress` made for mobile-cpu-litert is "
+            "written by the result itself: result.save(path)"
+        )
     if Path(path).suffix == PACKED_SUFFIX:
         save_packed(model, path, overwrite=overwrite)
         return Path(path).stat().st_size

@@ -45,7 +45,7 @@ _LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
 _BUILT_IN = ("host-cpu", "mobile-cpu", "mobile-cpu-litert", "x86-vnni", "x86-avx2", "tensorrt", "gpu", "openvino")
 
 _HOST = "host-cpu"
-_ARM = ("aarch64", "arm64")
+_ARM, _X86 = ("aarch64", "arm64"), ("x86_64", "amd64")
 
 # Loaded when a target lowers, so that listing targets stays quick.
 _LOWERINGS = {
@@ -78,6 +78,13 @@ class Target:
     def summary(self) -> str:
         """One line for lists."""
         return self.profile.summary
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this machine is what the profile describes, so that times taken here are the target's."""
+        if self.profile.runtime == "openvino":
+            return platform.machine().lower() in _X86
+        return self.name in (_HOST, _host_kind())
 
     @property
     def default_pipeline(self) -> str:

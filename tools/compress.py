@@ -11,6 +11,7 @@ of the calibration samples, and the report says on how many.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import shlex
@@ -21,19 +22,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import onnx_ir
 
 from onnxpress.ir import model_io
+from onnxpress.ir.analysis.cost import cost
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.errors import BudgetError, InputError, InternalError, OnnxpressError, UsageError
 from onnxpress.ir.verify import verify
 from onnxpress.passes.base import Context, Pass, Site, SiteOptions
 from onnxpress.passes.instrument import ModelPrinter, Printer, Progress
 from onnxpress.passes.manager import PassManager, PassRecord
-from onnxpress.passes.pipeline import PassSpec, format_pipeline, to_spec
+from onnxpress.passes.pipeline import PassSpec, build, format_pipeline, to_spec
 from onnxpress.passes.reproducer import write_reproducer
 from onnxpress.targets.base import Target
 from onnxpress.targets.legality import Illegal
 from onnxpress.targets.lowering.report import LoweringReport
+from onnxpress.targets.runtimes.base import Feeds, Prepared, Runtime
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, inspect_kernels, smoke_run
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
+from onnxpress.targets.runtimes.registry import load_runtime
 from onnxpress.tools.measure import (
     Effort,
     Pair,
@@ -42,6 +46,7 @@ from onnxpress.tools.measure import (
     measure_pair,
     source_bytes,
 )
+from onnxpress.tools.measure_runtime import measure_on, runtime_of
 from onnxpress.tools.memory import peak_rss_bytes
 from onnxpress.tools.metrics import Metrics
 from onnxpress.tools.plan import Plan, prepare
@@ -56,6 +61,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch", "compress", "run", "with_written_size"]
 
+_DEFAULT_RUNTIME = "onnxruntime-cpu"
+_EXACT = "cleanup, fold-batchnorm"  # what any converter does to a float model, and loses nothing by
 _WORST_SITES = 3  # as many as a message can name and a user can exclude by hand
 _NOT_RUN = (
     "the result was loaded but not run: its input sizes are open. Give --data, or data=..., to try it on a sample"
@@ -139,7 +146,7 @@ def run(plan: Plan, watch: Watch | None = None) -> Result:
     )
     context = Context(constraints=plan.target.constraints, data=plan.data, seed=plan.seed, progress=watch.progress)
     # First of all, as what LiteRT cannot run is told before any pass takes its time.
-    before = _emit_original(plan, context) if plan.target.profile.runtime == "litert" else None
+    before = _emit_original(plan) if plan.target.profile.runtime == "litert" else None
     model, records = manager.run(plan.model, context)
     lowering = _lower(plan, model, context, watch)
     del context  # its cache holds statistics that nothing needs any more
@@ -166,10 +173,14 @@ def run(plan: Plan, watch: Watch | None = None) -> Result:
     return Result(model, report, content=None if after is None else after.content)
 
 
-def _emit_original(plan: Plan, context: Context) -> Emitted:
-    from onnxpress.tools.measure_litert import emit_original
+def _emit_original(plan: Plan) -> Emitted:
+    """Return the original as a float .tflite file, as any converter makes it.
 
-    return emit_original(plan.model, context)
+    Raises:
+        UsageError: LiteRT is not installed. InputError: LiteRT cannot run the model.
+    """
+    folded, _ = PassManager(build(_EXACT)).run(plan.model, Context(constraints=plan.target.constraints))
+    return _emit(folded)
 
 
 def _emit(model: onnx_ir.Model) -> Emitted:
@@ -232,18 +243,54 @@ def _fail_lowering(plan: Plan, model: onnx_ir.Model, context: Context, watch: Wa
 
 
 def _measure(plan: Plan, model: onnx_ir.Model, records: Sequence[PassRecord], watch: Watch) -> Report:
-    """Load and run the result once, and measure it beside the original.
+    """Run the result, and measure it beside the original: in the target's runtime where that is here.
 
     Raises:
         BudgetError: the runtime does not load or run the result.
     """
+    runtime, missing = runtime_of(plan.target)
+    if plan.target.profile.runtime != _DEFAULT_RUNTIME and runtime is not None:
+        return _measure_there(plan, model, records, watch, runtime)
     result, original = _serialized(model), _original(plan)
     source = plan.eval_data or plan.data
     did_run = _try(result, source)
-    kernels = inspect_kernels(result.runnable)
-    pair = measure_pair(original, result, source, _effort(plan, original, watch), watch.progress)
+    is_own = runtime is not None
+    kernels = inspect_kernels(result.runnable) if is_own else Kernels()
+    effort = _effort(plan, original, watch)
+    pair = measure_pair(original, result, source, effort, watch.progress, timed=is_own)
     notes = pair.notes if did_run else (_NOT_RUN, *pair.notes)
-    return _report(plan, pair, records, kernels, notes)
+    if not is_own:
+        notes += (f"run by {load_runtime(_DEFAULT_RUNTIME).title}, and not timed: {missing}",)
+    return _report(plan, pair, records, kernels, notes, load_runtime(_DEFAULT_RUNTIME) if is_own else None)
+
+
+def _measure_there(
+    plan: Plan, model: onnx_ir.Model, records: Sequence[PassRecord], watch: Watch, runtime: Runtime
+) -> Report:
+    """Measure an ONNX model in a runtime of its own.
+
+    Raises:
+        BudgetError: the runtime does not load or run the result.
+    """
+    original, source = _original(plan), plan.eval_data or plan.data
+    feeds = first_feeds(original, source)
+    try:
+        before, after = (runtime.prepare(each, feeds) for each in (plan.model, model))
+        counted = Metrics.counted(cost(model), after.size_bytes)
+        effort = _effort(plan, original, watch)
+        pair = measure_on(runtime, original, before, after, counted, source, effort, watch.progress)
+        kernels = _kernels(runtime, model, after, feeds)
+    except RuntimeRefusalError as error:
+        raise BudgetError(f"the result is refused: {error}. Nothing is written.") from error
+    return _report(plan, pair, records, kernels, pair.notes, runtime)
+
+
+def _kernels(runtime: Runtime, model: onnx_ir.Model, prepared: Prepared, feeds: Feeds) -> Kernels:
+    if runtime.name != "openvino":
+        return Kernels(prepared.layers())
+    from onnxpress.targets.runtimes.openvino import inspect_kernels
+
+    return inspect_kernels(model, feeds)
 
 
 def _measure_files(
@@ -259,15 +306,20 @@ def _measure_files(
     Raises:
         BudgetError: LiteRT does not load or run it.
     """
-    from onnxpress.tools.measure_litert import litert_kernels, measure_litert
+    from onnxpress.targets.runtimes.litert import LITERT, LiteRtSession
 
     original, source = _original(plan), plan.eval_data or plan.data
+    counted = Metrics.counted(cost(model), len(after.content))
+    stored = 8 * after.constant_bytes / counted.params if counted.params else None
+    counted = dataclasses.replace(counted, bits_per_weight=stored)
     effort = _effort(plan, original, watch)
     try:
-        pair = measure_litert(original, before.content, model, after, source, effort, watch.progress)
+        first, second = (LiteRtSession(each.content) for each in (before, after))
+        pair = measure_on(LITERT, original, first, second, counted, source, effort, watch.progress)
     except RuntimeRefusalError as error:
         raise BudgetError(f"the result is refused: {error}. Nothing is written.") from error
-    return _report(plan, pair, records, litert_kernels(after), pair.notes)
+    kernels = Kernels(collections.Counter(after.operators), after.integer, (), after.real)
+    return _report(plan, pair, records, kernels, pair.notes, LITERT)
 
 
 def _effort(plan: Plan, original: Subject, watch: Watch) -> Effort:
@@ -276,7 +328,15 @@ def _effort(plan: Plan, original: Subject, watch: Watch) -> Effort:
     return dataclasses.replace(bounded, run=None) if is_evaluation else bounded
 
 
-def _report(plan: Plan, pair: Pair, records: Sequence[PassRecord], kernels: Kernels, notes: tuple[str, ...]) -> Report:
+def _report(
+    plan: Plan,
+    pair: Pair,
+    records: Sequence[PassRecord],
+    kernels: Kernels,
+    notes: tuple[str, ...],
+    runtime: Runtime | None,
+) -> Report:
+    """Return the report. runtime: what timed the models; None where nothing did."""
     source = plan.eval_data or plan.data
     measured_on: MeasuredOn = "calibration data" if plan.eval_data is None else "evaluation data"
     report = Report(
@@ -295,10 +355,12 @@ def _report(plan: Plan, pair: Pair, records: Sequence[PassRecord], kernels: Kern
         calibration_samples=None if plan.data is None else plan.data.count,
         kernels=kernels,
         recipe=plan.recipe,
+        runtime=None if runtime is None else runtime.name,
+        is_latency_of_target=plan.target.is_here,
     )
     notes = report.notes
     if pair.after.latency_ms is not None and not report.is_latency_of_target:
-        notes += (f"latency was measured on this machine, not on {report.target}",)
+        notes += (f"latency was measured on this machine, which is not what {report.target} describes",)
     return dataclasses.replace(report, headlines=tuple(_headlines(report)), notes=notes)
 
 

@@ -105,12 +105,14 @@ def measure_pair(
     data: DataSource | None,
     effort: Effort,
     progress: Progress | None = None,
+    *,
+    timed: bool = True,
 ) -> Pair:
     """Measure two models with the same inputs and outputs. data: None leaves out fidelity and accuracy."""
     pair = Pair(before.counted, after.counted)
     if data is not None:
         pair = _compared(pair, before.model, after.model, data, effort, progress)
-    return _timed(pair, before, after, data, effort.rounds)
+    return _timed(pair, before, after, data, effort.rounds) if timed else pair
 
 
 def _compared(

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from onnxpress.ir.errors import UsageError
 
-__all__ = ["STDOUT", "check_outputs", "write_bytes", "write_text"]
+__all__ = ["STDOUT", "check_outputs", "require_format", "write_bytes", "write_text"]
 
 STDOUT = "-"
+_LITERT_SUFFIX = ".tflite"
 
 
 def check_outputs(
@@ -73,6 +74,25 @@ def write_bytes(path: str | os.PathLike[str], content: bytes, *, overwrite: bool
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def require_format(path: str | os.PathLike[str], target: str, *, is_tflite: bool) -> None:
+    """Refuse a name that says another format than the target's runtime reads.
+
+    Raises:
+        UsageError: it ends in .tflite and the target runs ONNX, or the other way round.
+    """
+    named = Path(path)
+    if is_tflite and named.suffix != _LITERT_SUFFIX:
+        raise UsageError(
+            f"OUT {os.fspath(path)!r}: {target} runs {_LITERT_SUFFIX} files. "
+            f"Name it {os.fspath(named.with_suffix(_LITERT_SUFFIX))!r}, or choose another target."
+        )
+    if not is_tflite and named.suffix == _LITERT_SUFFIX:
+        raise UsageError(
+            f"OUT {os.fspath(path)!r}: {target} runs ONNX. Give --target mobile-cpu-litert, or a "
+            "name that ends in .onnx."
+        )
 
 
 def _check_output(flag: str, path: Path, *, force: bool) -> None:

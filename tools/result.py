@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import onnx_ir
 
+from onnxpress.ir import model_io
 from onnxpress.ir.errors import BudgetError
 from onnxpress.passes.base import Amount, Site
 from onnxpress.passes.manager import PassRecord
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels
 from onnxpress.tools.metrics import Metrics
+from onnxpress.tools.outputs import require_format, write_bytes
 from onnxpress.tools.recipe import Recipe
 from onnxpress.tools.report.numbers import describe_speed
 
@@ -21,7 +24,6 @@ __all__ = ["DropError", "MeasuredOn", "Report", "Result"]
 MeasuredOn = Literal["evaluation data", "calibration data"]
 
 _TEXT_WIDTH = 110  # of the tables as plain text
-_THIS_MACHINE = "host-cpu"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -33,7 +35,8 @@ class Report:
     were measured on, as the runtime runs the models; sqnr_samples: how many SQNR, of the models as written.
     measured_on: what those samples are; None without any. calibration_samples: how many there were.
     lowering: how often each form was emitted. kernels: what the runtime makes of the result. seconds: of all,
-    `measuring_seconds` of it spent on running the two models. peak_rss_bytes: of the process.
+    `measuring_seconds` of it spent on running the two models. peak_rss_bytes: of the process. runtime: what timed the
+    models; None where they were not timed. is_latency_of_target: whether this machine is what the target describes.
     """
 
     model: str
@@ -56,6 +59,8 @@ class Report:
     seconds: float = 0.0
     measuring_seconds: float = 0.0
     peak_rss_bytes: int = 0
+    runtime: str | None = None
+    is_latency_of_target: bool = False
 
     def __repr__(self) -> str:
         """Say the result in one line; everything is in the tables (`str`) and in `to_json`."""
@@ -85,11 +90,6 @@ class Report:
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
 
     @property
-    def is_latency_of_target(self) -> bool:
-        """Whether latency was measured on what the target describes: this machine."""
-        return self.target == _THIS_MACHINE
-
-    @property
     def speedup(self) -> float | None:
         """How many times faster the result is; above 1 is faster."""
         if not self.before.latency_ms or not self.after.latency_ms:
@@ -117,6 +117,7 @@ class Report:
             "headlines": list(self.headlines),
             "notes": list(self.notes),
             "speedup": self.speedup,
+            "runtime": self.runtime,
             "latency_is_of_target": self.is_latency_of_target,
             "samples": self.samples,
             "sqnr_samples": self.sqnr_samples,
@@ -154,6 +155,18 @@ class Result:
     def recipe(self) -> Recipe:
         """What repeats the run."""
         return self.report.recipe
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write what the target's runtime reads, whole or not at all: the model, or the file of a runtime of its own.
+
+        Raises:
+            UsageError: the name says another format than the runtime reads; the path is taken, or cannot be written.
+        """
+        require_format(path, self.report.target, is_tflite=self.content is not None)
+        if self.content is not None:
+            write_bytes(path, self.content, overwrite=overwrite)
+        else:
+            model_io.save(self.model, path, overwrite=overwrite)
 
 
 class DropError(BudgetError):

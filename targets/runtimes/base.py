@@ -19,10 +19,18 @@ import onnx_ir
 from onnxpress.ir.errors import InputError
 from onnxpress.targets.runtimes.timing import Latency, take_turns
 
-__all__ = ["Array", "Feeds", "NodeTime", "Port", "Prepared", "Runtime", "fit_feeds", "race"]
+__all__ = ["Array", "Feeds", "NodeTime", "Port", "Prepared", "Runtime", "fit_feeds", "race", "run_samples"]
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """An input as the runtime takes it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +49,14 @@ class NodeTime:
 class Prepared(Protocol):
     """A model that a runtime has loaded.
 
-    size_bytes: of what the runtime reads, the ONNX file or its own.
+    size_bytes: of what the runtime reads, the ONNX file or its own. ports: its inputs by the model's names.
     """
 
-    size_bytes: int
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def ports(self) -> Mapping[str, Port]: ...
 
     def feed(self, feeds: Feeds) -> None:
         """Take one batch, of the shapes that it was prepared for.
@@ -79,12 +91,17 @@ class Runtime(Protocol):
     """Runs models.
 
     name: what profiles and `--runtime` call it. title: its full name. single_thread_clock: seconds of CPU time that
-    its computing takes with one thread.
+    its computing takes with one thread; None where no CPU computes, and elapsed time is all that tells.
     """
 
-    name: str
-    title: str
-    single_thread_clock: Callable[[], float]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def single_thread_clock(self) -> Callable[[], float] | None: ...
 
     def version(self) -> str:
         """Return the version that is installed.
@@ -126,12 +143,27 @@ def race(
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Port:
-    """An input as the runtime takes it."""
+def run_samples(prepared: Prepared, feeds: Feeds) -> dict[str, Array]:
+    """Return the outputs for any number of samples, stacked along the first axis.
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    Feeds lead with the samples. A batch that the model was prepared for is filled up with repeats of the last sample,
+    and the results are cut; feeds of one axis more than the model's input run sample by sample.
+
+    Raises:
+        InputError: a feed does not fit. RuntimeRefusalError: the runtime fails.
+    """
+    count = len(next(iter(feeds.values())))
+    shapes = {name: port.shape for name, port in prepared.ports.items()}
+    alone = any(feeds[name].ndim > len(shape) for name, shape in shapes.items())
+    size = 1 if alone else next(iter(shapes.values()))[0]
+    found: dict[str, list[Array]] = {}
+    for start in range(0, count, size):
+        chosen = np.minimum(np.arange(start, start + size), count - 1)
+        prepared.feed({name: array[start] if alone else array[chosen] for name, array in feeds.items()})
+        prepared.compute()
+        for name, array in prepared.fetch().items():
+            found.setdefault(name, []).append(array[None] if alone else array[: count - start])
+    return {name: np.concatenate(arrays) for name, arrays in found.items()}
 
 
 def fit_feeds(feeds: Feeds, ports: Mapping[str, Port]) -> dict[str, Array]:

@@ -31,7 +31,7 @@ _DELEGATE = "DELEGATE"  # what the list of operators calls XNNPACK's part, which
 class LiteRtSession:
     """A loaded .tflite file.
 
-    input_shapes, output_names: by the names of the file's signature, which are those of the ONNX model.
+    Inputs and outputs go by the names of the file's signature, which are those of the ONNX model.
     """
 
     def __init__(self, source: bytes | str | os.PathLike[str], *, threads: int = 1, xnnpack: bool = True) -> None:
@@ -58,9 +58,7 @@ class LiteRtSession:
         self._inputs = _in_order(names["inputs"], [each["index"] for each in taken])
         self._outputs = _in_order(names["outputs"], [each["index"] for each in made])
         ports = {each["index"]: Port(tuple(map(int, each["shape"])), np.dtype(each["dtype"])) for each in taken}
-        self._ports = {name: ports[index] for name, index in self._inputs.items()}
-        self.input_shapes = {name: port.shape for name, port in self._ports.items()}
-        self.output_names = tuple(self._outputs)
+        self.ports = {name: ports[index] for name, index in self._inputs.items()}
 
     def feed(self, feeds: Feeds) -> None:
         """Copy one batch into the file's inputs; floats are cast to the file's.
@@ -68,7 +66,7 @@ class LiteRtSession:
         Raises:
             InputError: an input has no feed, or one of another shape or kind.
         """
-        for name, array in fit_feeds(feeds, self._ports).items():
+        for name, array in fit_feeds(feeds, self.ports).items():
             self._interpreter.set_tensor(self._inputs[name], array)
 
     def compute(self) -> None:
@@ -100,23 +98,6 @@ class LiteRtSession:
         self.feed(feeds)
         self.compute()
         return self.fetch()
-
-    def run_samples(self, feeds: Feeds) -> dict[str, Array]:
-        """Return the outputs for any number of samples, stacked along the first axis.
-
-        Feeds lead with the samples. A batch that the file fixes is filled up with repeats of the last sample, and the
-        results are cut; feeds of one axis more than the file's input run sample by sample.
-        """
-        count = len(next(iter(feeds.values())))
-        alone = any(feeds[name].ndim > len(shape) for name, shape in self.input_shapes.items())
-        size = 1 if alone else next(iter(self.input_shapes.values()))[0]
-        found: dict[str, list[Array]] = {name: [] for name in self.output_names}
-        for start in range(0, count, size):
-            chosen = np.minimum(np.arange(start, start + size), count - 1)
-            batch = {name: array[start] if alone else array[chosen] for name, array in feeds.items()}
-            for name, array in self.run(batch).items():
-                found[name].append(array[None] if alone else array[: count - start])
-        return {name: np.concatenate(arrays) for name, arrays in found.items()}
 
 
 def _in_order(names: Mapping[str, int], indices: list[int]) -> dict[str, int]:

@@ -20,7 +20,7 @@ import onnx_ir
 from onnxpress.ir import model_io
 from onnxpress.ir.analysis.execute import require_runtime
 from onnxpress.ir.errors import UsageError
-from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port
 from onnxpress.targets.runtimes.onnxruntime_cpu import inspect_kernels
 from onnxpress.targets.runtimes.onnxruntime_session import fit_session, open_session, run_session
 
@@ -45,6 +45,7 @@ class PreparedSession:
 
     def feed(self, feeds: Feeds) -> None:
         self._feeds = fit_session(self._session, feeds)
+        self.ports = {name: Port(array.shape, array.dtype) for name, array in self._feeds.items()}
 
     def compute(self) -> None:
         self._results = run_session(self._session, self._feeds)
@@ -81,10 +82,9 @@ def _median_times(events: list[Mapping[str, Any]]) -> list[NodeTime]:
 class OnnxRuntime:
     """onnxruntime on one of its providers."""
 
-    single_thread_clock: Callable[[], float] = staticmethod(time.thread_time)
-
-    def __init__(self, name: str, title: str, provider: str) -> None:
+    def __init__(self, name: str, title: str, provider: str, clock: Callable[[], float] | None) -> None:
         self.name, self.title, self._provider = name, title, provider
+        self.single_thread_clock = clock
 
     def version(self) -> str:
         runtime = require_runtime()
@@ -101,5 +101,5 @@ class OnnxRuntime:
         return PreparedSession(model, feeds, threads=threads, providers=providers)
 
 
-CPU = OnnxRuntime("onnxruntime-cpu", "onnxruntime on the CPU", _CPU)
-CUDA = OnnxRuntime("onnxruntime-cuda", "onnxruntime on CUDA", "CUDAExecutionProvider")
+CPU = OnnxRuntime("onnxruntime-cpu", "onnxruntime on the CPU", _CPU, time.thread_time)
+CUDA = OnnxRuntime("onnxruntime-cuda", "onnxruntime on CUDA", "CUDAExecutionProvider", None)

@@ -45,6 +45,7 @@ __all__ = [
     "example_feeds",
     "inspect_kernels",
     "interleaved_latency",
+    "is_quantized_on_paper",
     "smoke_run",
 ]
 
@@ -81,7 +82,7 @@ _RENAMED = re.compile(r"/MatMulAddFusion|_token_\d+$")  # what the runtime's rew
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """What the runtime made of a model, read from its optimized graph.
+    """What a runtime made of a model, read from its optimized graph; empty where it does not tell.
 
     operators: count by operator type of everything that is left to run, subgraphs included.
     integer, unfused, left_float: names of the Conv/Gemm/MatMul family, as the given model calls them where
@@ -90,10 +91,10 @@ class Kernels:
     float on purpose.
     """
 
-    operators: collections.Counter[str]
-    integer: tuple[str, ...]
-    unfused: tuple[str, ...]
-    left_float: tuple[str, ...]
+    operators: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    integer: tuple[str, ...] = ()
+    unfused: tuple[str, ...] = ()
+    left_float: tuple[str, ...] = ()
 
 
 def smoke_run(model: ModelLike, feeds: Mapping[str, np.ndarray] | None = None) -> bool:
@@ -161,10 +162,10 @@ def inspect_kernels(model: ModelLike) -> Kernels:
         operators[node.op_type] += 1
         if node.op_type in _INTEGER_LINEAR:
             integer.append(names.find(node))
-        elif node.op_type in _FLOAT_LINEAR and _is_quantized_on_paper(node):
+        elif node.op_type in _FLOAT_LINEAR and is_quantized_on_paper(node):
             unfused.append(names.find(node))
     left_float = [
-        names.find(node) for node in _nodes(given) if node.op_type in _FLOAT_LINEAR and not _is_quantized_on_paper(node)
+        names.find(node) for node in _nodes(given) if node.op_type in _FLOAT_LINEAR and not is_quantized_on_paper(node)
     ]
     # The runtime quantizes a float weight by itself where data and output are quantized.
     taken = set(integer)
@@ -241,7 +242,7 @@ def _nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
         yield from graph
 
 
-def _is_quantized_on_paper(node: onnx_ir.Node) -> bool:
+def is_quantized_on_paper(node: onnx_ir.Node) -> bool:
     """Whether a float operator's weight, or each of its two operands, comes out of a DequantizeLinear."""
     operands = [_dequantize_behind(value) for value in node.inputs[:2]]
     return all(operands) or any(found is not None and is_stored(found.inputs[0]) for found in operands)

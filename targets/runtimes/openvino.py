@@ -11,6 +11,7 @@ else may run in the process meanwhile.
 from __future__ import annotations
 
 import collections
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -23,9 +24,14 @@ from onnxpress.ir import model_io
 from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.ir.shapes import required_inputs
 from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port, fit_feeds
+from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, is_quantized_on_paper
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
 
-__all__ = ["OPENVINO", "CompiledModel", "OpenVino", "count_precisions"]
+__all__ = ["OPENVINO", "PRODUCTS", "CompiledModel", "OpenVino", "count_precisions", "inspect_kernels"]
+
+# Layer types that hold the multiply-accumulates.
+PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+_ADDED = re.compile(r"/(WithoutBiases|Dequantization|DequantizeLinear).*$")
 
 _WARMUP = 3  # runs that no median sees
 _SETTINGS = {
@@ -44,7 +50,7 @@ class CompiledModel:
         self._model, self._threads = model, threads
         self._request = _compile(model, feeds, threads).create_infer_request()
         self._names = [str(value.name) for value in model.graph.outputs]
-        self._ports = {
+        self.ports = {
             port.get_any_name(): Port(tuple(port.shape), np.dtype(port.get_element_type().to_dtype()))
             for port in self._request.model_inputs
         }
@@ -52,7 +58,7 @@ class CompiledModel:
         self.feed(feeds)
 
     def feed(self, feeds: Feeds) -> None:
-        self._feeds = fit_feeds(feeds, self._ports)
+        self._feeds = fit_feeds(feeds, self.ports)
         for name, array in self._feeds.items():
             self._request.set_tensor(name, _require().Tensor(array))
 
@@ -121,6 +127,35 @@ def count_precisions(model: onnx_ir.Model, feeds: Feeds) -> dict[str, dict[str, 
         by_precision = counts.setdefault(kind, {})
         by_precision[precision] = by_precision.get(precision, 0) + 1
     return counts
+
+
+def inspect_kernels(model: onnx_ir.Model, feeds: Feeds) -> Kernels:
+    """Return what the plugin made of `model`, with the layers that hold the multiply-accumulates by the model's names.
+
+    Raises:
+        RuntimeRefusalError, UsageError: see `Runtime.prepare`.
+    """
+    named = {name: node for node in model.graph for name in (node.name, node.outputs[0].name) if name}
+    operators: collections.Counter[str] = collections.Counter()
+    found: dict[str, list[str]] = {"integer": [], "unfused": [], "left_float": []}
+    for layer in _compile(model, feeds).get_runtime_model().get_ordered_ops():
+        info = layer.get_rt_info()
+        kind, precision = str(info["layerType"].astype(str)), str(info["runtimePrecision"].astype(str))
+        operators[kind] += 1
+        if kind in PRODUCTS:
+            origins = [layer.get_friendly_name(), *str(info["originalLayersNames"].astype(str)).split(",")]
+            node = next((named[name] for name in map(_plain, origins) if name in named), None)
+            if precision in ("i8", "u8"):
+                group = "integer"
+            else:
+                group = "unfused" if node is not None and is_quantized_on_paper(node) else "left_float"
+            found[group].append((node.name if node is not None else None) or layer.get_friendly_name())
+    return Kernels(operators, **{group: tuple(names) for group, names in found.items()})
+
+
+def _plain(name: str) -> str:
+    """Return the ONNX name in a layer's: what the plugin's rewrites add to it stands behind a slash."""
+    return _ADDED.sub("", name)
 
 
 def _compile(model: onnx_ir.Model, feeds: Feeds, threads: int = 1, **settings: Any) -> Any:

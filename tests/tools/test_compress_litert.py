@@ -21,6 +21,7 @@ _TARGET = "mobile-cpu-litert"
 
 
 def test_a_file_is_written_and_measured(cli: CommandLine, demo_files: Path) -> None:
+    from onnxpress.targets.runtimes.base import run_samples
     from onnxpress.targets.runtimes.litert import LiteRtSession
 
     out = demo_files / "digits.tflite"
@@ -38,9 +39,9 @@ def test_a_file_is_written_and_measured(cli: CommandLine, demo_files: Path) -> N
     assert any(note.startswith("accuracy, agreement and SQNR: the original in onnxruntime") for note in report["notes"])
     data = np.load(demo_files / "evaluation.npz")
     session = LiteRtSession(out)
-    ((name, shape),) = session.input_shapes.items()
-    images = next(data[key] for key in data if data[key].ndim == len(shape))
-    (scores,) = session.run_samples({name: images[:32]}).values()
+    ((name, port),) = session.ports.items()
+    images = next(data[key] for key in data if data[key].ndim == len(port.shape))
+    (scores,) = run_samples(session, {name: images[:32]}).values()
     labels = next(data[key] for key in data if data[key].ndim == 1)
     assert (scores.argmax(axis=1) == labels[:32]).mean() > 0.9
 

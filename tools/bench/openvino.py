@@ -32,7 +32,6 @@ HEADINGS = {
 }  # fmt: skip
 
 _BATCH = 25  # images at a time, for accuracy
-_PRODUCTS = ("Convolution", "FullyConnected", "MatMul")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _measure(asset: Asset, folder: Path, rounds: int, limit: int | None) -> Row:
     compiled = {name: openvino.CompiledModel(each, one) for name, each in models.items()}
     times = race(openvino.OPENVINO, compiled, rounds=rounds, max_seconds=30)
     counts = openvino.count_precisions(model, one)
-    products = [(kind, count) for each in _PRODUCTS for kind, count in counts.get(each, {}).items()]
+    products = [(kind, count) for each in openvino.PRODUCTS for kind, count in counts.get(each, {}).items()]
     return Row(
         asset.model,
         len(labels),

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxpress.ir.errors import UsageError
-
 if TYPE_CHECKING:
     from onnxpress.tools.plan import Plan
     from onnxpress.tools.result import Report
@@ -15,7 +13,6 @@ if TYPE_CHECKING:
 __all__ = ["compress_and_tell"]
 
 _NO_OUT = "no output was asked for"
-_LITERT_SUFFIX = ".tflite"
 
 
 def compress_and_tell(
@@ -39,10 +36,9 @@ def compress_and_tell(
     Raises:
         OnnxpressError: as `tools.compress.run`; then nothing is written, but the JSON of a missed `max_drop`.
     """
-    from onnxpress.ir import model_io
     from onnxpress.tools.compress import Watch, run, with_written_size
     from onnxpress.tools.container import SUFFIX, pack
-    from onnxpress.tools.outputs import write_bytes
+    from onnxpress.tools.outputs import require_format
     from onnxpress.tools.report.console import console
     from onnxpress.tools.report.facts import say, show_plan
     from onnxpress.tools.report.json_output import write_json
@@ -50,7 +46,8 @@ def compress_and_tell(
     from onnxpress.tools.report.progress import watch_progress
     from onnxpress.tools.result import DropError
 
-    _require_suffix(plan, destination)
+    if destination is not None:
+        require_format(destination, plan.target.name, is_tflite=plan.target.profile.runtime == "litert")
     show_plan(plan)
     try:
         with watch_progress() as progress:
@@ -69,12 +66,10 @@ def compress_and_tell(
         write_json(json, {**error.report.to_json(), "written": False, "reason": str(error)}, overwrite=force)
         raise
     packing = None
-    if destination is not None and result.content is not None:
-        write_bytes(destination, result.content, overwrite=force)
-    elif destination is not None and destination.suffix == SUFFIX:
+    if destination is not None and destination.suffix == SUFFIX:
         packing = pack(result.model, destination, overwrite=force)
     elif destination is not None:
-        model_io.save(result.model, destination, overwrite=force)
+        result.save(destination, overwrite=force)
     if save_recipe is not None:
         result.recipe.write(save_recipe, overwrite=force)
     report = result.report if packing is None else with_written_size(result.report, packing.after)
@@ -90,27 +85,6 @@ def compress_and_tell(
     say(_describe_time(report))
     write_json(json, {**report.to_json(), **written}, overwrite=force)
     return report
-
-
-def _require_suffix(plan: Plan, destination: Path | None) -> None:
-    """Refuse a name that says another format than the target's runtime reads.
-
-    Raises:
-        UsageError: it ends in .tflite and the target runs ONNX, or the other way round.
-    """
-    if destination is None:
-        return
-    is_file, wants_file = destination.suffix == _LITERT_SUFFIX, plan.target.profile.runtime == "litert"
-    if wants_file and not is_file:
-        raise UsageError(
-            f"OUT {os.fspath(destination)!r}: {plan.target.name} runs {_LITERT_SUFFIX} files. "
-            f"Name it {os.fspath(destination.with_suffix(_LITERT_SUFFIX))!r}, or choose another target."
-        )
-    if is_file and not wants_file:
-        raise UsageError(
-            f"OUT {os.fspath(destination)!r}: {plan.target.name} runs ONNX. Give --target mobile-cpu-litert, or a "
-            "name that ends in .onnx."
-        )
 
 
 def _describe_time(report: Report) -> str:

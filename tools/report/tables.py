@@ -57,6 +57,7 @@ def show_report(console: Console, report: Report) -> None:
         report.samples_of,
         on_calibration_data=report.measured_on == "calibration data",
         here="" if report.is_latency_of_target else " here",
+        is_timed=report.after.latency_ms is not None,
     )
     console.print(_metrics_table(report.before, report.after, ("before", "after"), measured))
     console.print(_footnote(measured), style="dim")
@@ -73,9 +74,10 @@ def show_comparison(console: Console, result: ModelComparison) -> None:
     names = Path(result.name_a).name, Path(result.name_b).name
     if names[0] == names[1]:
         names = result.name_a, result.name_b
-    measured = _Measured(result.samples, result.samples, result.samples_of)
+    is_timed = result.b.latency_ms is not None
+    measured = _Measured(result.samples, result.samples, result.samples_of, is_timed=is_timed)
     console.print(_metrics_table(result.a, result.b, names, measured))
-    if result.b.latency_ms is not None or result.samples:
+    if is_timed or result.samples:
         console.print(_footnote(measured), style="dim")
     if len(result.outputs) > 1:
         table = _table("output", "SQNR", "largest error", "cosine")
@@ -223,6 +225,7 @@ class _Measured:
     samples_of: str | None
     on_calibration_data: bool = False
     here: str = ""
+    is_timed: bool = True
 
     @property
     def where(self) -> str:
@@ -267,13 +270,17 @@ def _macs(metrics: Metrics) -> str:
 
 
 def _footnote(measured: _Measured) -> str:
-    latency = f"atency{measured.here}: median at batch 1, CPU time, 1 thread."
-    if not measured.samples:
-        return f"No data, so no accuracy and no fidelity: give --data. L{latency}"
-    samples, sqnr_samples = measured.samples, measured.sqnr_samples
-    count = f"{samples}" if samples == sqnr_samples else f"{samples} (SQNR: {sqnr_samples})"
-    hint = ", for lack of --eval-data" if measured.on_calibration_data else ""
-    return f"Accuracy and fidelity on {count} samples of {measured.samples_of}{hint}; l{latency}"
+    found = ["No data, so no accuracy and no fidelity: give --data."]
+    if measured.samples:
+        samples, sqnr_samples = measured.samples, measured.sqnr_samples
+        count = f"{samples}" if samples == sqnr_samples else f"{samples} (SQNR: {sqnr_samples})"
+        hint = ", for lack of --eval-data" if measured.on_calibration_data else ""
+        end = ";" if measured.is_timed else "."
+        found = [f"Accuracy and fidelity on {count} samples of {measured.samples_of}{hint}{end}"]
+    if measured.is_timed:
+        latency = f"latency{measured.here}: median at batch 1, CPU time, 1 thread."
+        found.append(latency if measured.samples else f"L{latency[1:]}")
+    return " ".join(found)
 
 
 def _passes_table(passes: Sequence[PassRecord]) -> Table:

@@ -41,8 +41,8 @@ def test_a_network_becomes_a_file_that_computes_the_same(name: str, assets: Path
     assert time.process_time() - start < _SECONDS
     assert file.transposes == file.operators.get("TRANSPOSE", 0) == _MODELS[name]
     session, reference = LiteRtSession(file.content), Session(model)
-    ((key, shape),) = session.input_shapes.items()
-    images = np.random.default_rng(1).standard_normal((_SAMPLES, *shape[1:])).astype(np.float32)
+    ((key, port),) = session.ports.items()
+    images = np.random.default_rng(1).standard_normal((_SAMPLES, *port.shape[1:])).astype(np.float32)
     for image in images:
         found, expected = session.run({key: image[None]}), reference.run({key: image[None]})
         assert list(found) == list(expected)
@@ -63,6 +63,7 @@ def test_int8_of_a_residual_network_stays_near(assets: Path) -> None:
     from onnxpress.passes.pipeline import build
     from onnxpress.targets.base import load_target
     from onnxpress.targets.litert import emit
+    from onnxpress.targets.runtimes.base import run_samples
     from onnxpress.targets.runtimes.litert import LiteRtSession
 
     model = model_io.load(assets / "models" / "resnet20_cifar10.onnx")
@@ -74,6 +75,6 @@ def test_int8_of_a_residual_network_stays_near(assets: Path) -> None:
     assert len(file.integer) == 19 and len(file.real) == 1  # the last product writes float
     assert file.operators["QUANTIZE"] == 1  # the input: nothing in between goes through float
     floats, integers = LiteRtSession(emit(model).content), LiteRtSession(file.content)
-    expected, found = (each.run_samples({"input": images})["logits"] for each in (floats, integers))
+    expected, found = (run_samples(each, {"input": images})["logits"] for each in (floats, integers))
     noise = ((found - expected) ** 2).sum() / (expected**2).sum()
     assert noise < 10**-2.0  # 20 dB

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onnxpress.ir.errors import InputError
+from onnxpress.targets.runtimes.base import run_samples
 from tests.support import fill_weights, text_model
 
 pytest.importorskip("ai_edge_litert.interpreter", reason="needs LiteRT: pip install 'onnxpress[litert]'")
@@ -29,15 +30,15 @@ def test_samples_run_one_at_a_time() -> None:
 
     samples = np.arange(21, dtype=np.float64).reshape(3, 7)
     session = LiteRtSession(_content())
-    assert session.input_shapes == {"x": (1, 7)} and session.output_names == ("y",)
-    np.testing.assert_array_equal(session.run_samples({"x": samples})["y"], 2 * samples.astype(np.float32))
+    assert {name: port.shape for name, port in session.ports.items()} == {"x": (1, 7)}
+    np.testing.assert_array_equal(run_samples(session, {"x": samples})["y"], 2 * samples.astype(np.float32))
 
 
 def test_a_fixed_batch_is_filled_up() -> None:
     from onnxpress.targets.runtimes.litert import LiteRtSession
 
     samples = np.arange(35, dtype=np.float32).reshape(5, 7)
-    found = LiteRtSession(_content(batch=2)).run_samples({"x": samples})["y"]
+    found = run_samples(LiteRtSession(_content(batch=2)), {"x": samples})["y"]
     np.testing.assert_array_equal(found, 2 * samples)
 
 
@@ -45,7 +46,7 @@ def test_samples_of_whole_feeds_run_one_by_one() -> None:
     from onnxpress.targets.runtimes.litert import LiteRtSession
 
     samples = np.arange(42, dtype=np.float32).reshape(3, 2, 7)
-    found = LiteRtSession(_content(batch=2), xnnpack=False).run_samples({"x": samples})["y"]
+    found = run_samples(LiteRtSession(_content(batch=2), xnnpack=False), {"x": samples})["y"]
     np.testing.assert_array_equal(found, 2 * samples)
 
 

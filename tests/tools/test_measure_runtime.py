@@ -1,0 +1,142 @@
+"""Results are measured where they run: in the target's runtime, or not timed at all."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxpress.ir import model_io
+from onnxpress.ir.data import open_data
+from onnxpress.ir.errors import UsageError
+from onnxpress.targets.base import load_target
+from onnxpress.targets.runtimes import openvino, timing
+from onnxpress.targets.runtimes.base import Feeds, NodeTime, Port
+from onnxpress.targets.runtimes.registry import load_runtime
+from onnxpress.tools import measure_runtime
+from onnxpress.tools.compress import compress
+from onnxpress.tools.measure import Effort, Subject
+from onnxpress.tools.metrics import Metrics
+from tests.support import Array, text_model
+
+
+class _Fake:
+    """A model in a runtime that adds `noise` to its outputs, x and 2x."""
+
+    size_bytes = 7
+
+    def __init__(self, noise: Mapping[str, float], milliseconds: float = 0.0) -> None:
+        self.ports = {"x": Port((1, 4), np.dtype(np.float32))}
+        self.noise, self.milliseconds, self.fed = noise, milliseconds, 0
+
+    def feed(self, feeds: Feeds) -> None:
+        self.x, self.fed = np.asarray(feeds["x"]), self.fed + 1
+
+    def compute(self) -> None:
+        pass
+
+    def fetch(self) -> dict[str, Array]:
+        return {"y": self.x + self.noise["y"], "z": 2 * self.x + self.noise["z"]}
+
+    def layers(self) -> collections.Counter[str]:
+        return collections.Counter()
+
+    def node_times(self, rounds: int) -> list[NodeTime]:
+        return []
+
+
+def _subject() -> Subject:
+    model = text_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,4] y, float[N,4] z)'
+        "{ y = Identity(x) z = Add(x, x) }"
+    )
+    return Subject(model, model, 100)
+
+
+def test_times_and_the_worst_output_are_told_of_the_right_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def race(runtime: Any, models: Mapping[str, _Fake], **options: Any) -> dict[str, timing.Latency]:
+        return {name: timing.Latency((each.milliseconds,)) for name, each in models.items()}
+
+    monkeypatch.setattr(measure_runtime, "race", race)
+    data = open_data({"x": np.arange(20, dtype=np.float32).reshape(5, 4) + 1})
+    quiet = _Fake({"y": 0.0, "z": 0.0}, 4.0)
+    pair = measure_runtime.measure_on(
+        load_runtime("onnxruntime-cpu"), _subject(), quiet, _Fake({"y": 0.1, "z": 1.0}, 1.0),
+        Metrics(params=1, macs=2, size_bytes=3, bits_per_weight=4.0), data, Effort(),
+    )  # fmt: skip
+    assert (pair.before.latency_ms, pair.after.latency_ms) == (4.0, 1.0)
+    assert pair.after.size_bytes == 3 and pair.before.size_bytes == 100 and pair.samples == 5
+    assert pair.after.sqnr_db == pair.outputs["z"].sqnr_db < pair.outputs["y"].sqnr_db
+    assert pair.notes == (
+        "accuracy, agreement and SQNR: the original in onnxruntime, the result in onnxruntime on the CPU; "
+        "latency: both in onnxruntime on the CPU",
+    )
+
+
+def test_without_data_only_time_is_told() -> None:
+    fakes = [_Fake({"y": 0.0, "z": 0.0}) for _ in range(2)]
+    counted = Metrics(params=1, macs=2, size_bytes=3, bits_per_weight=4.0)
+    runtime = load_runtime("onnxruntime-cpu")
+    pair = measure_runtime.measure_on(runtime, _subject(), *fakes, counted=counted, data=None, effort=Effort(rounds=5))
+    assert pair.after.sqnr_db is None and pair.samples == 0 and pair.after.latency_ms is not None
+    assert pair.notes == ("latency: both in onnxruntime on the CPU",)
+    assert all(fake.fed == 1 and (fake.x == 0.5).all() for fake in fakes)
+
+
+@pytest.fixture
+def calibration(repository: Path) -> tuple[Path, Path]:
+    folder = repository / "tools" / "demo"
+    return folder / "digits.onnx", folder / "calibration.npz"
+
+
+def test_openvino_is_measured_in_openvino(calibration: tuple[Path, Path]) -> None:
+    pytest.importorskip("openvino")
+    model, data = calibration
+    report = compress(model, target="openvino", data=data, latency_rounds=5).report
+    assert report.runtime == "openvino" and report.after.latency_ms is not None
+    assert len(report.kernels.integer) == 7 and report.kernels.unfused == report.kernels.left_float == ()
+    assert "classifier" in report.kernels.integer and "stem_conv" in report.kernels.integer
+    assert any("latency: both in OpenVINO on the CPU" in note for note in report.notes)
+    loaded = model_io.load(model)
+    name = str(loaded.graph.inputs[0].name)
+    feeds = {name: np.zeros([1, *list(loaded.graph.inputs[0].shape or ())[1:]], np.float32)}
+    assert len(openvino.inspect_kernels(loaded, feeds).left_float) == 7
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "gpu", "openvino"])
+def test_what_is_not_here_is_not_timed(
+    target: str, calibration: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxpress.tools.compress.runtime_of", lambda target: (None, "it is not here"))
+    model, data = calibration
+    report = compress(model, target=target, passes="cleanup, fold-batchnorm, quantize-int8", data=data).report
+    assert report.runtime is None and report.speedup is None and report.after.latency_ms is None
+    assert report.after.agreement is not None and report.kernels.unfused == ()
+    assert not any(line.startswith(("NOT FASTER", "QUANTIZED BUT")) for line in report.headlines)
+    assert "run by onnxruntime on the CPU, and not timed: it is not here" in report.notes
+    assert "latency" not in str(report)
+
+
+def test_missing_runtimes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: object) -> str:
+        raise UsageError("no OpenVINO")
+
+    monkeypatch.setattr(openvino.OpenVino, "version", missing)
+    assert measure_runtime.runtime_of(load_target("openvino")) == (None, "no OpenVINO")
+    found, reason = measure_runtime.runtime_of(load_target("host-cpu"))
+    assert found is not None and found.name == "onnxruntime-cpu" and reason == ""
+
+
+def test_a_result_writes_what_its_runtime_reads(calibration: tuple[Path, Path], tmp_path: Path) -> None:
+    result = compress(calibration[0], target="host-cpu", passes="cleanup")
+    result.save(tmp_path / "small.onnx")
+    assert model_io.load(tmp_path / "small.onnx")
+    with pytest.raises(UsageError, match=r"host-cpu runs ONNX\. Give --target mobile-cpu-litert"):
+        result.save(tmp_path / "small.tflite")
+    with pytest.raises(UsageError, match=r"small.tflite': a model is saved as .onnx or .onnxp"):
+        model_io.save(result.model, tmp_path / "small.tflite")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
