@@ -44,6 +44,7 @@ class QuantizationScheme:
     carry: operators that stay integer between integer neighbours (one scale in, possibly another out).
     same_scale: the subset of `carry` whose output must share the range of its input(s).
     fused_activations: operators folded into the producer's output range.
+    float_outputs: the subset of `compute` whose integer kernels can write float; results of others have a range.
     input_channel_multiple: integer Conv kernels are fast where the input channels are a multiple of this;
         lowering pads the rest with zero channels.
     bias: how a bias is stored beside integer weights; kernels add it as int32 at scale x*w either way.
@@ -57,6 +58,7 @@ class QuantizationScheme:
     carry: frozenset[str] = frozenset()
     same_scale: frozenset[str] = frozenset()
     fused_activations: frozenset[str] = frozenset({"Relu", "Clip"})
+    float_outputs: frozenset[str] = frozenset({"Gemm", "MatMul"})
     input_channel_multiple: int = 1
     bias: Literal["float32", "int32"] = "float32"
 

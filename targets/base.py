@@ -42,7 +42,10 @@ __all__ = ["Target", "load_target", "target_names"]
 
 _GROUP = "onnxpress.targets"
 _LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
-_BUILT_IN = ("host-cpu", "mobile-cpu", "mobile-cpu-litert", "x86-vnni", "x86-avx2", "tensorrt", "gpu", "openvino")
+_BUILT_IN = (
+    "host-cpu", "mobile-cpu", "mobile-cpu-s8", "mobile-cpu-v8", "mobile-cpu-litert", "x86-vnni", "x86-avx2", "tensorrt",
+    "gpu", "openvino",
+)  # fmt: skip
 
 _HOST = "host-cpu"
 _ARM, _X86 = ("aarch64", "arm64"), ("x86_64", "amd64")

@@ -122,6 +122,10 @@ class Quantization(_Table):
     fused_activations: Names = pydantic.Field(
         default=frozenset(), description="operators that vanish into the range of their producer's output"
     )
+    float_outputs: Names = pydantic.Field(
+        default=frozenset({"Gemm", "MatMul"}),
+        description="the part of `compute` whose integer kernels can write float; results of others have a range",
+    )
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Quantization:
@@ -140,6 +144,7 @@ class Quantization(_Table):
             carry=self.carry,
             same_scale=self.same_scale,
             fused_activations=self.fused_activations,
+            float_outputs=self.float_outputs,
             input_channel_multiple=self.input_channel_multiple,
             bias=self.bias,
         )

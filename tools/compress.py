@@ -169,6 +169,7 @@ def run(plan: Plan, watch: Watch | None = None) -> Result:
         measuring_seconds=ended - compiled,
         peak_rss_bytes=peak_rss_bytes(),
     )
+    report = dataclasses.replace(report, headlines=tuple(_headlines(report)))
     _require_drop(plan, report)
     return Result(model, report, content=None if after is None else after.content)
 
@@ -361,7 +362,7 @@ def _report(
     notes = report.notes
     if pair.after.latency_ms is not None and not report.is_latency_of_target:
         notes += (f"latency was measured on this machine, which is not what {report.target} describes",)
-    return dataclasses.replace(report, headlines=tuple(_headlines(report)), notes=notes)
+    return dataclasses.replace(report, notes=notes)
 
 
 def _try(result: Subject, source: DataSource | None) -> bool:
@@ -424,12 +425,22 @@ def _headlines(report: Report) -> Iterator[str]:
         if min(others) < 0:  # a packed file is smaller than its weights
             where = ""
         yield f"NOT SMALLER: {before.size_bytes:,} bytes before, {after.size_bytes:,} bytes after{where}"
+    dense = {form: count for form, count in report.lowering.items() if _is_rounded_in_vain(form)}
+    if dense:
+        labels = ", ".join(f"{count} of {form.split(' -> ')[0]}" for form, count in sorted(dense.items()))
+        yield f"ROUNDED IN VAIN: {labels} are stored as plain floats, as {report.target} has no smaller form for them"
     if not any(record.rewrites.modified for record in report.passes):
         yield "NOTHING WAS REWRITTEN: every pass found nothing, or declined what it found (reasons below)"
     if unfused := report.kernels.unfused:
         names = ", ".join(map(repr, unfused[:_WORST_SITES]))
         more = f" and {len(unfused) - _WORST_SITES} more" if len(unfused) > _WORST_SITES else ""
         yield f"QUANTIZED BUT COMPUTED IN FLOAT by the runtime: {names}{more}"
+
+
+def _is_rounded_in_vain(form: str) -> bool:
+    """Whether weights lost precision and no bytes; zeros, and what was never encoded, are no such loss."""
+    label, _, stored = form.partition(" -> ")
+    return stored.startswith("dense") and label not in ("dense", "sparse")
 
 
 def _parts(metrics: Metrics) -> tuple[int, int]:

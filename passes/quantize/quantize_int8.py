@@ -124,6 +124,10 @@ class QuantizeInt8(Pass):
         if "affine8" not in context.constraints.encodings:
             rewrites.declined.append(Declined("model", "model", f"{context.constraints.target} stores no int8 weights"))
             return rewrites
+        if not context.constraints.quantization.compute:
+            reason = f"{context.constraints.target} computes no operator in integers"
+            rewrites.declined.append(Declined("model", "model", reason))
+            return rewrites
         units = self._choose(model, context, rewrites)
         if not units:
             return rewrites

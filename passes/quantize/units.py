@@ -25,7 +25,7 @@ class Unit:
 
     inputs: the activations that must be quantized for it. output: its result, after the fused activation.
     linear: the view of its weight, None for operators without one.
-    same_scale: whether output and inputs must share one range.
+    same_scale: whether output and inputs must share one range. writes_float: whether its kernel can give float.
     """
 
     node: onnx_ir.Node
@@ -34,6 +34,7 @@ class Unit:
     activation: onnx_ir.Node | None = None
     linear: Linear | None = None
     same_scale: bool = False
+    writes_float: bool = False
 
     @property
     def name(self) -> str:
@@ -41,8 +42,8 @@ class Unit:
 
     @property
     def must_quantize_output(self) -> bool:
-        """Gemm and MatMul kernels can write float; every other integer kernel, and every activation, needs integers."""
-        return self.node.op_type not in ("Gemm", "MatMul") or self.activation is not None
+        """A kernel that cannot write float needs integers, and so does every activation."""
+        return not self.writes_float or self.activation is not None
 
 
 def find_units(graph: onnx_ir.Graph, scheme: QuantizationScheme) -> tuple[list[Unit], list[Declined]]:
@@ -111,7 +112,7 @@ def _as_unit(node: onnx_ir.Node, scheme: QuantizationScheme) -> Unit | str:
             return f"value {value.name!r} is {dtype}, and only FLOAT is quantized"
     activation = None if same_scale else _fused_activation(node.outputs[0], scheme.fused_activations)
     output = activation.outputs[0] if activation is not None else node.outputs[0]
-    return Unit(node, inputs, output, activation, linear, same_scale)
+    return Unit(node, inputs, output, activation, linear, same_scale, node.op_type in scheme.float_outputs)
 
 
 _ALREADY = "already quantized"

@@ -54,6 +54,7 @@ __all__ = ["Integers", "is_quantized", "lower_weights"]
 
 _Array = npt.NDArray[Any]
 _INT32_MAX = 2**31 - 1
+_SHOWN = 3  # names in one note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,7 @@ def lower_weights(
 
 def _store_dense(graphs: Iterable[onnx_ir.Graph], report: LoweringReport, storage: Storage) -> None:
     sparse: list[Sparse] = []
+    rounded: dict[str, list[str]] = {}
     for value in [value for graph in graphs for value in graph.initializers.values()]:
         encoded = encoding_of(value)
         if encoded is None:
@@ -115,10 +117,25 @@ def _store_dense(graphs: Iterable[onnx_ir.Graph], report: LoweringReport, storag
         if isinstance(encoded, Sparse):
             sparse.append(encoded)
         elif not isinstance(encoded, Dense):
-            why = "no smaller form is legal here" if value.uses() else "nothing reads it"
-            report.notes.append(f"{value.name!r} ({encoded.label}) is stored dense: {why}")
+            rounded.setdefault(encoded.label, []).append(str(value.name))
+    for label, names in rounded.items():
+        report.notes.append(_say_rounded(label, names, storage))
     if sparse:
         report.notes.append(_say_dense(sparse, storage.two_of_four))
+
+
+def _say_rounded(label: str, names: Sequence[str], storage: Storage) -> str:
+    """Say that weights lost precision and take what they took before, and what would be smaller."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    named = ", ".join(map(repr, names[:_SHOWN])) + more
+    cure = "Leave the pass out"
+    if storage.int4_dequantize and label.startswith("affine4") and storage.int4_blocks:
+        blocks, readers = " or ".join(map(str, storage.int4_blocks)), " or ".join(sorted(storage.int4_readers))
+        cure = (
+            f"4 bits are for {readers} whose input channels are whole blocks of {blocks}: give quantize-weights block="
+        )
+        cure += str(storage.int4_blocks[0])
+    return f"stored dense, for lack of a smaller form beside float data: {len(names)} of {label}: {named}. {cure}"
 
 
 def _say_dense(sparse: Sequence[Sparse], two_of_four: bool) -> str:

@@ -202,8 +202,8 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (
             _HEAD + "quantization.wieght = 3",
             "unknown key quantization.wieght. Did you mean 'weight'? Known here: activation, bias, carry, "
-            "compute, fused_activations, input_channel_multiple, same_scale, weight, weight_pair_limit, "
-            "weight_per_channel",
+            "compute, float_outputs, fused_activations, input_channel_multiple, same_scale, weight, "
+            "weight_pair_limit, weight_per_channel",
         ),
         (
             _HEAD + "quantization.weight.bits = 4",

@@ -79,7 +79,7 @@ def _check(target: Target, pipeline: str, model: onnx_ir.Model, data: DataSource
 
 
 # The rules of onnxruntime's CPU targets have tests against the runtime itself: here a few pipelines do.
-_CPU_TARGETS = ("x86-vnni", "x86-avx2", "mobile-cpu")
+_CPU_TARGETS = ("x86-vnni", "x86-avx2", "mobile-cpu", "mobile-cpu-s8", "mobile-cpu-v8")
 _CPU = [(target, pipeline) for target in _CPU_TARGETS for pipeline in ("prune-nm", *_PIPELINES[-3:])]
 
 
@@ -185,5 +185,36 @@ def test_int4_stands_in_the_blocks_that_the_kernels_take(block: int, form: str) 
         found for found in target.check(model) if found.severity == "illegal" or found.rule.startswith("int4")
     ] == []
     np.testing.assert_allclose(run(model, feeds)[0], expected, rtol=1e-4, atol=1e-4)
-    told = any("affine4) is stored dense" in note for note in report.notes)
-    assert told is ("dense" in form)
+    told = [note for note in report.notes if "for lack of a smaller form beside float data: 1 of affine4" in note]
+    assert bool(told) is ("dense" in form)
+    assert all(
+        note.endswith(
+            "1 of affine4: 'w2'. 4 bits are for Gemm or MatMul whose input channels are whole blocks of 64 or 128: "
+            "give quantize-weights block=64"
+        )
+        for note in told
+    )
+
+
+def test_a_transposed_convolution_has_scales_along_its_output_channels() -> None:
+    """TensorRT: axis 1 of [C, M, kH, kW]."""
+    target = load_target("tensorrt")
+    rng = np.random.default_rng(2)
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 4, 2, 2), "w3": (4, 4, 1, 1)}
+    model = sparse_support.model_of(
+        "[a] a = Conv(x, w1) [r] r = Relu(a) [b] b = ConvTranspose<strides = [2, 2]>(r, w2) [s] s = Relu(b) "
+        "[c] out = Conv(s, w3)",
+        {name: rng.standard_normal(shape) for name, shape in shapes.items()},
+        inputs="float[N, 3, 9, 9] x",
+        out="N, 4, 14, 14",
+    )
+    feeds = {"x": rng.standard_normal((4, 3, 9, 9)).astype(np.float32)}
+    data = open_data(feeds, model=model)
+    compressed, least_db = _compress(target, "quantize-int8", model, data)
+    expected = run(compressed, feeds)[0]
+    target.lower(compressed)
+    assert [str(found) for found in target.check(compressed) if found.severity != "setup"] == []
+    (transposed,) = (node for node in compressed.graph if node.op_type == "ConvTranspose")
+    weight = transposed.inputs[1].producer()  # type: ignore[union-attr]
+    assert weight is not None and weight.attributes.get_int("axis") == 1
+    assert _sqnr_db(expected, run(compressed, feeds)[0]) >= least_db

@@ -16,7 +16,7 @@ from onnxpress.targets.base import load_target
 from onnxpress.targets.schema import Profile
 from tests.support import text_model
 
-_NAMES = ("mobile-cpu", "x86-vnni", "x86-avx2")  # of one runtime, with a roofline
+_NAMES = ("mobile-cpu", "mobile-cpu-s8", "mobile-cpu-v8", "x86-vnni", "x86-avx2")  # of one runtime, with a roofline
 _ALL = (*_NAMES, "tensorrt", "gpu", "openvino")
 
 

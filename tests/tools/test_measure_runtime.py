@@ -140,3 +140,14 @@ def test_a_result_writes_what_its_runtime_reads(calibration: tuple[Path, Path], 
     with pytest.raises(UsageError, match=r"small.tflite': a model is saved as .onnx or .onnxp"):
         model_io.save(result.model, tmp_path / "small.tflite")
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+
+def test_weights_that_are_rounded_and_no_smaller_are_told_first(calibration: tuple[Path, Path]) -> None:
+    model, data = calibration
+    report = compress(model, target="tensorrt", passes="palettize", data=data).report
+    told = [line for line in report.headlines if line.startswith("ROUNDED IN VAIN: ")]
+    assert len(told) == 1 and told[0].endswith(
+        "of codebook4 are stored as plain floats, as tensorrt has no smaller form for them"
+    )
+    both = compress(model, target="tensorrt", passes="palettize, quantize-int8", data=data).report
+    assert not any(line.startswith("ROUNDED IN VAIN") for line in both.headlines)
