@@ -37,13 +37,15 @@ class Port:
 class NodeTime:
     """What one step of the runtime takes.
 
-    name: as the runtime calls it, which is the model's name for it where the runtime keeps that. kind: its kernel or
-    layer type. milliseconds: median of a run.
+    name: as the runtime calls it. kind: its kernel or layer type. milliseconds: median of the runs. origins: names of
+    the model's nodes that it computes, the one that does most of the work first; none where the runtime put it in, or
+    does not say.
     """
 
     name: str
     kind: str
     milliseconds: float
+    origins: tuple[str, ...] = ()
 
 
 class Prepared(Protocol):

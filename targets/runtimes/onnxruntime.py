@@ -23,6 +23,7 @@ from onnxpress.ir.errors import UsageError
 from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port
 from onnxpress.targets.runtimes.onnxruntime_cpu import inspect_kernels
 from onnxpress.targets.runtimes.onnxruntime_session import fit_session, open_session, run_session
+from onnxpress.targets.runtimes.origins import find_origins
 
 __all__ = ["CPU", "CUDA", "OnnxRuntime", "PreparedSession"]
 
@@ -58,17 +59,19 @@ class PreparedSession:
 
     def node_times(self, rounds: int) -> list[NodeTime]:
         with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
+            path = pathlib.Path(folder) / "optimized.onnx"
             session = open_session(
-                self._model, threads=self._threads, providers=self._providers,
+                self._model, threads=self._threads, providers=self._providers, optimized_path=path,
                 profile_path=pathlib.Path(folder) / "profile",
             )  # fmt: skip
             for _ in range(rounds + _WARMUP):
                 run_session(session, self._feeds)
             events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
-        return _median_times(events)
+            origins = find_origins(self._model, onnx_ir.load(path))
+        return _median_times(events, origins)
 
 
-def _median_times(events: list[Mapping[str, Any]]) -> list[NodeTime]:
+def _median_times(events: list[Mapping[str, Any]], origins: Mapping[str, tuple[str, ...]]) -> list[NodeTime]:
     """Return the median of each node's times, in the order in which they first ran, warm-up left out."""
     times: dict[tuple[str, str], list[float]] = {}
     for event in events:
@@ -76,7 +79,10 @@ def _median_times(events: list[Mapping[str, Any]]) -> list[NodeTime]:
         if event.get("cat") == "Node" and name.endswith(_KERNEL_TIME):
             key = (name.removesuffix(_KERNEL_TIME), str(event["args"].get("op_name", "")))
             times.setdefault(key, []).append(event["dur"] / 1e3)
-    return [NodeTime(name, kind, statistics.median(each[_WARMUP:] or each)) for (name, kind), each in times.items()]
+    return [
+        NodeTime(name, kind, statistics.median(each[_WARMUP:] or each), origins.get(name, ()))
+        for (name, kind), each in times.items()
+    ]
 
 
 class OnnxRuntime:

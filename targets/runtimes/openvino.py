@@ -80,7 +80,9 @@ class CompiledModel:
         return counts
 
     def node_times(self, rounds: int) -> list[NodeTime]:
-        request = _compile(self._model, self._feeds, self._threads, PERF_COUNT=True).create_infer_request()
+        compiled = _compile(self._model, self._feeds, self._threads, PERF_COUNT=True)
+        origins = _origins(self._model, compiled)
+        request = compiled.create_infer_request()
         runs: dict[tuple[str, str], list[float]] = {}
         for round_number in range(rounds + _WARMUP):
             request.infer(self._feeds)
@@ -88,7 +90,9 @@ class CompiledModel:
                 if each.status.name == "EXECUTED":
                     taken = each.real_time.total_seconds() * 1e3
                     runs.setdefault((each.node_name, each.exec_type), []).append(taken)
-        return [NodeTime(name, kind, statistics.median(each)) for (name, kind), each in runs.items()]
+        return [
+            NodeTime(name, kind, statistics.median(each), origins.get(name, ())) for (name, kind), each in runs.items()
+        ]
 
     def run(self, feeds: Feeds) -> list[Array]:
         """Return the outputs for one batch, in order."""
@@ -122,8 +126,7 @@ def count_precisions(model: onnx_ir.Model, feeds: Feeds) -> dict[str, dict[str, 
     """
     counts: dict[str, dict[str, int]] = {}
     for node in _compile(model, feeds).get_runtime_model().get_ordered_ops():
-        info = node.get_rt_info()
-        kind, precision = str(info["layerType"].astype(str)), str(info["runtimePrecision"].astype(str))
+        kind, precision = (_told(node, key) for key in ("layerType", "runtimePrecision"))
         by_precision = counts.setdefault(kind, {})
         by_precision[precision] = by_precision.get(precision, 0) + 1
     return counts
@@ -135,22 +138,39 @@ def inspect_kernels(model: onnx_ir.Model, feeds: Feeds) -> Kernels:
     Raises:
         RuntimeRefusalError, UsageError: see `Runtime.prepare`.
     """
-    named = {name: node for node in model.graph for name in (node.name, node.outputs[0].name) if name}
+    nodes = {node.name: node for node in model.graph}
+    compiled = _compile(model, feeds)
+    origins = _origins(model, compiled)
     operators: collections.Counter[str] = collections.Counter()
     found: dict[str, list[str]] = {"integer": [], "unfused": [], "left_float": []}
-    for layer in _compile(model, feeds).get_runtime_model().get_ordered_ops():
-        info = layer.get_rt_info()
-        kind, precision = str(info["layerType"].astype(str)), str(info["runtimePrecision"].astype(str))
+    for layer in compiled.get_runtime_model().get_ordered_ops():
+        kind, precision = (_told(layer, key) for key in ("layerType", "runtimePrecision"))
         operators[kind] += 1
         if kind in PRODUCTS:
-            origins = [layer.get_friendly_name(), *str(info["originalLayersNames"].astype(str)).split(",")]
-            node = next((named[name] for name in map(_plain, origins) if name in named), None)
+            mine = origins[layer.get_friendly_name()]
+            group = "left_float"
             if precision in ("i8", "u8"):
                 group = "integer"
-            else:
-                group = "unfused" if node is not None and is_quantized_on_paper(node) else "left_float"
-            found[group].append((node.name if node is not None else None) or layer.get_friendly_name())
+            elif mine and is_quantized_on_paper(nodes[mine[0]]):
+                group = "unfused"
+            found[group].append(mine[0] if mine else layer.get_friendly_name())
     return Kernels(operators, **{group: tuple(names) for group, names in found.items()})
+
+
+def _origins(model: onnx_ir.Model, compiled: Any) -> dict[str, tuple[str, ...]]:
+    """Return the names of the model's nodes that each layer computes: it tells theirs or those of their outputs."""
+    named = {name: node.name or "" for node in model.graph for name in (node.name, node.outputs[0].name) if name}
+    found = {}
+    for layer in compiled.get_runtime_model().get_ordered_ops():
+        told = [layer.get_friendly_name(), *_told(layer, "originalLayersNames").split(",")]
+        found[layer.get_friendly_name()] = tuple(
+            dict.fromkeys(named[name] for name in map(_plain, told) if name in named)
+        )
+    return found
+
+
+def _told(layer: Any, key: str) -> str:
+    return str(layer.get_rt_info()[key].astype(str))
 
 
 def _plain(name: str) -> str:
