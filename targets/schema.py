@@ -271,6 +271,10 @@ class Roofline(_Table):
     grouped: Peaks = pydantic.Field(description="other grouped Conv")
     gemm: Peaks = pydantic.Field(description="Gemm and MatMul")
     bandwidth_gb_per_s: Positive = pydantic.Field(description="memory bandwidth of one core, 1e9 bytes/s")
+    cache_gb_per_s: Positive | None = pydantic.Field(
+        default=None, description="the same of what a core's own cache holds; None is as memory"
+    )
+    cache_kib: int = pydantic.Field(default=1024, ge=1, description="bytes of that cache, in KiB")
     overhead_us: Rates = pydantic.Field(description="cost of calling any kernel, microseconds")
     input_step: Steps = pydantic.Field(description="input channels are computed in steps of this many")
     output_step: Steps = pydantic.Field(description="output channels are computed in steps of this many")
@@ -307,6 +311,9 @@ class Roofline(_Table):
     )
     convert_ns: Rates = pydantic.Field(description="changing a value's precision, nanoseconds per element")
     layout_ns: Rates = pydantic.Field(description="and its layout, where it is an image, nanoseconds per element")
+    blocked_layout: bool = pydantic.Field(
+        default=False, description="float convolutions compute on blocks of channels, as onnxruntime's do on x86-64"
+    )
 
     converted_tap_ns: dict[str, NotNegative] = pydantic.Field(
         default_factory=dict,

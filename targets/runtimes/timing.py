@@ -11,9 +11,9 @@ import dataclasses
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Latency", "speedup", "take_turns"]
+__all__ = ["Latency", "quiet_runs", "speedup", "take_turns", "without_overhead"]
 
 _LEAST_ROUNDS = 5
 
@@ -44,6 +44,28 @@ def speedup(before: Latency, after: Latency) -> float:
     if before.cpu_ms and after.cpu_ms:
         return statistics.median(before.cpu_ms) / statistics.median(after.cpu_ms)
     return statistics.median(a / b for a, b in zip(before.wall_ms, after.wall_ms, strict=True))
+
+
+def quiet_runs(walls: Sequence[float], warmup: int) -> list[int]:
+    """Return, in order, which half of the runs behind the warm-up took least time: the others met something else.
+
+    Times by node are elapsed times, which a busy machine stretches. walls: seconds of each run; more than `warmup`.
+    """
+    runs = sorted(range(warmup, len(walls)), key=lambda run: walls[run])
+    return sorted(runs[: max(1, len(runs) // 2)])
+
+
+def without_overhead(times: Sequence[float], total: float) -> list[float]:
+    """Return `times` less what reading a clock added to each, the same for all, so that their sum is `total` at most.
+
+    A profiler takes microseconds a node, more than small nodes do. No time falls below 0, and what those cannot give
+    the others do. times, total: in one unit; times whose sum is not above the total are kept.
+    """
+    left = list(times)
+    while (excess := sum(left) - total) > 1e-9 * total and any(left):
+        share = excess / sum(each > 0 for each in left)
+        left = [max(0.0, each - share) for each in left]
+    return left
 
 
 def take_turns(
