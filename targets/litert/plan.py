@@ -142,7 +142,7 @@ def _fused(node: onnx_ir.Node, rule: Rule) -> Unit | None:
     if not isinstance(rule_of(activation), Clipping) or constant_numbers(value) is not None:
         return None
     integer = rule.is_integer(node, activation.outputs)
-    name = fused_name(activation) if rule.fuses else None
+    name = fused_name(activation) if rule.fuses(node) else None
     if name is None and not (integer and covers(activation)):
         return None
     return Unit(node, rule, integer, activation, name)

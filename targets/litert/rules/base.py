@@ -57,8 +57,11 @@ class Unit:
 class Rule(abc.ABC):
     """One ONNX operator. The defaults are those of an operator that takes any order, and computes in float."""
 
-    fuses: bool = False  # its kernels take a fused activation
     has_integer_kernel: bool = False
+
+    def fuses(self, node: onnx_ir.Node) -> bool:
+        """Whether the kernel that `node` becomes computes a fused activation too: its options have the field."""
+        return False
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
         """Return the operands that are computed while the model runs; others are constants and shapes."""

@@ -83,7 +83,8 @@ def padded(site: Site, data: Tensor, pads: list[tuple[int, int]], fill: float | 
 class ConvTranspose(_Convolution):
     """TRANSPOSE_CONV over all positions, then a STRIDED_SLICE of those that ONNX keeps."""
 
-    fuses: bool = False
+    def fuses(self, node: onnx_ir.Node) -> bool:
+        return False  # the field came later than the kernels of phones: version 4 of TRANSPOSE_CONV
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         reason = super().problem(node, opset)
@@ -141,7 +142,8 @@ def _cut(node: onnx_ir.Node, linear: Linear) -> tuple[list[int], list[int], list
 class BatchNormalization(Rule):
     """MUL and ADD of a number for each channel, in float."""
 
-    fuses: bool = True
+    def fuses(self, node: onnx_ir.Node) -> bool:
+        return True
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         if node.attributes.get_int("training_mode", 0) or any(value.uses() for value in node.outputs[1:]):

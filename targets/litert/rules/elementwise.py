@@ -58,7 +58,9 @@ class Binary(Rule):
         self.kind = kind
         self.options = options or f"{kind.capitalize()}Options"
         self.has_integer_kernel = integer
-        self.fuses = options is None
+
+    def fuses(self, node: onnx_ir.Node) -> bool:
+        return self.kind in ("ADD", "DIV", "MUL", "SUB")
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         if len(node.inputs) != 2:
@@ -83,7 +85,7 @@ class Binary(Rule):
             numbers = constant_numbers(value)
             operands.append(site.read(value) if numbers is None else _operand(site, str(value.name), numbers))
         result = site.new()
-        fields = site.fused if self.fuses else {}
+        fields = site.fused if self.fuses(site.node) else {}
         site.operator(self.kind, operands, result, self.options, **fields)
         site.put(result)
 

@@ -47,6 +47,9 @@ class Product(LinearRule):
         low = min(rank(left), rank(right))
         return None if low >= 2 else f"an operand has {low} axes, and BATCH_MATMUL needs 2"
 
+    def fuses(self, node: onnx_ir.Node) -> bool:
+        return _is_fully_connected(as_linear(node))
+
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         linear = as_linear(node)
         return _is_fully_connected(linear) and super().is_integer(node, results)

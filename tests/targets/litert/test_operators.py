@@ -54,7 +54,7 @@ _IMAGES: dict[str, tuple[str, dict[str, Array]]] = {
     "ReduceMax": ("y = ReduceMax<axes = [1, 3]>(x)", {}),
     "ReduceMin of all": ("y = ReduceMin<keepdims = 0>(x)", {}),
     "Add": ("r = Relu(x) y = Add(x, r)", {}),
-    "Add, Relu": ("r = Neg(x) a = Add(x, r) y = Relu(a)", {}),
+    "Add, Relu": ("r = Abs(x) s = Sin(r) a = Add(x, s) y = Relu(a)", {}),
     "Add of channels": ("y = Add(x, b)", {"b": _w(3, 1, 1)}),
     "Mul by a row": ("y = Mul(b, x)", {"b": _w(7)}),
     "Mul by channels that are computed": ("p = GlobalAveragePool(x) y = Mul(x, p)", {}),
@@ -121,6 +121,13 @@ _IMAGES: dict[str, tuple[str, dict[str, Array]]] = {
     "MatMul of the last axis": ("y = MatMul(x, w)", {"w": _w(7, 4)}),
     "MatMul of two values": ("t = Transpose<perm = [0, 1, 3, 2]>(x) y = MatMul(x, t)", {}),
     "MatMul of a constant": ("y = MatMul(w, x)", {"w": _w(4, 5)}),
+    "MatMul of a constant, Relu": ("m = MatMul(w, x) y = Relu(m)", {"w": _w(4, 5)}),
+    "MatMul of two values, Relu": ("t = Transpose<perm = [0, 1, 3, 2]>(x) m = MatMul(x, t) y = Relu(m)", {}),
+    "MatMul by a weight for each channel, Clip": ("m = MatMul(x, w) y = Clip(m, l, h)",
+                                                  {"w": _w(3, 7, 4), "l": _w() * 0, "h": _w() * 0 + 6}),
+    "MatMul of the last axis, Relu": ("m = MatMul(x, w) y = Relu(m)", {"w": _w(7, 4)}),
+    "ConvTranspose, Relu": ("c = ConvTranspose(x, w) y = Relu(c)", {"w": _w(3, 4, 3, 3)}),
+    "Div, Clip": ("r = Exp(x) d = Div(x, r) y = Clip(d, l, h)", {"l": _w() * 0 - 1, "h": _w() * 0 + 1}),
 }  # fmt: skip
 
 
