@@ -20,7 +20,6 @@ from collections.abc import Mapping
 import onnx_ir
 
 from onnxpress.ir.linear import Linear, as_linear
-from onnxpress.ir.opset import default_opset
 from onnxpress.targets.litert.flatbuffer import FlatGraph, Tensor
 from onnxpress.targets.litert.layout import Demand, Layouts, plan_layouts
 from onnxpress.targets.litert.plan import find_flattened, layered_values, plan_units
@@ -88,7 +87,7 @@ def emit(model: onnx_ir.Model, *, batch: int = 1, channels_last: bool = False) -
     values.flattened.update(flattened)
     given = {str(value.name): _take(values, value, channels_last) for value in inputs}
     for unit in units:
-        _write(unit, values, layouts, default_opset(copy), report)
+        _write(unit, values, layouts, report)
     last = {value: channels_last and len(shape_of(value) or ()) == 4 for value in outputs}
     made = {str(value.name): values.get(value, last[value]) for value in outputs}
     report.notes += [*_interface_notes(inputs, channels_last), *_form_notes(report)]
@@ -112,8 +111,8 @@ def _take(values: Values, value: onnx_ir.Value, channels_last: bool) -> Tensor:
     return tensor
 
 
-def _write(unit: Unit, values: Values, layouts: Layouts, opset: int, report: LoweringReport) -> None:
-    site = Site(unit, values, unit.node in layouts.agree_last, frozenset(layouts.made_last), opset)
+def _write(unit: Unit, values: Values, layouts: Layouts, report: LoweringReport) -> None:
+    site = Site(unit, values, unit.node in layouts.agree_last, frozenset(layouts.made_last))
     unit.rule.write(site)
     linear = as_linear(unit.node)
     if isinstance(linear, Linear):

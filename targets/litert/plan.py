@@ -47,11 +47,12 @@ def plan_units(model: onnx_ir.Model) -> list[Unit]:
     ]
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        places, what = ("places", "them") if len(problems) > 1 else ("place", "it")
         raise InputError(
-            f"LiteRT cannot run {len(problems)} {'places' if len(problems) > 1 else 'place'} of this model: "
-            f"{'; '.join(problems[:_SHOWN])}{more}. Replace them, or choose a target that runs ONNX, such as mobile-cpu"
+            f"LiteRT cannot run {len(problems)} {places} of this model: "
+            f"{'; '.join(problems[:_SHOWN])}{more}. Replace {what}, or choose a target that runs ONNX, such as mobile-cpu"
         )
-    return list(_units(needed))
+    return list(_units(needed, opset))
 
 
 def find_flattened(units: Sequence[Unit], outputs: Sequence[onnx_ir.Value]) -> dict[onnx_ir.Value, tuple[int, ...]]:
@@ -118,22 +119,22 @@ def _problem(node: onnx_ir.Node, opset: int) -> str | None:
     return rule.problem(node, opset)
 
 
-def _units(nodes: Sequence[onnx_ir.Node]) -> Iterator[Unit]:
+def _units(nodes: Sequence[onnx_ir.Node], opset: int) -> Iterator[Unit]:
     taken: set[onnx_ir.Node] = set()
     for node in nodes:
         if node in taken:
             continue
         rule = rule_of(node)
         assert rule is not None, "checked above"
-        unit = _fused(node, rule)
+        unit = _fused(node, rule, opset)
         if unit is not None and unit.activation is not None:
             taken.add(unit.activation)
             yield unit
         else:
-            yield Unit(node, rule, rule.is_integer(node, node.outputs))
+            yield Unit(node, rule, opset, rule.is_integer(node, node.outputs))
 
 
-def _fused(node: onnx_ir.Node, rule: Rule) -> Unit | None:
+def _fused(node: onnx_ir.Node, rule: Rule, opset: int) -> Unit | None:
     """Return the node together with the activation that alone reads it, where its kernel computes that as well."""
     value = node.outputs[0]
     if len(node.outputs) != 1 or value.is_graph_output() or len(value.uses()) != 1 or is_noted(value):
@@ -145,7 +146,7 @@ def _fused(node: onnx_ir.Node, rule: Rule) -> Unit | None:
     name = fused_name(activation) if rule.fuses(node) else None
     if name is None and not (integer and covers(activation)):
         return None
-    return Unit(node, rule, integer, activation, name)
+    return Unit(node, rule, opset, integer, activation, name)
 
 
 def layered_values(units: Sequence[Unit], inputs: Sequence[onnx_ir.Value]) -> set[onnx_ir.Value]:

@@ -34,12 +34,13 @@ Layered = Mapping[onnx_ir.Value, object]
 class Unit:
     """A node to write, with the activation behind it that its kernel computes as well.
 
-    result: what both together make. fused: the activation's name in LiteRT; None where the output's range does it.
-    integer: computes in int8.
+    opset: what the node's attributes mean by. result: what both together make. fused: the activation's name in LiteRT;
+    None where the output's range does it. integer: computes in int8.
     """
 
     node: onnx_ir.Node
     rule: Rule
+    opset: int
     integer: bool = False
     activation: onnx_ir.Node | None = None
     fused: str | None = None
@@ -93,12 +94,11 @@ def touch(unit: Unit, layered: Layered, demand: Demand, made: Demand | None = No
 class Site:
     """Where a rule writes one unit. last: whether the images that agree lie channels last."""
 
-    def __init__(self, unit: Unit, values: Values, last: bool, made_last: frozenset[onnx_ir.Value], opset: int) -> None:
+    def __init__(self, unit: Unit, values: Values, last: bool, made_last: frozenset[onnx_ir.Value]) -> None:
         self.unit = unit
         self.node = unit.node
         self.values = values
         self.last = last
-        self.opset = opset
         self._made_last = made_last
 
     @property
@@ -108,6 +108,10 @@ class Site:
     @property
     def integer(self) -> bool:
         return self.unit.integer
+
+    @property
+    def opset(self) -> int:
+        return self.unit.opset
 
     @property
     def source(self) -> onnx_ir.Value:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.linear import constant_numbers
-from onnxpress.ir.quantization import quantization_of
 from onnxpress.targets.litert.flatbuffer import Grid
 from onnxpress.targets.litert.layout import Demand, Touch
 from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, input_of, rank, shape, touch
@@ -134,38 +132,44 @@ class Softmax(Rule):
 
     def __init__(self, kind: str = "SOFTMAX") -> None:
         self.kind = kind
-
-    def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
-        return self.kind == "SOFTMAX" and all(quantization_of(each) for each in [*self.data(node), *results])
+        self.has_integer_kernel = kind == "SOFTMAX"
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        axis, count = self._axis(node, opset), rank(node.inputs[0])
-        if opset < 13 and np.prod(shape(node.inputs[0])[axis + 1 :]) != 1:
-            return f"axis={axis} takes {count - axis} axes as one, which SOFTMAX does not"
-        if axis == count - 1 or (axis == 1 and count == 4) or opset < 13:
+        axis, count = _softmax_axis(node, opset), rank(node.inputs[0])
+        if axis is None:
+            given = node.attributes.get_int("axis", 1) % count
+            return f"axis={given} of opset {opset} takes {count - given} axes as one, which SOFTMAX does not"
+        if axis == count - 1 or (axis == 1 and count == 4):
             return None
         return f"axis={axis} of {count}: SOFTMAX takes the last axis, or the channels of an image"
 
     def touch(self, unit: Unit, layered: Layered) -> Touch:
-        node = unit.node
-        return touch(unit, layered, Demand.LAST if self._of_channels(node) else Demand.PLAIN)
+        return touch(unit, layered, Demand.LAST if _of_channels(unit.node, unit.opset) else Demand.PLAIN)
 
     def write(self, site: Site) -> None:
-        last = self._of_channels(site.node)
+        last = _of_channels(site.node, site.opset)
         data = site.read(site.source, last=last)
         result = site.new(last=last, grid=Grid((1 / 256,), -128))
         fields = {"beta": 1.0} if self.kind == "SOFTMAX" else {}
         options = "SoftmaxOptions" if self.kind == "SOFTMAX" else "LogSoftmaxOptions"
         site.put(site.operator(self.kind, [data], result, options, **fields), last=last)
 
-    def _of_channels(self, node: onnx_ir.Node) -> bool:
-        count = rank(node.inputs[0])
-        axis = node.attributes.get_int("axis", 1 if count == 4 and np.prod(shape(node.inputs[0])[2:]) == 1 else -1)
-        return count == 4 and axis % count == 1
 
-    @staticmethod
-    def _axis(node: onnx_ir.Node, opset: int) -> int:
-        return node.attributes.get_int("axis", -1 if opset >= 13 else 1) % rank(node.inputs[0])
+def _of_channels(node: onnx_ir.Node, opset: int) -> bool:
+    return rank(node.inputs[0]) == 4 and _softmax_axis(node, opset) == 1
+
+
+def _softmax_axis(node: onnx_ir.Node, opset: int) -> int | None:
+    """Return the axis that is normalized, from 0; None where several are, as one.
+
+    Before opset 13 it is all from `axis` on (ONNX Softmax-1): one axis where the others have one number each.
+    """
+    sizes = shape(node.inputs[0])
+    axis = node.attributes.get_int("axis", -1 if opset >= 13 else 1) % len(sizes)
+    if opset >= 13:
+        return axis
+    taken = [each for each in range(axis, len(sizes)) if sizes[each] != 1] or [len(sizes) - 1]
+    return taken[0] if len(taken) == 1 else None
 
 
 class LocalResponse(Rule):

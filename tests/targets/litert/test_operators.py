@@ -145,6 +145,27 @@ def test_grouped_convolutions_are_one_operator() -> None:
     np.testing.assert_allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
+_SOFTMAXES: dict[str, tuple[str, tuple[int, ...], int]] = {
+    "the last axis, by default": ("Softmax(x)", (2, 3, 5, 7), 13),
+    "the last of one number, by default": ("Softmax(x)", (2, 3, 1, 1), 13),
+    "channels before one position": ("Softmax<axis = 1>(x)", (2, 3, 1, 1), 13),
+    "all behind the batch, which are channels": ("Softmax(x)", (2, 3, 1, 1), 11),
+    "all behind the batch, which are columns": ("Softmax(x)", (2, 1, 1, 7), 11),
+    "all behind the batch, of rank 3": ("Softmax(x)", (2, 1, 5), 11),
+    "all of one number": ("Softmax(x)", (2, 1, 1), 11),
+    "the last rows and columns": ("Softmax<axis = 2>(x)", (1, 3, 1, 7), 11),
+    "the logarithm": ("LogSoftmax(x)", (2, 3, 1, 1), 13),
+    "the logarithm of all behind the batch": ("LogSoftmax(x)", (2, 3, 1, 1), 11),
+}
+
+
+@pytest.mark.parametrize("name", _SOFTMAXES)
+def test_softmax_takes_the_axis_that_its_opset_means(name: str) -> None:
+    node, shape, opset = _SOFTMAXES[name]
+    (expected,), (found,) = both(body(f"y = {node}", {}, shape, opset=opset))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_opset_20_gelu() -> None:
     (expected,), (found,) = both(body("y = Gelu(x)", opset=20))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)  # the kernel's erf is a rational approximation
