@@ -158,6 +158,13 @@ class Same(Rule):
         return super().data(node)[:1]
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
+        training = input_of(node, 2)
+        if training is not None:
+            held = constant_numbers(training)
+            if held is None:
+                return f"whether it is training, {training.name!r}, is computed"
+            if held.any():
+                return "it is training (training_mode is true), and drops numbers at random"
         return "its mask is read" if any(value.uses() for value in node.outputs[1:]) else None
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
@@ -230,7 +237,11 @@ class PRelu(Rule):
         slope = constant_numbers(input_of(node, 1))
         if slope is None:
             return "its slopes are computed"
-        return "it has slopes for axes that its data lack" if slope.ndim > rank(node.inputs[0]) else None
+        count = rank(node.inputs[0])
+        if slope.ndim > count:
+            return "it has slopes for axes that its data lack"
+        # The kernel's slopes have no axis for the batch.
+        return "its slopes vary along the first axis" if slope.ndim == count and slope.shape[0] != 1 else None
 
     def write(self, site: Site) -> None:
         source = site.source

@@ -35,9 +35,13 @@ class Resize(Rule):
             return f"mode={mode!r}: LiteRT has nearest and linear"
         if node.attributes.get_int("antialias", 0) or node.attributes.get_int("exclude_outside", 0):
             return "it weighs pixels as LiteRT does not (antialias, exclude_outside)"
+        policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
+        if policy != "stretch":
+            return f"keep_aspect_ratio_policy={policy!r}: LiteRT stretches"
+        if _scales(node, opset) is None:
+            return "its scales are computed"
         if _way(node, opset) is None:
-            held = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
-            return f"LiteRT places no pixels as coordinate_transformation_mode={held!r} does here"
+            return f"LiteRT places no pixels as coordinate_transformation_mode={_placement(node, opset)!r} does here"
         return None
 
     def touch(self, unit: Unit, layered: Layered) -> Touch:
@@ -59,13 +63,16 @@ def _way(node: onnx_ir.Node, opset: int) -> str | None:
     """Return the way of LiteRT's that puts every pixel where ONNX does: same indices, or same coordinates."""
     before, after = shape(node.inputs[0])[2:], shape(node.outputs[0])[2:]
     is_nearest = node.attributes.get_string("mode", "nearest") == "nearest"
-    scales = _scales(node, before, after)
+    scales = _scales(node, opset)
+    assert scales is not None, "checked before"
     for way in ("half_pixel", "align_corners", "asymmetric"):
         pairs = []
-        for size, count, scale in zip(before, after, scales, strict=True):
-            ours = _coordinates(node, opset, size, count, scale)
+        for size, count, scale in zip(before, after, scales[2:], strict=True):
+            ours = _coordinates(_placement(node, opset), size, count, scale)
+            if ours is None:
+                return None
             if is_nearest:
-                pairs.append((_onnx_nearest(node, ours, size), _litert_nearest(way, size, count)))
+                pairs.append((_onnx_nearest(node, opset, ours, size, scale), _litert_nearest(way, size, count)))
             else:
                 pairs.append((np.clip(ours, 0, size - 1), _litert_coordinates(way, size, count)))
         if all(np.abs(ours - theirs).max() < _CLOSE for ours, theirs in pairs):
@@ -73,31 +80,49 @@ def _way(node: onnx_ir.Node, opset: int) -> str | None:
     return None
 
 
-def _scales(node: onnx_ir.Node, before: tuple[int, ...], after: tuple[int, ...]) -> list[float]:
-    held = constant_numbers(input_of(node, 1 if node.op_type == "Upsample" or len(node.inputs) == 2 else 2))
-    if held is not None and held.size == 4:
-        return [float(number) for number in held.reshape(-1)[2:]]
-    return [count / size for size, count in zip(before, after, strict=True)]
+def _scales(node: onnx_ir.Node, opset: int) -> list[float] | None:
+    """Return by what each axis grows: as given, else as its sizes say; None where that is computed."""
+    before, after = shape(node.inputs[0]), shape(node.outputs[0])
+    given = node.attributes.get("scales")  # Upsample-7
+    if given is not None:
+        return list(given.as_floats())
+    value = input_of(node, 2 if node.op_type == "Resize" and opset >= 11 else 1)
+    held = constant_numbers(value)
+    if value is not None and held is None and input_of(node, 3) is None:
+        return None
+    scales = [count / size for size, count in zip(before, after, strict=True)]
+    axes = node.attributes.get_ints("axes", range(len(before)))  # Resize-18
+    for axis, number in zip(axes, () if held is None else held.reshape(-1), strict=False):
+        scales[axis] = float(number)
+    return scales
 
 
-def _coordinates(node: onnx_ir.Node, opset: int, size: int, count: int, scale: float) -> npt.NDArray[Any]:
-    """Return where the pixels of the result lie in the source. Source: ONNX Resize-19."""
+def _placement(node: onnx_ir.Node, opset: int) -> str:
+    """Return the way in which ONNX places pixels. Before opset 11 there was one."""
+    if node.op_type == "Upsample" or opset < 11:
+        return "asymmetric"
+    return node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+
+
+def _coordinates(placement: str, size: int, count: int, scale: float) -> npt.NDArray[Any] | None:
+    """Return where the pixels of the result lie in the source; None for a way not known. Source: ONNX Resize-19."""
     places = np.arange(count, dtype=np.float64)
-    default = "asymmetric" if opset < 11 or node.op_type == "Upsample" else "half_pixel"
-    mode = node.attributes.get_string("coordinate_transformation_mode", default)
-    if mode == "align_corners":
+    if placement == "align_corners":
         return places * (size - 1) / (count - 1) if count > 1 else np.zeros(1)
-    if mode == "asymmetric":
+    if placement == "asymmetric":
         return places / scale
-    if mode == "half_pixel" or (mode == "pytorch_half_pixel" and count > 1):
+    if placement == "half_pixel" or (placement == "pytorch_half_pixel" and count > 1):
         return (places + 0.5) / scale - 0.5
-    return np.zeros(count) if mode == "pytorch_half_pixel" else np.full(count, np.inf)
+    return np.zeros(count) if placement == "pytorch_half_pixel" else None
 
 
-def _onnx_nearest(node: onnx_ir.Node, places: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+def _onnx_nearest(
+    node: onnx_ir.Node, opset: int, places: npt.NDArray[Any], size: int, scale: float
+) -> npt.NDArray[Any]:
     mode = node.attributes.get_string("nearest_mode", "round_prefer_floor")
-    if node.op_type == "Upsample" or node.version == 10:
-        mode = "floor"
+    if node.op_type == "Upsample" or opset < 11:
+        # ONNX did not say; onnxruntime, core/providers/cpu/tensor/upsamplebase.h: ResizeNearestMode::SIMPLE.
+        mode = "floor" if scale >= 1 else "ceil"
     rounded = {
         "floor": np.floor(places),
         "ceil": np.ceil(places),

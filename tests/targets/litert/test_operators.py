@@ -96,6 +96,8 @@ _IMAGES: dict[str, tuple[str, dict[str, Array]]] = {
     "Clip": ("y = Clip(x, l, h)", {"l": np.array(-0.3, np.float32), "h": np.array(0.7, np.float32)}),
     "Clip, one limit": ("y = Clip(x, l)", {"l": np.array(-0.3, np.float32)}),
     "LeakyRelu": ("y = LeakyRelu<alpha = 0.2>(x)", {}),
+    "PRelu of two rows": ("f = Flatten(x) y = PRelu(f, s)", {"s": _w(105)}),
+    "PRelu of an axis of one": ("y = PRelu(x, s)", {"s": _w(1, 3, 1, 1)}),
     "PRelu": ("y = PRelu(x, s)", {"s": _w(3, 1, 1)}),
     "Elu": ("y = Elu(x)", {}),
     "Sigmoid": ("y = Sigmoid(x)", {}),
@@ -109,6 +111,8 @@ _IMAGES: dict[str, tuple[str, dict[str, Array]]] = {
     "Exp, Log, Sqrt": ("e = Exp(x) s = Sqrt(e) y = Log(s)", {}),
     "Floor, Ceil": ("f = Floor(x) c = Ceil(x) y = Sub(c, f)", {}),
     "Sin, Cos": ("s = Sin(x) c = Cos(x) y = Mul(s, c)", {}),
+    "Dropout that is not training": ("t = Constant<value = bool {0}>() d = Dropout(x, r, t) y = Relu(d)",
+                                     {"r": _w() * 0 + 0.5}),
     "Dropout, Identity": ("d = Dropout(x) y = Identity(d)", {}),
     "Flatten, Gemm": ("f = Flatten(x) y = Gemm<transB = 1>(f, w, b)", {"w": _w(4, 105), "b": _w(4)}),
     "pool, Flatten, Relu, MatMul": ("p = MaxPool<kernel_shape = [2, 2]>(x) f = Flatten(p) r = Relu(f) y = MatMul(r, w)",
@@ -164,6 +168,26 @@ def test_softmax_takes_the_axis_that_its_opset_means(name: str) -> None:
     node, shape, opset = _SOFTMAXES[name]
     (expected,), (found,) = both(body(f"y = {node}", {}, shape, opset=opset))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+_TWICE = 'Resize<axes = [2, 3], coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">(x, , s)'
+_RESIZES: dict[str, tuple[str, int, Array]] = {
+    "Upsample-9": ("Upsample(x, s)", 9, np.array([1, 1, 2, 3], np.float32)),
+    "Upsample-9, linear": ('Upsample<mode = "linear">(x, s)', 9, np.array([1, 1, 2, 3], np.float32)),
+    "Upsample-7": ("Upsample<scales = [1.0, 1.0, 2.0, 3.0]>(x)", 8, _w(1)),
+    "Resize-10, nearest": ("Resize(x, s)", 10, np.array([1, 1, 3, 3], np.float32)),
+    "Resize-10, linear": ('Resize<mode = "linear">(x, s)', 10, np.array([1, 1, 3, 2], np.float32)),
+    "axes": (_TWICE, 18, np.array([2, 3], np.float32)),
+    "axes from the end": (_TWICE.replace("[2, 3]", "[-1, -2]"), 18, np.array([2, 3], np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", _RESIZES)
+def test_resizing_of_any_opset_agrees(name: str) -> None:
+    node, opset, scales = _RESIZES[name]
+    (expected,), (found,) = both(body(f"y = {node}", {"s": scales}, opset=opset))
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
 def test_opset_20_gelu() -> None:

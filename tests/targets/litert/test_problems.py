@@ -66,16 +66,37 @@ _CASES: dict[str, tuple[str, dict[str, Array], str]] = {
                  "it resizes other axes than the rows and columns of an image"),
     "window": ("y = LRN<size = 4>(x)", {}, "size=4 is even: LiteRT's windows have a middle"),
     "elu": ("y = Elu<alpha = 0.5>(x)", {}, "alpha=0.5: that of LiteRT's ELU is 1"),
+    "slopes of the batch": ("y = PRelu(x, s)", {"s": _ones(2, 3, 1, 1)}, "its slopes vary along the first axis"),
+    "slopes of more axes": ("y = PRelu(x, s)", {"s": _ones(1, 1, 3, 1, 1)},
+                            "it has slopes for axes that its data lack"),
+    "training": ("t = Constant<value = bool {1}>() y = Dropout(x, r, t)", {"r": _ones() / 2},
+                 "it is training (training_mode is true), and drops numbers at random"),
+    "policy": ('z = Constant<value_ints = [10, 10]>() y = Resize<axes = [2, 3], keep_aspect_ratio_policy = '
+               '"not_larger">(x, , , z)', {}, "keep_aspect_ratio_policy='not_larger': LiteRT stretches"),
+    "crop and resize": ('y = Resize<coordinate_transformation_mode = "tf_crop_and_resize">(x, r, s)',
+                        {"r": _ones(8), "s": np.array([1, 1, 2, 2], np.float32)},
+                        "LiteRT places no pixels as coordinate_transformation_mode='tf_crop_and_resize' does here"),
+    "exclude_outside": ("y = Resize<exclude_outside = 1>(x, , s)", {"s": np.array([1, 1, 2, 2], np.float32)},
+                        "it weighs pixels as LiteRT does not (antialias, exclude_outside)"),
+    "antialias": ('y = Resize<antialias = 1, mode = "linear">(x, , s)', {"s": np.array([1, 1, 2, 2], np.float32)},
+                  "it weighs pixels as LiteRT does not (antialias, exclude_outside)"),
+    "fractions": ('y = Resize<axes = [2, 3], mode = "linear">(x, , s)', {"s": np.array([1.5, 1.3], np.float32)},
+                  "LiteRT places no pixels as coordinate_transformation_mode='half_pixel' does here"),
+    "fractions of old": ('y = Upsample<mode = "linear", scales = [1.0, 1.0, 1.5, 1.3]>(x)', {},
+                "LiteRT places no pixels as coordinate_transformation_mode='asymmetric' does here"),
     "slopes": ("a = Abs(x) y = PRelu(x, a)", {}, "its slopes are computed"),
     "alpha": ("f = Flatten(x) y = Gemm<alpha = 2.0>(f, w)", {"w": _ones(105, 4)},
               "alpha=2, needs 1, and only a plain product with a constant weight is written"),
 }  # fmt: skip
 
 
+_OPSETS = {"antialias": 18, "fractions": 18, "policy": 18, "fractions of old": 8}
+
+
 @pytest.mark.parametrize("name", _CASES)
 def test_a_reason_is_given(name: str) -> None:
     nodes, arrays, reason = _CASES[name]
-    model = body(nodes, arrays)
+    model = body(nodes, arrays, opset=_OPSETS.get(name, 17))
     assert _refusal(model) == _one_place(model, reason)
 
 
