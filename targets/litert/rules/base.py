@@ -18,8 +18,8 @@ from onnxpress.targets.litert.static_shapes import shape_of
 from onnxpress.targets.litert.values import Values, is_noted
 
 __all__ = [
-    "FUSED", "Layered", "Rule", "Site", "Unit", "computed", "flag", "input_of", "ints", "rank", "shape",
-    "touch",
+    "FUSED", "Layered", "Rule", "Site", "Unit", "computed", "first_computed", "flag", "input_of", "ints", "is_read",
+    "rank", "shape", "touch",
 ]  # fmt: skip
 
 _Array = npt.NDArray[Any]
@@ -69,7 +69,7 @@ class Rule(abc.ABC):
         return computed(node)
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        """Return why LiteRT cannot run `node`, or None. All shapes of its data and results are known."""
+        """Return why LiteRT cannot run `node`, or None. The shapes of its data and its first result are known."""
         return None
 
     def touch(self, unit: Unit, layered: Layered) -> Touch:
@@ -181,6 +181,17 @@ class Site:
 def computed(node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
     """Return the inputs of a node that are no constants."""
     return tuple(value for value in node.inputs if value is not None and constant_numbers(value) is None)
+
+
+def first_computed(node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
+    """Return the first input of a node where it is no constant: what the others only tell about."""
+    first = input_of(node, 0)
+    return () if first is None or constant_numbers(first) is not None else (first,)
+
+
+def is_read(value: onnx_ir.Value) -> bool:
+    """Whether a node or the caller reads a value."""
+    return bool(value.uses()) or value.is_graph_output()
 
 
 def input_of(node: onnx_ir.Node, index: int) -> onnx_ir.Value | None:

@@ -16,7 +16,7 @@ import onnx_ir
 from onnxpress.ir.linear import Linear, as_linear, constant_numbers
 from onnxpress.targets.litert.flatbuffer import Tensor
 from onnxpress.targets.litert.layout import Demand, Touch
-from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, input_of, rank, shape, touch
+from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, input_of, is_read, rank, shape, touch
 from onnxpress.targets.litert.rules.linear import LinearRule, view_of
 from onnxpress.targets.litert.windows import find_windows
 
@@ -146,7 +146,7 @@ class BatchNormalization(Rule):
         return True
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        if node.attributes.get_int("training_mode", 0) or any(value.uses() for value in node.outputs[1:]):
+        if node.attributes.get_int("training_mode", 0) or any(map(is_read, node.outputs[1:])):
             return "it is in training mode"
         if any(constant_numbers(input_of(node, index)) is None for index in range(1, 5)):
             return "its parameters are not constant"

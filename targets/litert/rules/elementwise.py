@@ -15,7 +15,17 @@ from onnxpress.ir.quantization import integer_parameters, quantization_of
 from onnxpress.passes.quantize.units import activation_limits
 from onnxpress.targets.litert.flatbuffer import Grid, Tensor
 from onnxpress.targets.litert.layout import Demand, Touch
-from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, input_of, rank, touch
+from onnxpress.targets.litert.rules.base import (
+    Layered,
+    Rule,
+    Site,
+    Unit,
+    first_computed,
+    input_of,
+    is_read,
+    rank,
+    touch,
+)
 
 __all__ = [
     "Binary",
@@ -63,9 +73,8 @@ class Binary(Rule):
         return self.kind in ("ADD", "DIV", "MUL", "SUB")
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        if len(node.inputs) != 2:
-            return f"it has {len(node.inputs)} operands, and only 2 are written"
-        return "both operands are constant: fold constants first" if not self.data(node) else None
+        count = len(node.inputs)
+        return None if count == 2 else f"it has {count} operands, and only 2 are written"
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         return len(self.data(node)) == len(node.inputs) and super().is_integer(node, results)
@@ -155,7 +164,7 @@ class Same(Rule):
     has_integer_kernel = True
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-        return super().data(node)[:1]
+        return first_computed(node)
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         training = input_of(node, 2)
@@ -165,7 +174,7 @@ class Same(Rule):
                 return f"whether it is training, {training.name!r}, is computed"
             if held.any():
                 return "it is training (training_mode is true), and drops numbers at random"
-        return "its mask is read" if any(value.uses() for value in node.outputs[1:]) else None
+        return "its mask is read" if any(map(is_read, node.outputs[1:])) else None
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         return super().is_integer(node, list(results)[:1])
@@ -183,7 +192,7 @@ class Clipping(Rule):
         return "its limits are computed" if activation_limits(node) == (math.inf, -math.inf) else None
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-        return super().data(node)[:1]
+        return first_computed(node)
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         return super().is_integer(node, results) and (fused_name(node) in ("RELU", "RELU6") or covers(node))
@@ -231,7 +240,7 @@ class PRelu(Rule):
     """PRELU, its slopes constant and one for each channel, or one in all."""
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-        return super().data(node)[:1]
+        return first_computed(node)
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         slope = constant_numbers(input_of(node, 1))

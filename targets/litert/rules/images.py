@@ -11,7 +11,7 @@ import onnx_ir
 from onnxpress.ir.linear import constant_numbers
 from onnxpress.targets.litert.flatbuffer import Grid
 from onnxpress.targets.litert.layout import Demand, Touch
-from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, input_of, rank, shape, touch
+from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, first_computed, input_of, rank, shape, touch
 
 __all__ = ["LocalResponse", "Resize", "Softmax"]
 
@@ -24,7 +24,7 @@ class Resize(Rule):
     has_integer_kernel = True
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-        return super().data(node)[:1]
+        return first_computed(node)
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         source, result = node.inputs[0], node.outputs[0]

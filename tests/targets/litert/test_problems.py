@@ -85,6 +85,13 @@ _CASES: dict[str, tuple[str, dict[str, Array], str]] = {
     "fractions of old": ('y = Upsample<mode = "linear", scales = [1.0, 1.0, 1.5, 1.3]>(x)', {},
                 "LiteRT places no pixels as coordinate_transformation_mode='asymmetric' does here"),
     "slopes": ("a = Abs(x) y = PRelu(x, a)", {}, "its slopes are computed"),
+    "many axes": ("a = Constant<value_ints = [0, 1]>() u = Unsqueeze(x, a) t = Transpose<perm = [0, 1, 2, 3, 5, 4]>(u) y = MatMul(u, t)", {}, "an operand has 6 axes, and BATCH_MATMUL takes 5"),
+    "vectors": ("v = ReduceMax<axes = [0, 1, 2], keepdims = 0>(x) y = MatMul(x, v)", {},
+                "an operand has 1 axis, and BATCH_MATMUL needs 2"),
+    "training BatchNormalization": ("y, a, b = BatchNormalization<training_mode = 1>(x, s, s, s, s)", {"s": _ones(3)},
+                                    "it is in training mode"),
+    "empty": ("s = Constant<value_ints = [2]>() a = Constant<value_ints = [3]>() y = Slice(x, s, s, a)", {},
+              "'y' [1, 3, 5, 0] is empty"),
     "alpha": ("f = Flatten(x) y = Gemm<alpha = 2.0>(f, w)", {"w": _ones(105, 4)},
               "alpha=2, needs 1, and only a plain product with a constant weight is written"),
 }  # fmt: skip
@@ -139,32 +146,108 @@ def test_an_open_batch_is_fixed_and_said() -> None:
     assert not isinstance(model.graph.inputs[0].shape[0], int)  # type: ignore[index]
 
 
-def test_other_open_sizes_are_refused() -> None:
-    from onnxpress.targets.litert import emit
-
+def test_other_open_sizes_are_refused_beside_unknown_operators() -> None:
+    model = named_graph("g (float[N,3,H,W] x) => (float[N,3,H,W] y) { r = Relu(x) y = Det(r) }", {})
+    text = (
+        "input 'x' has the open sizes ['N', '3', 'H', 'W'], and a .tflite file fixes all of them: export the model "
+        "with fixed sizes; only the batch may be open"
+    )
+    assert _refusal(model) == (
+        f"LiteRT cannot run 2 places of this model: {text}; node 'y' (Det): no LiteRT operator is known for it. "
+        "Replace them, or choose a target that runs ONNX, such as mobile-cpu"
+    )
     model = named_graph("g (float[N,3,H,W] x) => (float[N,3,H,W] y) { y = Relu(x) }", {})
-    with pytest.raises(InputError, match=re.escape("input 'x' has the open sizes ['N', '3', 'H', 'W'], and a .tflite")):
-        emit(model)
+    assert _refusal(model) == f"LiteRT cannot run this model: {text}"
+
+
+def test_an_input_without_a_shape_is_refused() -> None:
+    model = named_graph("g (float x) => (float y) { y = Relu(x) }", {})
+    model.graph.inputs[0].shape = None
+    assert _refusal(model) == (
+        "LiteRT cannot run this model: input 'x' has no shape, and LiteRT needs one: export the model with shapes"
+    )
+
+
+_OF_A_CONSTANT = {
+    "Relu": "Relu(c)",
+    "Exp": "Exp(c)",
+    "Softmax": "Softmax(c)",
+    "MaxPool": "MaxPool<kernel_shape = [2, 2]>(c)",
+    "Pad": "Pad(c, p)",
+    "Conv": "Conv(c, w)",
+    "GlobalAveragePool": "GlobalAveragePool(c)",
+    "LRN": "LRN<size = 3>(c)",
+    "PRelu": "PRelu(c, s)",
+    "Mul": "Mul(c, c)",
+    "Concat": "Concat<axis = 1>(c, c)",
+    "Reshape": "Flatten(c)",
+    "Split": "Split<axis = 1>(c)",
+    "MatMul": "MatMul(c, c)",
+    "BatchNormalization": "BatchNormalization(c, v, v, v, v)",
+    "ReduceSum": "ReduceSum(c)",
+}
+
+
+@pytest.mark.parametrize("name", _OF_A_CONSTANT)
+def test_what_follows_from_constants_is_to_be_folded(name: str) -> None:
+    """Nothing makes such data while the file runs."""
+    pads = "p = Constant<value_ints = [0, 0, 1, 0, 0, 0, 0, 1]>()"
+    outputs = "m, n" if name == "Split" else "m"
+    arrays = {"c": _ones(1, 2, 4, 4), "w": _ones(2, 2, 3, 3), "s": _ones(1), "v": _ones(2)}
+    model = body(f"{pads} {outputs} = {_OF_A_CONSTANT[name]} a = ReduceMax<keepdims = 0>(m) y = Add(x, a)", arrays)
+    node = next(node for node in model.graph if node.outputs[0].name == "m")
+    assert _refusal(model) == (
+        f"LiteRT cannot run 1 place of this model: node 'm' ({node.op_type}): its data are constant: fold constants "
+        "first (pass cleanup). Replace it, or choose a target that runs ONNX, such as mobile-cpu"
+    )
+
+
+def test_an_input_with_a_default_is_refused() -> None:
+    model = named_graph("g (float[2,3] x, float[3] b) => (float[2,3] y) { y = Add(x, b) }", {"b": _ones(3)})
+    assert model.graph.inputs[1].is_initializer()
+    assert _refusal(model) == (
+        "LiteRT cannot run this model: input 'b' has a default value, and those of a .tflite file have none: leave it "
+        "out of the model's inputs, which makes it a constant, or drop the initializer of that name"
+    )
+
+
+def test_a_quantized_model_is_recognised() -> None:
+    model = body("q = QuantizeLinear(x, s) d = DequantizeLinear(q, s) y = Relu(d)", {"s": _ones()})
+    assert _refusal(model) == (
+        "LiteRT cannot run this model: it is quantized already (2 nodes, the first 'q', QuantizeLinear): give "
+        "`compress` the float model, which it quantizes for LiteRT"
+    )
+
+
+def test_outputs_that_no_operator_makes_are_refused() -> None:
+    model = named_graph("g (float[2,3] x) => (float[2,3] y, float[1] c) { y = Relu(x) "
+                        "c = Constant<value_floats = [1.0]>() }", {})  # fmt: skip
+    assert _refusal(model) == (
+        "LiteRT cannot run this model: output 'c' is a constant, which no operator makes: leave it out of the outputs"
+    )
+    assert _refusal(named_graph("g (float[2,3] x) => (float[2,3] x) { }", {})) == (
+        "LiteRT cannot run this model: output 'x' is an input, which no operator makes: leave it out of the outputs"
+    )
 
 
 def test_integers_are_refused() -> None:
-    from onnxpress.targets.litert import emit
-
     model = named_graph("g (int64[2,3] x) => (int64[2,3] y) { y = Abs(x) }", {})
-    with pytest.raises(InputError, match=re.escape("node 'y' (Abs): 'x' is INT64, and only FLOAT is written")):
-        emit(model)
+    assert _refusal(model) == _one_place(model, "'x' is INT64, and only FLOAT is written")
 
 
 def test_another_domain_is_refused() -> None:
-    from onnxpress.targets.litert import emit
-
     model = body("y = Relu(x)")
     (node,) = model.graph
     node.domain = "com.example"
     model.opset_imports["com.example"] = 1
     node.outputs[0].shape, node.outputs[0].dtype = onnx_ir.Shape([1, 3, 5, 7]), onnx_ir.DataType.FLOAT
-    with pytest.raises(InputError, match=r"its domain 'com\.example' is not ONNX's own"):
-        emit(model)
+    assert _refusal(model) == _one_place(model, "its domain 'com.example' is not ONNX's own")
+
+
+def test_a_second_result_that_is_an_output_is_refused() -> None:
+    model = named_graph("g (float[1,3,5,7] x) => (float[1,3,4,6] y, int64[1,3,4,6] i) "
+                        "{ y, i = MaxPool<kernel_shape = [2, 2]>(x) }", {})  # fmt: skip
+    assert _refusal(model) == _one_place(model, "its indices are read")
 
 
 def test_nodes_that_compute_shapes_fall_away() -> None:
