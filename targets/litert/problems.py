@@ -50,10 +50,7 @@ def fix_and_check(model: onnx_ir.Model, batch: int = 1) -> tuple[list[str], list
     if found:
         return [], found + [_problem(node, "no LiteRT operator is known for it") for node in _unknown(model)]
     notes = fix_batch(model, batch)
-    opset = default_opset(model)
-    nodes = needed_nodes(model.graph)
-    found += [_problem(node, reason) for node in nodes if (reason := _reason(node, opset)) is not None]
-    return notes, found + list(_outputs(model.graph))
+    return notes, [*_of_nodes(model), *_outputs(model.graph)]
 
 
 def describe_problems(problems: Sequence[Problem]) -> str:
@@ -131,7 +128,19 @@ def _outputs(graph: onnx_ir.Graph) -> Iterator[Problem]:
             )
 
 
-# One node.
+# Single nodes.
+
+
+def _of_nodes(model: onnx_ir.Model) -> Iterator[Problem]:
+    opset = default_opset(model)
+    stuck: set[onnx_ir.Node | None] = set()
+    for node in needed_nodes(model.graph):
+        reason = _reason(node, opset)
+        if reason is None:
+            continue
+        if not any(value.producer() in stuck and shape_of(value) is None for value in computed(node)):
+            yield _problem(node, reason)
+        stuck.add(node)  # readers of a result that nobody knows are not to blame
 
 
 def _reason(node: onnx_ir.Node, opset: int) -> str | None:

@@ -85,7 +85,9 @@ _CASES: dict[str, tuple[str, dict[str, Array], str]] = {
     "fractions of old": ('y = Upsample<mode = "linear", scales = [1.0, 1.0, 1.5, 1.3]>(x)', {},
                 "LiteRT places no pixels as coordinate_transformation_mode='asymmetric' does here"),
     "slopes": ("a = Abs(x) y = PRelu(x, a)", {}, "its slopes are computed"),
-    "many axes": ("a = Constant<value_ints = [0, 1]>() u = Unsqueeze(x, a) t = Transpose<perm = [0, 1, 2, 3, 5, 4]>(u) y = MatMul(u, t)", {}, "an operand has 6 axes, and BATCH_MATMUL takes 5"),
+    "many axes": ("a = Constant<value_ints = [0, 1]>() u = Unsqueeze(x, a) "
+                  "t = Transpose<perm = [0, 1, 2, 3, 5, 4]>(u) y = MatMul(u, t)", {},
+                  "an operand has 6 axes, and BATCH_MATMUL takes 5"),
     "vectors": ("v = ReduceMax<axes = [0, 1, 2], keepdims = 0>(x) y = MatMul(x, v)", {},
                 "an operand has 1 axis, and BATCH_MATMUL needs 2"),
     "training BatchNormalization": ("y, a, b = BatchNormalization<training_mode = 1>(x, s, s, s, s)", {"s": _ones(3)},
