@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.activations import activation_limits
 from onnxpress.ir.linear import constant_numbers
 from onnxpress.ir.quantization import integer_parameters, quantization_of
-from onnxpress.passes.quantize.units import activation_limits
 from onnxpress.targets.litert.flatbuffer import Grid, Tensor
 from onnxpress.targets.litert.layout import Demand, Touch
 from onnxpress.targets.litert.rules.base import (
