@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir
 import pytest
 
@@ -31,7 +33,7 @@ def _foreign() -> onnx_ir.Model:
 
 
 _NONE: dict[str, Array] = {}
-_MODELS = {
+_MODELS: dict[str, Callable[[], onnx_ir.Model]] = {
     "plain": lambda: body("y = Relu(x)"),
     "constants": lambda: body("l = Constant<value_float = 0.0>() c = Clip(x, l) y = Add(c, l)"),
     "shapes": _chain,

@@ -53,6 +53,13 @@ _IMAGES: dict[str, tuple[str, dict[str, Array]]] = {
     "ReduceSum": ("a = Constant<value_ints = [-1]>() y = ReduceSum<keepdims = 0>(x, a)", {}),
     "ReduceMax": ("y = ReduceMax<axes = [1, 3]>(x)", {}),
     "ReduceMin of all": ("y = ReduceMin<keepdims = 0>(x)", {}),
+    "Concat of a constant, channels last": (
+        "c = Conv(x, w) d = Concat<axis = 1>(c, k) y = MaxPool<kernel_shape = [2, 2]>(d)",
+        {"w": _w(4, 3, 3, 3), "k": _w(1, 2, 3, 5)}),
+    "Concat of a constant, rows": ("y = Concat<axis = 2>(k, x)", {"k": _w(1, 3, 2, 7)}),
+    "values of one order": (
+        "a = Conv(x, o) b = Conv(x, w) p = GlobalAveragePool(b) m = Mul(a, p) y = Softmax<axis = -1>(m)",
+        {"o": _w(1, 3, 3, 3), "w": _w(4, 3, 3, 3)}),
     "Add": ("r = Relu(x) y = Add(x, r)", {}),
     "Add, Relu": ("r = Abs(x) s = Sin(r) a = Add(x, s) y = Relu(a)", {}),
     "Add of channels": ("y = Add(x, b)", {"b": _w(3, 1, 1)}),
