@@ -39,6 +39,7 @@ __all__ = [
     "Same",
     "covers",
     "fused_name",
+    "operand",
 ]
 
 _Array = npt.NDArray[Any]
@@ -92,14 +93,14 @@ class Binary(Rule):
         for value in site.node.inputs:
             assert value is not None
             numbers = constant_numbers(value)
-            operands.append(site.read(value) if numbers is None else _operand(site, str(value.name), numbers))
+            operands.append(site.read(value) if numbers is None else operand(site, str(value.name), numbers))
         result = site.new()
         fields = site.fused if self.fuses(site.node) else {}
         site.operator(self.kind, operands, result, self.options, **fields)
         site.put(result)
 
 
-def _operand(site: Site, name: str, numbers: _Array) -> Tensor:
+def operand(site: Site, name: str, numbers: _Array) -> Tensor:
     """Return a constant in the order that images have here."""
     numbers = numbers.astype(np.float32)
     if site.last and rank(site.unit.result) == 4:

@@ -1,4 +1,6 @@
-"""Resize, Softmax and local response normalization: operators that LiteRT computes along certain axes alone."""
+"""Resize, Softmax, local response normalization, and blocks of pixels moved to channels and back: operators that LiteRT
+computes along certain axes alone.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.linear import constant_numbers
-from onnxpress.targets.litert.flatbuffer import Grid
+from onnxpress.targets.litert.flatbuffer import Grid, Tensor
 from onnxpress.targets.litert.layout import Demand, Touch
 from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, first_computed, input_of, rank, shape, touch
 
-__all__ = ["LocalResponse", "Resize", "Softmax"]
+__all__ = ["DepthToSpace", "LocalResponse", "Resize", "Softmax", "SpaceToDepth"]
 
 _CLOSE = 1e-5  # of a pixel: what coordinates computed in float32 differ by
 
@@ -220,3 +222,37 @@ class LocalResponse(Rule):
         data, result = site.read(site.source, last=True), site.new(last=True)
         options = "LocalResponseNormalizationOptions"
         site.put(site.operator("LOCAL_RESPONSE_NORMALIZATION", [data], result, options, **fields), last=True)
+
+
+class SpaceToDepth(Rule):
+    """SPACE_TO_DEPTH, which orders channels as ONNX does: by place in the block, then as they were."""
+
+    kind = "SPACE_TO_DEPTH"
+    options = "SpaceToDepthOptions"
+
+    def touch(self, unit: Unit, layered: Layered) -> Touch:
+        return touch(unit, layered, Demand.LAST)
+
+    def write(self, site: Site) -> None:
+        data, result = self.channels(site, site.read(site.source, last=True)), site.new(last=True)
+        size = site.node.attributes.get_int("blocksize", 1)
+        site.put(site.operator(self.kind, [data], result, self.options, blockSize=size), last=True)
+
+    def channels(self, site: Site, data: Tensor) -> Tensor:
+        """Return the data with their channels in LiteRT's order."""
+        return data
+
+
+class DepthToSpace(SpaceToDepth):
+    """DEPTH_TO_SPACE, whose order is ONNX's DCR; a GATHER of channels in front for CRD (PyTorch's PixelShuffle)."""
+
+    kind = "DEPTH_TO_SPACE"
+    options = "DepthToSpaceOptions"
+
+    def channels(self, site: Site, data: Tensor) -> Tensor:
+        if site.node.attributes.get_string("mode", "DCR") == "DCR":
+            return data
+        size = site.node.attributes.get_int("blocksize", 1)
+        order = np.arange(data.shape[3]).reshape(-1, size * size).T.reshape(-1)
+        made = site.inner("channels", data, data.shape)
+        return site.operator("GATHER", [data, site.numbers("order", order)], made, "GatherOptions", axis=3)

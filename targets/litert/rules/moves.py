@@ -30,6 +30,7 @@ from onnxpress.targets.litert.values import grid_of
 
 __all__ = ["Concat", "Gather", "Pad", "Reshape", "Slice", "Split", "Transpose"]
 
+_MOST_PADDED = 5  # axes: tensorflow/lite/kernels/internal/reference/pad.h, PadKernelMaxDimensionCount
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
@@ -130,7 +131,10 @@ class Pad(_Move):
             return "how much it pads is computed"
         if any(number < 0 for pair in widths for number in pair):
             return "it pads by less than nothing, which cuts off: use Slice"
-        return "what it pads with is computed" if self._fill(node) is None else None
+        if self._fill(node) is None:
+            return "what it pads with is computed"
+        count = rank(node.inputs[0])
+        return None if count <= _MOST_PADDED else f"its data have {count} axes, and PAD takes {_MOST_PADDED}"
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         return super().is_integer(node, results) and not self._fill(node)

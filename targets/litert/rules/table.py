@@ -18,8 +18,9 @@ from onnxpress.targets.litert.rules.elementwise import (
     PRelu,
     Same,
 )
-from onnxpress.targets.litert.rules.images import LocalResponse, Resize, Softmax
+from onnxpress.targets.litert.rules.images import DepthToSpace, LocalResponse, Resize, Softmax, SpaceToDepth
 from onnxpress.targets.litert.rules.moves import Concat, Gather, Pad, Reshape, Slice, Split, Transpose
+from onnxpress.targets.litert.rules.normalization import InstanceNormalization, LayerNormalization
 from onnxpress.targets.litert.rules.pooling import AveragePool, MaxPool, Mean, Reduction
 from onnxpress.targets.litert.rules.products import Product
 
@@ -40,6 +41,7 @@ _RULES: dict[str, Rule] = {
     "Conv": Conv(),
     "ConvTranspose": ConvTranspose(),
     "Cos": Function("COS", "CosOptions"),
+    "DepthToSpace": DepthToSpace(),
     "Div": Binary("DIV"),
     "Dropout": Same(),
     "Elu": Elu(),
@@ -54,7 +56,9 @@ _RULES: dict[str, Rule] = {
     "HardSigmoid": HardSigmoid(),
     "HardSwish": Function("HARD_SWISH", "HardSwishOptions", integer=True),
     "Identity": Same(),
+    "InstanceNormalization": InstanceNormalization(),
     "LRN": LocalResponse(),
+    "LayerNormalization": LayerNormalization(),
     "LeakyRelu": LeakyRelu(),
     "Log": Function("LOG"),
     "LogSoftmax": Softmax("LOG_SOFTMAX"),
@@ -78,6 +82,7 @@ _RULES: dict[str, Rule] = {
     "Sin": Function("SIN"),
     "Slice": Slice(),
     "Softmax": Softmax(),
+    "SpaceToDepth": SpaceToDepth(),
     "Split": Split(),
     "Sqrt": Function("SQRT"),
     "Squeeze": Reshape(),

@@ -28,8 +28,9 @@ def _refusal(model: onnx_ir.Model) -> str:
 
 
 def _one_place(model: onnx_ir.Model, reason: str) -> str:
-    """Return the whole message for a model whose last node alone cannot be written."""
-    node = model.graph[-1]
+    """Return the whole message for a model whose output's node alone cannot be written."""
+    node = model.graph.outputs[0].producer()
+    assert node is not None
     return (
         f"LiteRT cannot run 1 place of this model: node '{node.outputs[0].name}' ({node.op_type}): {reason}. Replace "
         "it, or choose a target that runs ONNX, such as mobile-cpu"
@@ -85,9 +86,15 @@ _CASES: dict[str, tuple[str, dict[str, Array], str]] = {
     "fractions of old": ('y = Upsample<mode = "linear", scales = [1.0, 1.0, 1.5, 1.3]>(x)', {},
                 "LiteRT places no pixels as coordinate_transformation_mode='asymmetric' does here"),
     "slopes": ("a = Abs(x) y = PRelu(x, a)", {}, "its slopes are computed"),
+    "pads of many axes": ("a = Constant<value_ints = [0, 1]>() u = Unsqueeze(x, a) p = Constant<value_ints = [0, 0, 0, "
+                          "0, 0, 1, 0, 0, 0, 0, 0, 1]>() y = Pad(u, p)", {}, "its data have 6 axes, and PAD takes 5"),
     "many axes": ("a = Constant<value_ints = [0, 1]>() u = Unsqueeze(x, a) "
                   "t = Transpose<perm = [0, 1, 2, 3, 5, 4]>(u) y = MatMul(u, t)", {},
                   "an operand has 6 axes, and BATCH_MATMUL takes 5"),
+    "normal deviation": ("y, m = LayerNormalization(x, s) z = Add(y, m)", {"s": _ones(7)},
+                         "its mean or its deviation is read"),
+    "computed scale": ("s = ReduceMax<axes = [0, 1, 2], keepdims = 0>(x) y = LayerNormalization(x, s)", {},
+                       "its parameters are not constant"),
     "vectors": ("v = ReduceMax<axes = [0, 1, 2], keepdims = 0>(x) y = MatMul(x, v)", {},
                 "an operand has 1 axis, and BATCH_MATMUL needs 2"),
     "training BatchNormalization": ("y, a, b = BatchNormalization<training_mode = 1>(x, s, s, s, s)", {"s": _ones(3)},
