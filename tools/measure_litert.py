@@ -73,7 +73,8 @@ def measure_litert(
     counted = Metrics.counted(cost(after), len(result.content))
     stored = 8 * result.constant_bytes / counted.params if counted.params else None
     pair = Pair(before.counted, dataclasses.replace(counted, bits_per_weight=stored), notes=(_NOTE,))
-    feeds = {name: np.full(shape, 0.5, np.float32) for name, shape in session.input_shapes.items()}
+    kinds = session.input_types
+    feeds = {name: np.full(shape, 0.5).astype(kinds[name]) for name, shape in session.input_shapes.items()}
     if data is not None:
         pair = _compared(pair, before.model, session, data, effort, progress)
         first = data.head(1).feeds

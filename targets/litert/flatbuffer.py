@@ -38,6 +38,7 @@ _TYPES = {
     "int8": "INT8",
     "int32": "INT32",
     "int64": "INT64",
+    "uint8": "UINT8",
     "bool": "BOOL",
 }
 

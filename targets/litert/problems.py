@@ -15,6 +15,7 @@ from onnxpress.ir.opset import default_opset
 from onnxpress.targets.litert.rules.base import Rule, computed, is_read, shape
 from onnxpress.targets.litert.rules.table import rule_of
 from onnxpress.targets.litert.static_shapes import fix_batch, open_inputs, shape_of
+from onnxpress.targets.litert.values import FILE_TYPES
 
 __all__ = ["Problem", "describe_problems", "fix_and_check", "needed_nodes"]
 
@@ -43,7 +44,7 @@ def fix_and_check(model: onnx_ir.Model, batch: int = 1) -> tuple[list[str], list
 
     Where other sizes are open no shape follows from them, so that operators alone are looked at.
     """
-    found = [Problem("", "", reason) for reason in (*open_inputs(model), *_overridable(model))]
+    found = [Problem("", "", reason) for reason in (*open_inputs(model), *_overridable(model), *_untyped(model))]
     quantized = _quantized(model)
     if quantized is not None:
         return [], [*found, quantized]
@@ -101,6 +102,13 @@ def _overridable(model: onnx_ir.Model) -> Iterator[str]:
             )
 
 
+def _untyped(model: onnx_ir.Model) -> Iterator[str]:
+    for value in model.graph.inputs:
+        kind = "unknown" if value.dtype is None else value.dtype.name
+        if not value.is_initializer() and kind not in FILE_TYPES:
+            yield f"input {value.name!r} is {kind}, and a .tflite file takes {', '.join(FILE_TYPES)}: cast it outside"
+
+
 def _quantized(model: onnx_ir.Model) -> Problem | None:
     found = [node for node in model.graph if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear")]
     if not found:
@@ -148,8 +156,8 @@ def _reason(node: onnx_ir.Node, opset: int) -> str | None:
     if rule is None:
         is_foreign = node.domain not in _ONNX
         return f"its domain {node.domain!r} is not ONNX's own" if is_foreign else "no LiteRT operator is known for it"
-    for value in (*rule.data(node), node.outputs[0]):
-        reason = _reason_of_value(value)
+    for value, kinds in (*((value, rule.takes) for value in rule.data(node)), (node.outputs[0], rule.makes)):
+        reason = _reason_of_value(value, kinds)
         if reason is not None:
             return reason
     return rule.problem(node, opset) or _reason_of_data(node, rule)
@@ -158,13 +166,14 @@ def _reason(node: onnx_ir.Node, opset: int) -> str | None:
 def _reason_of_data(node: onnx_ir.Node, rule: Rule) -> str | None:
     if not rule.data(node):
         return "its data are constant: fold constants first (pass cleanup)"
-    return next(filter(None, map(_reason_of_value, filter(is_read, node.outputs))), None)
+    reasons = (_reason_of_value(value, rule.makes) for value in node.outputs[1:] if is_read(value))
+    return next(filter(None, reasons), None)
 
 
-def _reason_of_value(value: onnx_ir.Value) -> str | None:
+def _reason_of_value(value: onnx_ir.Value, kinds: frozenset[str]) -> str | None:
     if shape_of(value) is None:
         return f"the shape of {value.name!r} does not follow from the model's inputs"
-    if value.dtype != onnx_ir.DataType.FLOAT:
-        kind = "unknown" if value.dtype is None else value.dtype.name
-        return f"{value.name!r} is {kind}, and only FLOAT is written"
+    kind = "unknown" if value.dtype is None else value.dtype.name
+    if kind not in kinds:
+        return f"{value.name!r} is {kind}, and only {' or '.join(sorted(kinds))} is written here"
     return f"{value.name!r} {list(shape(value))} is empty" if 0 in shape(value) else None

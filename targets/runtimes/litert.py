@@ -31,7 +31,7 @@ _DELEGATE = "DELEGATE"  # what the list of operators calls XNNPACK's part, which
 class LiteRtSession:
     """A loaded .tflite file.
 
-    input_shapes, output_names: by the names of the file's signature, which are those of the ONNX model.
+    input_shapes, input_types, output_names: by the names of the file's signature, which are those of the ONNX model.
     """
 
     def __init__(self, source: bytes | str | os.PathLike[str], *, threads: int = 1, xnnpack: bool = True) -> None:
@@ -60,6 +60,7 @@ class LiteRtSession:
         ports = {each["index"]: Port(tuple(map(int, each["shape"])), np.dtype(each["dtype"])) for each in taken}
         self._ports = {name: ports[index] for name, index in self._inputs.items()}
         self.input_shapes = {name: port.shape for name, port in self._ports.items()}
+        self.input_types = {name: port.dtype for name, port in self._ports.items()}
         self.output_names = tuple(self._outputs)
 
     def feed(self, feeds: Feeds) -> None:

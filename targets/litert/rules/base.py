@@ -59,6 +59,8 @@ class Rule(abc.ABC):
     """One ONNX operator. The defaults are those of an operator that takes any order, and computes in float."""
 
     has_integer_kernel: bool = False
+    takes: frozenset[str] = frozenset({"FLOAT"})  # types that its data may have, as ONNX names them
+    makes: frozenset[str] = frozenset({"FLOAT"})
 
     def fuses(self, node: onnx_ir.Node) -> bool:
         """Whether the kernel that `node` becomes computes a fused activation too: its options have the field."""

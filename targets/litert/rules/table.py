@@ -23,6 +23,7 @@ from onnxpress.targets.litert.rules.moves import Concat, Gather, Pad, Reshape, S
 from onnxpress.targets.litert.rules.normalization import InstanceNormalization, LayerNormalization
 from onnxpress.targets.litert.rules.pooling import AveragePool, MaxPool, Mean, Reduction
 from onnxpress.targets.litert.rules.products import Product
+from onnxpress.targets.litert.rules.types import ArgExtreme, Cast
 
 __all__ = ["operators", "rule_of"]
 
@@ -33,8 +34,11 @@ _TANH = Grid((1 / 128,), 0)
 _RULES: dict[str, Rule] = {
     "Abs": Function("ABS", "AbsOptions"),
     "Add": Binary("ADD", integer=True),
+    "ArgMax": ArgExtreme("ARG_MAX"),
+    "ArgMin": ArgExtreme("ARG_MIN"),
     "AveragePool": AveragePool(),
     "BatchNormalization": BatchNormalization(),
+    "Cast": Cast(),
     "Ceil": Function("CEIL"),
     "Clip": Clipping(),
     "Concat": Concat(),

@@ -124,6 +124,14 @@ _IMAGES: dict[str, tuple[str, dict[str, Array]]] = {
     "InstanceNormalization": ("y = InstanceNormalization<epsilon = 0.01>(x, s, b)", {"s": _w(3), "b": _w(3)}),
     "InstanceNormalization, Relu": ("c = Conv(x, w) n = InstanceNormalization(c, s, b) y = Relu(n)",
                                     {"w": _w(4, 3, 3, 3), "s": _w(4), "b": _w(4)}),
+    "ArgMax of channels": ("c = Conv(x, w) i = ArgMax<axis = 1>(c) y = Cast<to = 1>(i)", {"w": _w(4, 3, 3, 3)}),
+    "ArgMax without its axis": ("c = Conv(x, w) i = ArgMax<axis = -1, keepdims = 0>(c) y = Cast<to = 1>(i)",
+                                {"w": _w(4, 3, 3, 3)}),
+    "ArgMax of equals": ("f = Floor(x) i = ArgMax<axis = 3, keepdims = 0>(f) y = Cast<to = 1>(i)", {}),
+    "ArgMin": ("f = Flatten(x) i = ArgMin<axis = 1>(f) y = Cast<to = 1>(i)", {}),
+    "Cast to integers and back": ("s = Mul(x, k) c = Cast<to = 7>(s) r = Cast<to = 1>(c) y = Add(r, x)",
+                                  {"k": _w(1) * 0 + 3}),
+    "Cast to the same": ("c = Cast<to = 1>(x) y = Relu(c)", {}),
     "SpaceToDepth": ("c = Conv(x, w) s = SpaceToDepth<blocksize = 2>(c) y = Relu(s)", {"w": _w(3, 3, 2, 2)}),
     "DepthToSpace": ("c = Conv(x, w) y = DepthToSpace<blocksize = 2>(c)", {"w": _w(12, 3, 3, 3)}),
     "DepthToSpace, CRD": ('c = Conv(x, w) y = DepthToSpace<blocksize = 2, mode = "CRD">(c)', {"w": _w(12, 3, 3, 3)}),
@@ -158,7 +166,7 @@ _IMAGES: dict[str, tuple[str, dict[str, Array]]] = {
 def test_a_file_computes_what_the_model_does(name: str) -> None:
     nodes, arrays = _IMAGES[name]
     (expected,), (found,) = both(body(nodes, arrays))
-    assert found.shape == expected.shape
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
     np.testing.assert_allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE * max(1.0, np.abs(expected).max()))
 
 
@@ -221,6 +229,25 @@ def test_several_inputs_and_outputs_keep_their_names_and_order() -> None:
     expected, found = both(named_graph(text, {}))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=_TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int32", "int64"])
+def test_an_image_of_integers_is_cast(kind: str) -> None:
+    model = named_graph(f"g ({kind}[1,3,5,7] x) => (float y) {{ f = Cast<to = 1>(x) y = Conv(f, w) }}",
+                        {"w": _w(4, 3, 3, 3)})  # fmt: skip
+    (expected,), (found,) = both(model)
+    np.testing.assert_allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_indices_are_outputs_of_integers(axis: int, channels_last: bool) -> None:
+    model = named_graph(
+        f"g (float[1,3,5,7] x) => (int64 y) {{ c = Conv(x, w) y = ArgMax<axis = {axis}, keepdims = 0>(c) }}",
+        {"w": _w(4, 3, 3, 3)},
+    )
+    (expected,), (found,) = both(model, channels_last=channels_last)
+    assert found.dtype == np.int64 and np.array_equal(found, expected)
 
 
 def test_channels_last_leaves_no_transpose() -> None:

@@ -241,7 +241,22 @@ def test_outputs_that_no_operator_makes_are_refused() -> None:
 
 def test_integers_are_refused() -> None:
     model = named_graph("g (int64[2,3] x) => (int64[2,3] y) { y = Abs(x) }", {})
-    assert _refusal(model) == _one_place(model, "'x' is INT64, and only FLOAT is written")
+    assert _refusal(model) == _one_place(model, "'x' is INT64, and only FLOAT is written here")
+
+
+def test_results_of_other_types_are_refused() -> None:
+    model = named_graph("g (float[2,3] x) => (float16[2,3] y) { y = Cast<to = 10>(x) }", {})
+    assert _refusal(model) == _one_place(model, "'y' is FLOAT16, and only FLOAT or INT32 or INT64 is written here")
+    model = named_graph("g (float[2,3] x) => (int64 y) { y = ArgMax<select_last_index = 1>(x) }", {})
+    assert _refusal(model) == _one_place(model, "select_last_index=1: ARG_MAX takes the first")
+
+
+def test_inputs_that_a_file_cannot_take_are_refused() -> None:
+    model = named_graph("g (float[2,3] x, double[2,3] unread) => (float[2,3] y) { y = Abs(x) }", {})
+    assert _refusal(model) == (
+        "LiteRT cannot run this model: input 'unread' is DOUBLE, and a .tflite file takes BOOL, FLOAT, INT32, INT64, "
+        "UINT8: cast it outside"
+    )
 
 
 def test_another_domain_is_refused() -> None:
