@@ -12,6 +12,7 @@ import onnx_ir
 
 from onnxpress.ir.linear import constant_numbers
 from onnxpress.ir.opset import default_opset
+from onnxpress.targets.litert.gelu import fuse_gelu
 from onnxpress.targets.litert.rules.base import Rule, computed, is_read, shape
 from onnxpress.targets.litert.rules.table import rule_of
 from onnxpress.targets.litert.static_shapes import fix_batch, open_inputs, shape_of
@@ -49,8 +50,10 @@ def fix_and_check(model: onnx_ir.Model, batch: int = 1) -> tuple[list[str], list
     if quantized is not None:
         return [], [*found, quantized]
     if found:
+        fuse_gelu(model)
         return [], found + [_problem(node, "no LiteRT operator is known for it") for node in _unknown(model)]
     notes = fix_batch(model, batch)
+    fuse_gelu(model)
     return notes, [*_of_nodes(model), *_outputs(model.graph)]
 
 
