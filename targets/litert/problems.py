@@ -41,9 +41,10 @@ class Problem:
 
 
 def fix_and_check(model: onnx_ir.Model, batch: int = 1) -> tuple[list[str], list[Problem]]:
-    """Fix every size of `model` in place, open batches at `batch`. Return what was fixed, and what cannot be written.
+    """Make `model` ready to be written, in place. Return what was fixed, and what cannot be written.
 
-    Where other sizes are open no shape follows from them, so that operators alone are looked at.
+    Every size becomes a number, open batches `batch`; parts of a GELU become one node. Where other sizes are open no
+    shape follows from them, so that operators alone are looked at.
     """
     found = [Problem("", "", reason) for reason in (*open_inputs(model), *_overridable(model), *_untyped(model))]
     quantized = _quantized(model)

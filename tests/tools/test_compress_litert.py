@@ -118,3 +118,11 @@ def test_a_quantized_model_is_told_so(demo_files: Path) -> None:
     quantized = compress(demo_files / "digits.onnx", target="mobile-cpu", data=demo_files / "calibration.npz").model
     with pytest.raises(InputError, match=r"LiteRT cannot run this model: it is quantized already \(\d+ nodes, the "):
         compress(quantized, target=_TARGET, passes="cleanup")
+
+
+@pytest.mark.assets
+def test_a_network_of_an_old_opset_is_written_in_integers(assets: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((16, 3, 240, 320)).astype(np.float32)
+    result = compress(assets / "models" / "ultraface_rfb320.onnx", target=_TARGET, data={"input": images})
+    assert result.content is not None and result.report.kernels is not None
+    assert len(result.report.kernels.integer) > 40 and result.report.kernels.operators["CONV_2D"] > 20

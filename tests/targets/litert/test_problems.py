@@ -127,6 +127,11 @@ _OLD_SOFTMAXES: dict[str, tuple[str, tuple[int, ...], str]] = {
 }  # fmt: skip
 
 
+def test_slopes_of_the_first_of_three_axes_are_refused() -> None:
+    model = body("y = PRelu(x, s)", {"s": _ones(4, 1, 1)}, (4, 3, 5))
+    assert _refusal(model) == _one_place(model, "its slopes vary along the first axis")
+
+
 @pytest.mark.parametrize("name", _OLD_SOFTMAXES)
 def test_softmax_of_other_axes_is_refused_before_opset_13_too(name: str) -> None:
     node, shape, reason = _OLD_SOFTMAXES[name]
