@@ -33,7 +33,7 @@ import pydantic
 from onnxpress.ir.errors import UsageError, near_names
 from onnxpress.passes.constraints import Constraints, QuantizationScheme
 from onnxpress.targets.costmodel import RooflineCost
-from onnxpress.targets.legality import CHECKS, Illegal, check_model
+from onnxpress.targets.legality import CHECKS, MODEL_CHECKS, Illegal, check_model
 from onnxpress.targets.lowering.report import LoweringReport
 from onnxpress.targets.schema import Profile, Storage
 from onnxpress.targets.toml_lines import line_of
@@ -254,8 +254,8 @@ def _profile(raw: Mapping[str, Any], origin: str, text: str = "") -> Profile:
         where = _line(text, _locate(raw, error.errors()[0]["loc"]))
         raise UsageError(f"{origin}{where}: {_explain(raw, error)}") from None
     for rule in profile.rules:
-        if rule.check not in CHECKS:
-            near, where = near_names(rule.check, CHECKS), _line(text, ("rules", rule.id, "check"))
+        if rule.check not in CHECKS and rule.check not in MODEL_CHECKS:
+            near, where = near_names(rule.check, [*CHECKS, *MODEL_CHECKS]), _line(text, ("rules", rule.id, "check"))
             raise UsageError(f"{origin}{where}: rule {rule.id!r}: there is no check {rule.check!r}.{near}")
     for step in profile.lowering:
         if step not in _LOWERINGS:

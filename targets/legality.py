@@ -2,7 +2,7 @@
 
 The rules are data, in the profile's tables `rules`; each names one of the checks below and carries its source
 and advice. A check looks at one node and answers with the reason why the node breaks the rule, or None. The
-main graph and the bodies of If, Loop and Scan are visited.
+main graph and the bodies of If, Loop and Scan are visited. A few checks look at the whole model at once.
 
 Nothing is executed here, so a model for a device far away is checked in a moment.
 """
@@ -10,6 +10,7 @@ Nothing is executed here, so a model for a device far away is checked in a momen
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ from onnxpress.targets.site import (
     scale_axis,
 )
 
-__all__ = ["CHECKS", "Illegal", "check_model"]
+__all__ = ["CHECKS", "MODEL_CHECKS", "Illegal", "check_model"]
 
 Array = npt.NDArray[np.generic]
 
@@ -62,17 +63,18 @@ class Illegal:
 
 
 def check_model(model: onnx_ir.Model, profile: Profile) -> list[Illegal]:
-    """Return every place where `model` breaks a rule of `profile`: versions first, then in graph order.
+    """Return every place where `model` breaks a rule of `profile`: of the whole model first, then in graph order.
 
     A node that the runtime refuses is reported once, by the first rule that says so.
     """
-    found = list(_check_versions(model, profile))
+    found = [*_check_versions(model, profile), *_check_whole(model, profile)]
     by_op: dict[str, list[Rule]] = {}
     for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_identifier() in model.functions:
             continue  # the runtime puts the function's body in its place
         if node.op_type not in by_op:
-            by_op[node.op_type] = [rule for rule in profile.rules if not rule.ops or node.op_type in rule.ops]
+            rules = (rule for rule in profile.rules if rule.check not in MODEL_CHECKS)
+            by_op[node.op_type] = [rule for rule in rules if not rule.ops or node.op_type in rule.ops]
         found += _check_node(node, by_op[node.op_type], model.opset_imports.get(node.domain, 1))
     return found
 
@@ -112,6 +114,14 @@ def _check_versions(model: onnx_ir.Model, profile: Profile) -> Iterator[Illegal]
             limits.source,
             f"Export it with ir_version={profile.max_ir_version}.",
         )
+
+
+def _check_whole(model: onnx_ir.Model, profile: Profile) -> Iterator[Illegal]:
+    for rule in profile.rules:
+        if rule.check in MODEL_CHECKS:
+            module, _, function = MODEL_CHECKS[rule.check].partition(":")
+            for found in getattr(importlib.import_module(module), function)(model):
+                yield Illegal(found.node, found.op_type, rule.id, rule.severity, found.reason, rule.source, rule.advice)
 
 
 # Checks: does the runtime take it at all?
@@ -363,4 +373,9 @@ CHECKS: dict[str, Callable[[Site], str | None]] = {
     "weight-zero-point": _check_weight_zero_point,
     **OPERATOR_CHECKS,
     **SCALE_CHECKS,
+}
+
+# Functions that take a model and return places with node, op_type and reason; loaded where a profile names them.
+MODEL_CHECKS: dict[str, str] = {
+    "litert": "onnxpress.targets.litert.check:find_problems",
 }

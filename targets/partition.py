@@ -49,6 +49,7 @@ class Partition:
     """nodes: of the main graph, those from constants left out. on_target: how many run there, in `islands` pieces.
 
     refused: why the model is refused as a whole, empty where it is not. changes: what cuts it, what helps most first.
+    whole_models: whether the target takes it whole or not at all.
     """
 
     target: str
@@ -57,6 +58,7 @@ class Partition:
     islands: int
     refused: str
     changes: tuple[Change, ...]
+    whole_models: bool = False
 
     @property
     def verdict(self) -> str:
@@ -66,12 +68,26 @@ class Partition:
         if not self.changes:
             pieces = "" if self.islands <= 1 else f", in {self.islands} pieces that share nothing"
             return f"The whole model runs on {self.target}: {_count(self.nodes, 'node')}{pieces}."
+        if self.whole_models:
+            return self._whole_verdict()
         best = self.changes[0]
         return (
             f"{self.on_target} of {_count(self.nodes, 'node')} run on {self.target}, "
             f"in {_count(self.islands, 'island')}; the rest needs another runtime, with copies between. "
             f"What helps most: {best.op_type} ({_names(best.nodes)}, rule {best.rule}). {best.advice} "
             f"Then {best.on_target} run there, in {_count(best.islands, 'island')}."
+        )
+
+    def _whole_verdict(self) -> str:
+        off = self.nodes - self.on_target
+        causes = [f"{change.op_type} ({_names(change.nodes)})" for change in self.changes[:_SHOWN]]
+        more = len(self.changes) - len(causes)
+        if more:
+            causes.append(f"and {_count(more, 'more operator')}")
+        return (
+            f"{self.target} takes whole models only: nothing can be written until {off} of "
+            f"{_count(self.nodes, 'node')} {'is' if off == 1 else 'are'} gone: {'; '.join(causes)}. "
+            f"{self.changes[0].advice}"
         )
 
     def to_json(self) -> dict[str, object]:
@@ -83,8 +99,8 @@ def partition(model: onnx_ir.Model, findings: Iterable[Illegal], profile: Profil
     """Return how `findings` of `check_model` cut the main graph of `model`. Linear in its nodes for each cause."""
     absent = {rule.id for rule in profile.rules if rule.check == "known"}
     cutting = [found for found in findings if found.severity == "illegal" or found.rule in absent]
-    refused = "; ".join(found.reason for found in cutting if not found.node)
     graph = _Graph(model.graph)
+    refused = "; ".join(_of_no_node(cutting, graph, whole_models=profile.whole_models))
     by_cause: dict[tuple[str, str], list[Illegal]] = collections.defaultdict(list)
     off: dict[onnx_ir.Node, set[tuple[str, str]]] = collections.defaultdict(set)
     for found in cutting:
@@ -101,7 +117,17 @@ def partition(model: onnx_ir.Model, findings: Iterable[Illegal], profile: Profil
         graph.count_islands(off),
         refused,
         tuple(changes),
+        profile.whole_models,
     )
+
+
+def _of_no_node(cutting: Iterable[Illegal], graph: _Graph, *, whole_models: bool) -> Iterator[str]:
+    """Yield why a model is refused as a whole; where it is taken whole, nodes that follow from constants count too."""
+    for found in cutting:
+        if not found.node:
+            yield found.reason
+        elif whole_models and found.node not in graph.outer:
+            yield f"node {found.node!r} ({found.op_type}): {found.reason}"
 
 
 def _change(

@@ -201,7 +201,7 @@ class Storage(_Table):
 class Rule(_Table):
     """One demand of the runtime on a model.
 
-    check: the check that decides (`legality.CHECKS`); each says which of the keys below it reads.
+    check: the check that decides (`legality.CHECKS`, `MODEL_CHECKS`); each says which of the keys below it reads.
     ops: operators that are looked at; empty for all.
     """
 
@@ -340,6 +340,9 @@ class Profile(_Table):
     opset: OpsetRange
     max_ir_version: int = pydantic.Field(ge=3, description="highest ONNX IR version that the runtime loads")
     channel_multiple: int = pydantic.Field(default=1, ge=1, description="channel counts that waste nothing")
+    whole_models: bool = pydantic.Field(
+        default=False, description="the runtime takes a model whole or not at all: no other one runs what it refuses"
+    )
     encodings: tuple[EncodingName, ...] = pydantic.Field(
         description="how the target can store weights; passes encode in no other way"
     )

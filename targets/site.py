@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.activations import clip_limits
 from onnxpress.ir.linear import constant_numbers
 from onnxpress.targets.patterns import dequantize_of, is_stored
 from onnxpress.targets.schema import Rule
@@ -99,15 +100,3 @@ def integers(quantize: onnx_ir.Node) -> tuple[int | None, int, int]:
         return None, 0, 0
     limits = np.iinfo(stored.dtype.name)
     return int(stored.reshape(())), int(limits.min), int(limits.max)
-
-
-def clip_limits(node: onnx_ir.Node) -> tuple[float | None, float | None]:
-    """Return the limits of a Clip, None for one that is not constant. Before opset 11 they are attributes."""
-    limits: list[float | None] = []
-    for index, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
-        value = node.inputs[index] if index < len(node.inputs) else None
-        if value is None:
-            limits.append(node.attributes.get_float(name, default))
-            continue
-        limits.append(scalar(value))
-    return limits[0], limits[1]

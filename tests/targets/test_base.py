@@ -197,7 +197,7 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
             _HEAD + "channels = 3",
             "unknown key channels. Did you mean 'channel_multiple'? Known here: channel_multiple, "
             "encodings, extends, lowering, max_ir_version, name, opset, pipeline, quantization, roofline, "
-            "rules, runtime, storage, summary, without_rules",
+            "rules, runtime, storage, summary, whole_models, without_rules",
         ),
         (
             _HEAD + "quantization.wieght = 3",

@@ -190,6 +190,10 @@ def show_target(console: Console, target: Target) -> None:
         "carried": ", ".join(sorted(scheme.carry)) or "none",
         "roofline": "none" if profile.roofline is None else profile.roofline.source,
     }
+    if profile.runtime == "litert":
+        from onnxpress.targets.litert.rules.table import operators
+
+        facts["operators"] = ", ".join(operators())
     show_facts(facts)
     table = _table("rule", "severity", "operators", "advice", left=4)
     for rule in profile.rules:
