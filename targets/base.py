@@ -33,9 +33,10 @@ import pydantic
 from onnxpress.ir.errors import UsageError, near_names
 from onnxpress.passes.constraints import Constraints, QuantizationScheme
 from onnxpress.targets.costmodel import RooflineCost
+from onnxpress.targets.input_checks import INPUT_CHECKS
 from onnxpress.targets.legality import CHECKS, Illegal, check_model
 from onnxpress.targets.lowering.report import LoweringReport
-from onnxpress.targets.schema import Profile, Storage
+from onnxpress.targets.schema import COMMON_KEYS, Profile, Rule, Storage
 from onnxpress.targets.toml_lines import line_of
 
 __all__ = ["Target", "load_target", "target_names"]
@@ -131,7 +132,7 @@ def load_target(name: str | os.PathLike[str]) -> Target:
         return Target(_profile(_built_in(text), f"target {text!r}"))
     path = pathlib.Path(text)
     if path.suffix == ".toml":
-        return Target(_profile(_read(path), f"target profile {path}", path.read_text(encoding="utf-8")))
+        return Target(_own_profile(path))
     plugins = _plugins()
     if text in plugins.targets:
         return plugins.targets[text]
@@ -166,6 +167,18 @@ def _host_kind() -> str:
     return "x86-avx2" if saturates_products() else "x86-vnni"
 
 
+def _own_profile(path: pathlib.Path) -> Profile:
+    """Return the profile of a file. What it says is checked to the end, since nobody else has."""
+    raw, origin = _read(path), f"target profile {path}"
+    text = path.read_text(encoding="utf-8")
+    profile = _profile(raw, origin, text)
+    if profile.name in _BUILT_IN:
+        where = _line(text, ("name",))
+        raise UsageError(f"{origin}{where}: name = {profile.name!r}: is that of a built-in target; give it another")
+    _validate_pipeline(profile, origin, text)
+    return profile
+
+
 def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str, Any]:
     """Read a profile and what it extends. above: the files that led here, to find circles."""
     try:
@@ -182,7 +195,12 @@ def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str,
     if not isinstance(base, str):
         shown = "is missing" if base is None else f"= {base!r}"
         raise UsageError(f"target profile {path}: extends {shown}: must be a target's name or a path")
-    return _extend(_read_base(base, path, (*above, path.resolve())), raw, f"target profile {path}")
+    extended = _read_base(base, path, (*above, path.resolve()))
+    if "name" not in raw:
+        raise UsageError(
+            f"target profile {path}: key name is missing: it cannot keep that of {base!r}, which it extends"
+        )
+    return _extend(extended, raw, f"target profile {path}")
 
 
 def _read_base(base: str, path: pathlib.Path, above: tuple[pathlib.Path, ...]) -> dict[str, Any]:
@@ -244,14 +262,46 @@ def _profile(raw: Mapping[str, Any], origin: str, text: str = "") -> Profile:
         where = _line(text, _locate(raw, error.errors()[0]["loc"]))
         raise UsageError(f"{origin}{where}: {_explain(raw, error)}") from None
     for rule in profile.rules:
-        if rule.check not in CHECKS:
-            near, where = near_names(rule.check, CHECKS), _line(text, ("rules", rule.id, "check"))
-            raise UsageError(f"{origin}{where}: rule {rule.id!r}: there is no check {rule.check!r}.{near}")
+        _validate_rule(rule, origin, text)
     for step in profile.lowering:
         if step not in _LOWERINGS:
             known, where = ", ".join(_LOWERINGS), _line(text, ("lowering",))
             raise UsageError(f"{origin}{where}: lowering: there is no step {step!r}. There are: {known}")
     return profile
+
+
+def _validate_rule(rule: Rule, origin: str, text: str) -> None:
+    """Raise a UsageError where a rule's check is unknown, lacks a key, or is given one that it would ignore."""
+    known = {**{name: check.needs for name, check in CHECKS.items()}, **dict.fromkeys(INPUT_CHECKS, ())}
+    here = f"{origin}{_line(text, ('rules', rule.id, 'check'))}: rule {rule.id!r}"
+    if rule.check not in known:
+        raise UsageError(f"{here}: there is no check {rule.check!r}.{near_names(rule.check, known)}")
+    needs = known[rule.check]
+    for key in needs:
+        if not _is_given(rule, key):
+            raise UsageError(f"{here}: check {rule.check!r} needs the key {key}")
+    for key in sorted(rule.model_fields_set - COMMON_KEYS - {need.partition(".")[0] for need in needs}):
+        where = _line(text, ("rules", rule.id, key))
+        reads = f"reads {', '.join(needs)}" if needs else "reads no key of its own"
+        raise UsageError(f"{origin}{where}: rule {rule.id!r}: check {rule.check!r} does not read {key}: it {reads}")
+
+
+def _is_given(rule: Rule, key: str) -> bool:
+    """Whether the rule holds anything under a key, or under an entry of it: "inputs.1"."""
+    name, _, entry = key.partition(".")
+    value = getattr(rule, name)
+    return bool(value.get(int(entry)) if entry else value is not None if name == "limit" else value)
+
+
+def _validate_pipeline(profile: Profile, origin: str, text: str) -> None:
+    """Raise a UsageError where the default pipeline has a pass or an option that there is not."""
+    from onnxpress.passes.pipeline import build
+
+    try:
+        build(profile.pipeline)
+    except UsageError as error:
+        problem = str(error).removeprefix("pipeline: ")
+        raise UsageError(f"{origin}{_line(text, ('pipeline',))}: pipeline: {problem}") from None
 
 
 def _line(text: str, location: Sequence[int | str]) -> str:

@@ -1,8 +1,8 @@
 """Check a model against a target's rules: what its runtime refuses, runs badly, or silently changes.
 
 The rules are data, in the profile's tables `rules`; each names one of the checks below and carries its source
-and advice. A check looks at one node and answers with the reason why the node breaks the rule, or None. The
-main graph and the bodies of If, Loop and Scan are visited.
+and advice. A check looks at one node, or at one input of the model, and answers with the reason why it breaks
+the rule, or None. The main graph, the bodies of If, Loop and Scan, and functions are visited.
 
 Nothing is executed here, so a model for a device far away is checked in a moment.
 """
@@ -10,23 +10,25 @@ Nothing is executed here, so a model for a device far away is checked in a momen
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.ir.linear import constant_numbers, constant_tensor
+from onnxpress.targets.input_checks import INPUT_CHECKS, SHAPES, given_inputs, open_shapes
 from onnxpress.targets.operator_checks import OPERATOR_CHECKS
 from onnxpress.targets.patterns import dequantize_of, is_quantize, is_stored, quantizers_of
 from onnxpress.targets.scale_checks import SCALE_CHECKS
 from onnxpress.targets.schema import Profile, Rule, Severity
 from onnxpress.targets.site import (
+    Check,
     Site,
     behind_activation,
     clip_limits,
     element_type,
     integers,
+    is_meant,
     is_transposed,
     left_weight,
     quantized_weight,
@@ -36,16 +38,15 @@ from onnxpress.targets.site import (
 
 __all__ = ["CHECKS", "Illegal", "check_model"]
 
-Array = npt.NDArray[np.generic]
-
 
 @dataclasses.dataclass(frozen=True)
 class Illegal:
     """One place where a model breaks a rule of a target.
 
-    node: name of the node, or "" where the whole model is meant. severity: "illegal" (the runtime refuses the
-    model), "slow" (it runs, but misses the fast kernels) or "inexact" (the runtime changes its numbers).
-    reason: what was found there, with its values.
+    node: name of the node, or "" where the whole model or an input of it is meant. severity: "illegal" (the runtime
+    refuses the model), "slow" (it runs, but misses the fast kernels), "inexact" (the runtime changes its numbers) or
+    "setup" (it runs once whoever builds it says more than the file does). reason: what was found there, with its
+    values. at: the node itself, since two may have one name.
     """
 
     node: str
@@ -55,25 +56,30 @@ class Illegal:
     reason: str
     source: str
     advice: str
+    at: onnx_ir.Node | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         where = f"node {self.node!r} ({self.op_type})" if self.node else "the model"
         return f"{where}: {self.reason} [{self.rule}, {self.source}]. {self.advice}"
 
+    def to_json(self) -> dict[str, str]:
+        """Return what can be written down: everything but the node itself."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "at"}
+
 
 def check_model(model: onnx_ir.Model, profile: Profile) -> list[Illegal]:
-    """Return every place where `model` breaks a rule of `profile`: versions first, then in graph order.
+    """Return every place where `model` breaks a rule of `profile`: versions and inputs first, then in graph order.
 
-    A node that the runtime refuses is reported once, by the first rule that says so.
+    A node that the runtime refuses is reported once, by the first rule that says so. A node of a function is reported
+    once, however often the function is called.
     """
-    found = list(_check_versions(model, profile))
-    by_op: dict[str, list[Rule]] = {}
-    for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_identifier() in model.functions:
-            continue  # the runtime puts the function's body in its place
-        if node.op_type not in by_op:
-            by_op[node.op_type] = [rule for rule in profile.rules if not rule.ops or node.op_type in rule.ops]
-        found += _check_node(node, by_op[node.op_type], model.opset_imports.get(node.domain, 1))
+    found = [*_check_versions(model, profile), *_check_inputs(model.graph, profile.rules)]
+    rules = [rule for rule in profile.rules if rule.check in CHECKS]
+    for graph in (model.graph, *model.functions.values()):
+        imports = model.opset_imports if graph is model.graph else graph.opset_imports
+        for node in onnx_ir.traversal.RecursiveGraphIterator(graph):
+            if node.op_identifier() not in model.functions:  # a call is what the function's body is
+                found += _check_node(node, rules, imports.get(node.domain, 1))
     return found
 
 
@@ -81,37 +87,35 @@ def _check_node(node: onnx_ir.Node, rules: Sequence[Rule], opset: int) -> Iterat
     name = node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
     refused = False
     for rule in rules:
-        if refused and rule.severity == "illegal":
+        if (rule.ops and node.op_type not in rule.ops) or (refused and rule.severity == "illegal"):
             continue
-        reason = CHECKS[rule.check](Site(node, rule, opset))
+        site = Site(node, rule, opset)
+        reason = CHECKS[rule.check].ask(site) if is_meant(site) else None
         if reason is not None:
             refused = refused or rule.severity == "illegal"
-            yield Illegal(name, node.op_type, rule.id, rule.severity, reason, rule.source, rule.advice)
+            yield Illegal(name, node.op_type, rule.id, rule.severity, reason, rule.source, rule.advice, node)
+
+
+def _check_inputs(graph: onnx_ir.Graph, rules: Sequence[Rule]) -> Iterator[Illegal]:
+    for rule in rules:
+        for value in given_inputs(graph) if rule.check in INPUT_CHECKS else ():
+            reason = INPUT_CHECKS[rule.check](value)
+            if reason is not None:
+                advice = rule.advice.replace(SHAPES, open_shapes(graph))
+                yield Illegal("", "", rule.id, rule.severity, reason, rule.source, advice)
 
 
 def _check_versions(model: onnx_ir.Model, profile: Profile) -> Iterator[Illegal]:
-    limits = profile.opset
+    limits, newest = profile.opset, profile.ir_version
     opset = model.opset_imports.get("", limits.min)
     if not limits.min <= opset <= limits.max:
-        yield Illegal(
-            "",
-            "",
-            "opset",
-            "illegal",
-            f"opset {opset} lies outside {limits.min} to {limits.max}",
-            limits.source,
-            f"Convert it with onnx.version_converter to opset {min(max(opset, limits.min), limits.max)}.",
-        )
-    if model.ir_version > profile.max_ir_version:
-        yield Illegal(
-            "",
-            "",
-            "ir-version",
-            "illegal",
-            f"IR version {model.ir_version} lies above {profile.max_ir_version}",
-            limits.source,
-            f"Export it with ir_version={profile.max_ir_version}.",
-        )
+        reason = f"opset {opset} lies outside {limits.min} to {limits.max}"
+        advice = f"Convert it with onnx.version_converter to opset {min(max(opset, limits.min), limits.max)}."
+        yield Illegal("", "", "opset", "illegal", reason, limits.source, advice)
+    if newest is not None and model.ir_version > newest.max:
+        reason = f"IR version {model.ir_version} lies above {newest.max}"
+        advice = f"Export it with ir_version={newest.max}."
+        yield Illegal("", "", "ir-version", "illegal", reason, newest.source, advice)
 
 
 # Checks: does the runtime take it at all?
@@ -218,9 +222,11 @@ def _check_left_weight(site: Site) -> str | None:
 
 
 def _check_weight_zero_point(site: Site) -> str | None:
-    """A quantized weight has a zero point, even if it is zero."""
+    """A quantized weight beside quantized data has a zero point, even if it is zero."""
     weight = quantized_weight(site.node)
-    if weight is None or (len(weight.inputs) > 2 and weight.inputs[2] is not None):
+    if weight is None or dequantize_of(site.node.inputs[0]) is None:
+        return None
+    if len(weight.inputs) > 2 and weight.inputs[2] is not None:
         return None
     return "its weight has no zero point"
 
@@ -274,10 +280,10 @@ def _check_bias_scale(site: Site) -> str | None:
     if actual.size not in (1, expected.size) and expected.size != 1:
         return f"its bias has {actual.size} scales, must have {expected.size}"
     quotients = actual.astype(np.float64).reshape(-1) / np.maximum(expected, np.finfo(np.float64).tiny)
-    error = float(np.abs(quotients - 1).max())
-    if error <= (site.rule.tolerance or 0.0):
+    if float(np.abs(quotients - 1).max()) <= (site.rule.tolerance or 0.0):
         return None
-    return f"the scale of its bias is off from data scale x weight scale by a factor of up to {1 + error:.3g}"
+    factors = np.maximum(quotients, 1 / np.maximum(quotients, np.finfo(np.float64).tiny))  # too large, or too small
+    return f"the scale of its bias is off from data scale x weight scale by a factor of up to {factors.max():.3g}"
 
 
 def _check_shared_signed(site: Site) -> str | None:
@@ -327,7 +333,7 @@ def _check_float_weight(site: Site) -> str | None:
         return None
     if not quantizers_of(behind_activation(node).outputs[0]):
         return None
-    return "its weight is float32 between integers"
+    return f"its weight is {element_type(weight)} between integers"
 
 
 def _check_float_data(site: Site) -> str | None:
@@ -340,27 +346,27 @@ def _check_float_data(site: Site) -> str | None:
     return "its weight is quantized and its data are not"
 
 
-CHECKS: dict[str, Callable[[Site], str | None]] = {
-    "accuracy-level": _check_accuracy_level,
-    "activation-zero-point": _check_activation_zero_point,
-    "beta": _check_beta,
-    "between-integers": _check_between_integers,
-    "bias-scale": _check_bias_scale,
-    "clip-range": _check_clip_range,
-    "domain": _check_domain,
-    "float-data": _check_float_data,
-    "float-weight": _check_float_weight,
-    "kernel": _check_kernel,
-    "left-weight": _check_left_weight,
-    "open-output": _check_open_output,
-    "present": _check_present,
-    "shared-signed": _check_shared_signed,
-    "true-scalar": _check_true_scalar,
-    "types": _check_types,
-    "weight-axis": _check_weight_axis,
-    "weight-only": _check_weight_only,
-    "weight-type": _check_weight_type,
-    "weight-zero-point": _check_weight_zero_point,
+CHECKS: dict[str, Check] = {
+    "accuracy-level": Check(_check_accuracy_level),
+    "activation-zero-point": Check(_check_activation_zero_point),
+    "beta": Check(_check_beta),
+    "between-integers": Check(_check_between_integers),
+    "bias-scale": Check(_check_bias_scale, ("tolerance",)),
+    "clip-range": Check(_check_clip_range),
+    "domain": Check(_check_domain, ("domains",)),
+    "float-data": Check(_check_float_data),
+    "float-weight": Check(_check_float_weight),
+    "kernel": Check(_check_kernel),
+    "left-weight": Check(_check_left_weight, ("inputs.0",)),
+    "open-output": Check(_check_open_output),
+    "present": Check(_check_present, ("ops",)),
+    "shared-signed": Check(_check_shared_signed),
+    "true-scalar": Check(_check_true_scalar),
+    "types": Check(_check_types, ("inputs",)),
+    "weight-axis": Check(_check_weight_axis),
+    "weight-only": Check(_check_weight_only),
+    "weight-type": Check(_check_weight_type, ("inputs.1",)),
+    "weight-zero-point": Check(_check_weight_zero_point),
     **OPERATOR_CHECKS,
     **SCALE_CHECKS,
 }

@@ -22,7 +22,8 @@ __all__ = ["Check", "check"]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What a target has against a model: what it refuses first, then what runs slowly or inexactly there.
+    """What a target has against a model: what it refuses first, then what runs slowly or inexactly there, or once more
+    is said to whoever builds it.
 
     partition: how that cuts the model into parts that run there.
     """
@@ -60,7 +61,7 @@ class Check:
             "model": self.model,
             "target": self.target,
             "legal": self.legal,
-            "findings": [dataclasses.asdict(found) for found in self.findings],
+            "findings": [found.to_json() for found in self.findings],
             "partition": self.partition.to_json(),
         }
 

@@ -34,7 +34,7 @@ from onnxpress.targets.lowering.qdq_weights import Integers, is_quantized, lower
 from onnxpress.targets.lowering.reals import FLOAT8_OPSET, INT4_OPSET
 from onnxpress.targets.lowering.report import LoweringReport
 from onnxpress.targets.lowering.residuals import leave_accumulators
-from onnxpress.targets.schema import Storage
+from onnxpress.targets.schema import ONNXRUNTIME_STORAGE, Storage
 
 __all__ = ["lower_qdq"]
 
@@ -54,7 +54,7 @@ def lower_qdq(
     Notes are read in the main graph only, weights in bodies of If, Loop and Scan too. storage: what decides the form of
     a weight; by default that of onnxruntime. max_opset: the model may be raised to this, for forms that need it.
     """
-    storage = storage or Storage()
+    storage = storage or ONNXRUNTIME_STORAGE
     report = LoweringReport()
     _decline_other_widths(model.graph, report)
     if not _has_work(model.graph):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.resources
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import pytest
 from onnxpress.ir.errors import UsageError
 from onnxpress.ir.quantization import Quantization, note
 from onnxpress.passes.constraints import Constraints, CostEstimator
+from onnxpress.passes.pipeline import build
+from onnxpress.passes.registry import pass_names
 from onnxpress.targets import base
 from onnxpress.targets.base import _BUILT_IN, Target, load_target, target_names
 from tests.support import text_model
@@ -196,7 +199,7 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (
             _HEAD + "channels = 3",
             "unknown key channels. Did you mean 'channel_multiple'? Known here: channel_multiple, "
-            "encodings, extends, lowering, max_ir_version, name, opset, pipeline, quantization, roofline, "
+            "encodings, extends, ir_version, lowering, name, opset, pipeline, quantization, roofline, "
             "rules, runtime, storage, summary, without_rules",
         ),
         (
@@ -249,9 +252,47 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (
             _HEAD + '[[rules]]\nid = "a"\ncheck = "present"\nop = ["Erf"]\nsource = "s"\nadvice = "a"',
             "unknown key rules.a.op. Did you mean 'ops'? Known here: advice, attributes, check, domains, id, inputs, "
-            "known, numbers, ops, positions, severity, source, tolerance, types",
+            "known, limit, numbers, ops, positions, severity, source, tolerance, types, where",
         ),
         (_HEAD + "rules = 3", "rules = 3: must be a list"),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "outputs"\nsource = "s"\nadvice = "a"',
+            "rule 'a': check 'outputs' needs the key limit",
+        ),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "types"\ninputs = {}\nsource = "s"\nadvice = "a"',
+            "rule 'a': check 'types' needs the key inputs",
+        ),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "weight-type"\ninputs = { 0 = ["int8"] }\nsource = "s"\nadvice = "a"',
+            "rule 'a': check 'weight-type' needs the key inputs.1",
+        ),
+        (
+            _HEAD
+            + '[[rules]]\nid = "a"\ncheck = "present"\nops = ["Erf"]\ntypes = ["int8"]\nsource = "s"\nadvice = "a"',
+            "rule 'a': check 'present' does not read types: it reads ops",
+        ),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "beta"\nlimit = 3\nsource = "s"\nadvice = "a"',
+            "rule 'a': check 'beta' does not read limit: it reads no key of its own",
+        ),
+        (
+            _HEAD + 'pipeline = "cleanup, nosuch"',
+            f"pipeline: unknown pass 'nosuch'. There are: {', '.join(pass_names())}",
+        ),
+        (
+            _HEAD + 'pipeline = "cleanup{"',
+            "pipeline: column 9: expected the name of an option or '}', found the end, in: cleanup{",
+        ),
+        (
+            _HEAD + 'pipeline = "float16{nosuch=1}"',
+            "pipeline: float16: unknown option 'nosuch'. It takes: include, exclude",
+        ),
+        ('extends = "tensorrt"', "key name is missing: it cannot keep that of 'tensorrt', which it extends"),
+        (
+            'extends = "tensorrt"\nname = "tensorrt"',
+            "name = 'tensorrt': is that of a built-in target; give it another",
+        ),
         (_HEAD + 'encodings = ["dense", "affine8", "dense"]', "encodings: 'dense' appears twice"),
         (
             _HEAD + 'encodings = ["affine7", "dense"]',
@@ -277,6 +318,17 @@ def test_a_broken_file_says_file_key_and_what_was_expected(tmp_path: Path, text:
         ("[quantization]\nweight_per_channel = true\nbias = 'int8'", 5, "quantization.bias = 'int8': must be"),
         ("encodings = [\n  'dense',\n  'affine7',\n]", 3, "encodings.1 = 'affine7': must be"),
         ("lowering = ['qqd']", 3, "lowering: there is no step 'qqd'"),
+        ("# passes\npipeline = 'cleanup, nosuch'", 4, "pipeline: unknown pass 'nosuch'."),
+        (
+            "[[rules]]\nid = 'a'\nsource = 's'\ncheck = 'types'\nadvice = 'a'",
+            6,
+            "rule 'a': check 'types' needs the key",
+        ),
+        (
+            "[[rules]]\nid = 'a'\ncheck = 'beta'\nsource = 's'\nadvice = 'a'\nlimit = 3",
+            8,
+            "rule 'a': check 'beta' does not",
+        ),
         (
             "[[rules]]\nid = 'a'\ncheck = 'present'\nsource = 's'\nadvice = 'a'\n"
             "[[rules]]\nid = 'b'\ncheck = 'present'\nop = ['Erf']\nsource = 's'\nadvice = 'a'",
@@ -292,9 +344,23 @@ def test_a_broken_file_says_the_line(tmp_path: Path, text: str, line: int, start
     assert _error(path).startswith(f"target profile {path}, line {line}: {start}")
 
 
+def test_what_a_file_says_about_storage_has_a_source(tmp_path: Path) -> None:
+    """That of onnxruntime is no source for another runtime."""
+    text = (importlib.resources.files("onnxpress.targets.profiles") / "gpu.toml").read_text(encoding="utf-8")
+    text = text.replace('name = "gpu"', 'name = "mine"', 1)
+    assert load_target(_file(tmp_path, text)).profile.storage.source == "OperatorKernels.md"
+    path = _file(tmp_path, text.replace('source = "OperatorKernels.md"\n', "", 1))
+    assert re.sub(r", line \d+", "", _error(path)) == f"target profile {path}: key storage.source is missing"
+
+
+def test_the_default_pipelines_of_built_in_targets_are_checked_here_and_not_when_they_load() -> None:
+    for name in _BUILT_IN:
+        build(load_target(name).default_pipeline)
+
+
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     assert _error("no/such.toml") == "target profile no/such.toml: there is no such file"
-    path = _file(tmp_path, 'extends = "none.toml"')
+    path = _file(tmp_path, 'extends = "none.toml"\nname = "mine"')
     assert _error(path) == f"target profile {tmp_path}/none.toml: there is no such file"
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     start = f"target profile {tmp_path}/binary.toml: cannot be read: "

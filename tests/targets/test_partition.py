@@ -100,12 +100,51 @@ def test_a_node_with_a_body_is_cut_by_a_node_of_it() -> None:
     assert found.changes[0].nodes == ("in",)
 
 
+def test_a_refused_node_of_constants_has_to_be_folded_first() -> None:
+    found = _cut("[k] c = Constant<value_float = 2.0>() [n] d = Det(c) [a] y = Mul(x, d)")
+    assert (found.on_target, found.unfolded) == (1, 1)
+    assert found.verdict == (
+        "The whole model runs on tensorrt: 1 node, but 1 constant node must be folded first: --passes cleanup."
+    )
+    found = _cut("[k] c = Constant<value_float = 2.0>() [n] d = Det(c) [m] e = Det(d) [a] r = Mul(x, e) [b] y = Det(r)")
+    assert (found.on_target, found.unfolded) == (1, 2)
+    assert found.verdict.endswith(" in 1 island. But 2 constant nodes must be folded first: --passes cleanup.")
+
+
+def test_a_node_of_constants_that_is_only_slow_is_folded_as_it_loads() -> None:
+    found = _cut("[k] c = Constant<value_float = 2.0>() [n] d = LpNormalization(c) [a] y = Mul(x, d)", "gpu")
+    assert (found.on_target, found.unfolded) == (1, 0)
+
+
+def test_two_nodes_of_one_name_are_two_nodes() -> None:
+    """Names are unique in files that were loaded, not in graphs that were made."""
+    model = _model("[a] r = Bernoulli(x) [b] s = Relu(r) [c] t = Bernoulli(s) [d] y = Abs(t)")
+    for node in model.graph:
+        node.name = "same"
+    profile = load_target("tensorrt").profile
+    found = partition(model, check_model(model, profile), profile)
+    assert (found.nodes, found.on_target, found.islands) == (4, 2, 2)
+
+
+def test_a_call_is_cut_by_a_node_of_its_function() -> None:
+    model = text_model("""
+        <ir_version: 10, opset_import: ["" : 21, "mine" : 1]>
+        g (float[2] x) => (float[2] y) { [a] r = mine.Outer(x) [b] s = Relu(r) [c] y = mine.Outer(s) }
+        <domain: "mine", opset_import: ["" : 21, "mine" : 1]> Outer (p) => (q) { q = mine.Inner(p) }
+        <domain: "mine", opset_import: ["" : 21]> Inner (p) => (q) { [bad] q = Bernoulli(p) }
+    """)
+    profile = load_target("tensorrt").profile
+    found = partition(model, check_model(model, profile), profile)
+    assert (found.nodes, found.on_target, found.islands) == (3, 1, 1)
+    assert [change.nodes for change in found.changes] == [("bad",)]
+
+
 def test_a_model_that_is_refused_as_a_whole_says_so() -> None:
     model = _model("y = Relu(x)")
     model.opset_imports[""] = 8
     profile = load_target("tensorrt").profile
     found = partition(model, check_model(model, profile), profile)
-    assert found.verdict == "tensorrt refuses the model as a whole: opset 8 lies outside 9 to 22."
+    assert found.verdict == "tensorrt refuses the model as a whole: opset 8 lies outside 9 to 24."
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
