@@ -36,6 +36,7 @@ from onnxpress.targets.costmodel import RooflineCost
 from onnxpress.targets.input_checks import INPUT_CHECKS
 from onnxpress.targets.legality import CHECKS, Illegal, check_model
 from onnxpress.targets.lowering.report import LoweringReport
+from onnxpress.targets.profile_keys import FILE_KEYS, table_of
 from onnxpress.targets.schema import COMMON_KEYS, Profile, Rule, Storage
 from onnxpress.targets.toml_lines import line_of
 
@@ -354,16 +355,8 @@ def _known_keys(location: Sequence[int | str]) -> list[str]:
     table = Profile
     for part in location:
         if part in table.model_fields:  # else an index, or the name of an entry, inside the same field
-            table = _table_of(table.model_fields[str(part)].annotation)
-    return sorted([*table.model_fields, *(() if location else ("extends", "without_rules"))])
-
-
-def _table_of(annotation: Any) -> Any:
-    """Return the table's class inside an annotation such as `tuple[Rule, ...]` or `dict[str, Rates]`."""
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-        return annotation
-    inner = (_table_of(argument) for argument in getattr(annotation, "__args__", ()))
-    return next((found for found in inner if found is not None), None)
+            table = table_of(table.model_fields[str(part)].annotation)
+    return sorted([*table.model_fields, *(() if location else FILE_KEYS)])
 
 
 # Plugins.

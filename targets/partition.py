@@ -63,18 +63,27 @@ class Partition:
     @property
     def verdict(self) -> str:
         """Return it in plain words, in one or two sentences."""
+        return self._say(reasons=True)
+
+    @property
+    def brief(self) -> str:
+        """Return it without reasons and advice, for where those stand already."""
+        return self._say(reasons=False)
+
+    def _say(self, *, reasons: bool) -> str:
         if self.refused:
-            return f"{self.target} refuses the model as a whole: {self.refused}."
+            return f"{self.target} refuses the model as a whole{f': {self.refused}' if reasons else ''}."
         constant = f"{_count(self.unfolded, 'constant node')} must be folded first: --passes cleanup."
         if not self.changes:
             pieces = "" if self.islands <= 1 else f", in {self.islands} pieces that share nothing"
             end = f", but {constant}" if self.unfolded else "."
             return f"The whole model runs on {self.target}: {_count(self.nodes, 'node')}{pieces}{end}"
         best = self.changes[0]
+        advice = f"{best.advice} " if reasons else ""
         return (
             f"{self.on_target} of {_count(self.nodes, 'node')} run on {self.target}, "
             f"in {_count(self.islands, 'island')}; the rest needs another runtime, with copies between. "
-            f"What helps most: {best.op_type} ({_names(best.nodes)}, rule {best.rule}). {best.advice} "
+            f"What helps most: {best.op_type} ({_names(best.nodes)}, rule {best.rule}). {advice}"
             f"Then {best.on_target} run there, in {_count(best.islands, 'island')}."
             f"{f' But {constant}' if self.unfolded else ''}"
         )

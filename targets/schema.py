@@ -69,7 +69,7 @@ class OpsetRange(_Table):
 
 
 class IrVersion(_Table):
-    """Versions of the ONNX file format that the runtime loads."""
+    """Versions of the ONNX file format that the runtime loads; without this table, any."""
 
     source: str = pydantic.Field(min_length=1, description="where this limit is written down or measured")
     max: int = pydantic.Field(ge=3, description="highest IR version")
@@ -107,9 +107,9 @@ class WeightInteger(Integer):
 class Quantization(_Table):
     """What the runtime's fast integer kernels take. Operator names are those of the default domain."""
 
-    activation: Integer
-    weight: WeightInteger
-    weight_per_channel: bool = True
+    activation: Integer = pydantic.Field(description="the integers of activations; symmetric: zero_point is 0")
+    weight: WeightInteger = pydantic.Field(description="the integers of weights: signed, symmetric")
+    weight_per_channel: bool = pydantic.Field(default=True, description="a weight has a scale for each output channel")
     weight_pair_limit: int | None = pydantic.Field(
         default=None,
         ge=127,
@@ -162,7 +162,9 @@ class Storage(_Table):
     by ordinary operators. Other defaults are those of onnxruntime's CPU provider too.
     """
 
-    folds: bool = True
+    folds: bool = pydantic.Field(
+        default=True, description="what follows from constants is computed once, at load, so that weights may be packed"
+    )
     folds_integers: bool = pydantic.Field(
         default=True, description="also before a DequantizeLinear, so that weights beside integers may be packed"
     )
@@ -218,7 +220,7 @@ class Rule(_Table):
     id: str = pydantic.Field(
         pattern=r"^[a-z0-9][a-z0-9-]*$", description="its name, under which another profile replaces or drops it"
     )
-    check: str = pydantic.Field(description="the check that decides: onnxpress targets --checks")
+    check: str = pydantic.Field(description="the check that decides: onnxpress targets --schema")
     severity: Severity = pydantic.Field(
         default="illegal",
         description="what it costs: illegal, slow, inexact, or setup (more has to be said to build it)",
@@ -344,13 +346,13 @@ class Roofline(_Table):
 class Profile(_Table):
     """A whole profile."""
 
-    name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="its own, which no other target has")
     summary: str = pydantic.Field(min_length=1, description="one line for `onnxpress targets`")
     runtime: RuntimeName = pydantic.Field(description="what executes models there")
     pipeline: str = pydantic.Field(min_length=1, description="passes that `compress` runs by default")
     lowering: tuple[str, ...] = pydantic.Field(default=(), description="lowering steps, in order")
     opset: OpsetRange
-    ir_version: IrVersion | None = pydantic.Field(default=None, description="none where the runtime loads any")
+    ir_version: IrVersion | None = None
     channel_multiple: int = pydantic.Field(default=1, ge=1, description="channel counts that waste nothing")
     encodings: tuple[EncodingName, ...] = pydantic.Field(
         description="how the target can store weights; passes encode in no other way"

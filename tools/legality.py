@@ -39,6 +39,22 @@ class Check:
         return tuple(found for found in self.findings if found.severity == "illegal")
 
     @property
+    def by_rule(self) -> dict[str, list[Illegal]]:
+        """The findings of each rule, those that keep the model from running first."""
+        rules: dict[str, list[Illegal]] = {}
+        for found in self.findings:
+            rules.setdefault(found.rule, []).append(found)
+        return rules
+
+    @property
+    def summary(self) -> str:
+        """Return whether the target runs the model, in one line that leaves what is wrong to the findings."""
+        if self.legal:
+            return f"{self.model} is legal on {self.target}"
+        count, rules = len(self.illegal), ", ".join(dict.fromkeys(found.rule for found in self.illegal))
+        return f"{self.model} is illegal on {self.target}: {count} {'place' if count == 1 else 'places'}, rule {rules}"
+
+    @property
     def legal(self) -> bool:
         """Whether the target runs the model."""
         return not self.illegal
