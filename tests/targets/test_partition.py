@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import onnx_ir
 import pytest
 
@@ -55,6 +56,41 @@ def test_a_branch_that_meets_others_behind_a_cut_belongs_there() -> None:
     found = _cut("[bad] s = Bernoulli(x) [a] r = Relu(z) [b] t = Abs(r) [c] y = Add(s, t)", inputs="float[1,4,6,6] x, "
                  "float[1,4,6,6] z")  # fmt: skip
     assert (found.on_target, found.islands) == (3, 1)
+
+
+def test_a_branch_that_ends_before_a_cut_keeps_what_it_reads() -> None:
+    """Counted from the outputs alone, [p] would wait for the longer branch, and stand apart from [s]."""
+    found = _cut("""
+        [s] s = Relu(x) [t] t = Neg(s) [p] p = Abs(s) [bad] q = Bernoulli(p)
+        [c1] c1 = Relu(z) [b1] b1 = Bernoulli(c1) [c2] c2 = Relu(b1) [b2] b2 = Bernoulli(c2) [c3] c3 = Relu(b2)
+        [j] y = Add(c3, q)
+    """, inputs="float[1,4,6,6] x, float[1,4,6,6] z")  # fmt: skip
+    assert (found.on_target, found.islands) == (7, 4)
+
+
+def test_a_node_with_two_causes_stays_where_it_is_until_both_are_mended() -> None:
+    found = _cut("""
+        [a] r = Relu(x) [k] c = Constant<value = bool {1}>()
+        [if] s = If(c) <then_branch = t () => (float[1,4,6,6] u) { [in] u = Bernoulli(r) },
+                        else_branch = e () => (float[1,4,6,6] v) { [other] v = acme.Thing(r) }>
+        [b] y = Abs(s)
+    """)
+    assert (found.on_target, found.islands) == (2, 2)
+    assert [(change.op_type, change.on_target, change.islands) for change in found.changes] == [
+        ("Bernoulli", 2, 2),
+        ("Thing", 2, 2),
+    ]
+
+
+def test_an_input_with_a_value_of_its_own_is_a_constant() -> None:
+    """As IR version 3 wrote every initializer."""
+    model = _model("[n] d = Bernoulli(w) [a] y = Mul(x, d)", inputs="float[1,4,6,6] x, float[1,4,6,6] w")
+    weight = model.graph.inputs[1]
+    weight.const_value = onnx_ir.tensor(np.ones((1, 4, 6, 6), np.float32), name="w")
+    model.graph.register_initializer(weight)
+    profile = load_target("tensorrt").profile
+    found = partition(model, check_model(model, profile), profile)
+    assert (found.nodes, found.on_target, found.unfolded) == (1, 1, 1)
 
 
 def test_a_cut_at_the_end_leaves_one_island() -> None:
