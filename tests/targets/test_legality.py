@@ -512,6 +512,12 @@ def test_a_wrong_bias_scale_is_named_by_its_factor_whichever_way_it_is_off(facto
     assert found.reason.endswith(f" by a factor of up to {said}")
 
 
+@pytest.mark.parametrize(("factor", "fires"), [(1.005, False), (1.02, True), (0.995, False), (0.98, True)])
+def test_the_runtime_s_tolerance_for_a_bias_scale_is_one_in_a_hundred(factor: float, fires: bool) -> None:
+    model = _model(_CONV_BIAS, bs=(_CONSTANTS["bs"] * factor).astype(np.float32))
+    assert ("bias-scale" in {found.rule for found in _found(model)}) == fires
+
+
 def test_a_float_weight_between_integers_is_called_by_its_type() -> None:
     """It is not always float32."""
     model = _model(f"{_CONV}".replace("(xd, wd)", "(xd, wh)"), wh=_CONSTANTS["wf"].astype(np.float16))
