@@ -11,14 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir
 
-from onnxpress.ir.linear import constant_numbers
+from onnxpress.ir.linear import ONNX_DOMAINS, constant_numbers
 from onnxpress.targets.input_checks import show_shape
 from onnxpress.targets.patterns import dequantize_of, is_stored
 from onnxpress.targets.site import Check, Site, attribute_values, element_type, is_transposed
 
 __all__ = ["OPERATOR_CHECKS"]
 
-_DEFAULT_DOMAIN = ("", "ai.onnx")
 _INT32 = np.iinfo(np.int32)
 _GROUP, _KEPT = 4, 2  # 2:4 sparsity: of four neighbours along the input channels, two may be other than zero
 
@@ -26,7 +25,7 @@ _GROUP, _KEPT = 4, 2  # 2:4 sparsity: of four neighbours along the input channel
 def _check_known(site: Site) -> str | None:
     """Reads `known`: the operators of the default domain that the runtime has."""
     node = site.node
-    if node.domain not in _DEFAULT_DOMAIN or node.op_type in site.rule.known:
+    if node.domain not in ONNX_DOMAINS or node.op_type in site.rule.known:
         return None
     return f"{node.op_type} is not among the operators that it has"
 

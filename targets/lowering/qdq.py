@@ -24,7 +24,7 @@ import onnx_ir
 
 from onnxpress.ir.encodings import Float8, Sparse, encoding_of, is_encoded
 from onnxpress.ir.errors import InputError
-from onnxpress.ir.linear import constant_numbers
+from onnxpress.ir.linear import ONNX_DOMAINS, constant_numbers
 from onnxpress.ir.opset import default_opset, require_opset
 from onnxpress.ir.quantization import Quantization, clear, integer_parameters, quantization_of
 from onnxpress.passes.constraints import IntegerScheme, QuantizationScheme
@@ -189,7 +189,7 @@ class _Values:
 
     def _is_move(self, node: onnx_ir.Node) -> bool:
         """Whether `node` moves integers that already have the scale which its result is noted with."""
-        if not self.moves or node.op_type not in _MOVES or node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+        if not self.moves or node.op_type not in _MOVES or node.domain not in ONNX_DOMAINS or len(node.outputs) != 1:
             return False
         noted = quantization_of(node.outputs[0])
         operands = _operands(node)
