@@ -22,6 +22,26 @@ _INT32 = np.iinfo(np.int32)
 _GROUP, _KEPT = 4, 2  # 2:4 sparsity: of four neighbours along the input channels, two may be other than zero
 
 
+def _check_present(site: Site) -> str | None:
+    """The operator itself is the problem."""
+    return f"{site.node.op_type} is used"
+
+
+def _check_domain(site: Site) -> str | None:
+    """Reads `domains`: those that the runtime knows."""
+    return None if site.node.domain in site.rule.domains else f"unknown domain {site.node.domain!r}"
+
+
+def _check_types(site: Site) -> str | None:
+    """Reads `inputs`: the element types that each input may have. Inputs of unknown type pass."""
+    for index, allowed in site.rule.inputs.items():
+        value = site.node.inputs[index] if index < len(site.node.inputs) else None
+        kind = element_type(value)
+        if kind is not None and kind not in allowed:
+            return f"input {index} is {kind}, may be {', '.join(sorted(allowed))}"
+    return None
+
+
 def _check_known(site: Site) -> str | None:
     """Reads `known`: the operators of the default domain that the runtime has."""
     node = site.node
@@ -230,6 +250,7 @@ OPERATOR_CHECKS: dict[str, Check] = {
     "constant-inputs": Check(_check_constant_inputs, ("positions",)),
     "declared-outputs": Check(_check_declared_outputs, ("limit",)),
     "directions": Check(_check_directions),
+    "domain": Check(_check_domain, ("domains",)),
     "element-types": Check(_check_element_types, ("types",)),
     "false-input": Check(_check_false_input, ("positions",)),
     "float32-weight": Check(_check_float32_weight),
@@ -238,7 +259,9 @@ OPERATOR_CHECKS: dict[str, Check] = {
     "known": Check(_check_known, ("known",)),
     "loop": Check(_check_loop),
     "outputs": Check(_check_outputs, ("limit",)),
+    "present": Check(_check_present, ("ops",)),
     "rank": Check(_check_rank, ("numbers",)),
     "static-shape": Check(_check_static_shape),
     "two-of-four": Check(_check_two_of_four),
+    "types": Check(_check_types, ("inputs",)),
 }

@@ -70,9 +70,8 @@ def is_meant(site: Site) -> bool:
 
 
 def _default(site: Site, name: str) -> object:
-    domain = "" if site.node.domain == "ai.onnx" else site.node.domain
     try:
-        schema = onnx.defs.get_schema(site.node.op_type, site.opset, domain)
+        schema = onnx.defs.get_schema(site.node.op_type, site.opset, site.node.domain)
     except onnx.defs.SchemaError:
         return None
     known = schema.attributes.get(name)

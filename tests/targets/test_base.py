@@ -18,7 +18,9 @@ from onnxpress.passes.constraints import Constraints, CostEstimator
 from onnxpress.passes.pipeline import build
 from onnxpress.passes.registry import pass_names
 from onnxpress.targets import base
-from onnxpress.targets.base import _BUILT_IN, Target, load_target, target_names
+from onnxpress.targets.base import Target, load_target, target_names
+from onnxpress.targets.plugins import _GROUP
+from onnxpress.targets.profile_files import BUILT_IN
 from tests.support import text_model
 
 
@@ -90,7 +92,7 @@ def test_constraints_are_the_profile_as_plain_data() -> None:
 def test_an_unknown_name_gets_near_ones() -> None:
     assert _error("host-gpu") == (
         "unknown target 'host-gpu'. Did you mean 'host-cpu' or 'gpu'? "
-        f"There are: {', '.join(_BUILT_IN)}; or give the path of a profile, such as phone.toml"
+        f"There are: {', '.join(BUILT_IN)}; or give the path of a profile, such as phone.toml"
     )
 
 
@@ -185,7 +187,7 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (
             'extends = "host-gpu"',
             "extends = 'host-gpu': no such target. Did you mean 'host-cpu' or 'gpu'? "
-            f"There are: {', '.join(_BUILT_IN)}; or give the path of a .toml file",
+            f"There are: {', '.join(BUILT_IN)}; or give the path of a .toml file",
         ),
         ('extends = "phone.toml"', "extends = 'phone.toml': leads back to itself"),
         ("extends = 3", "extends = 3: must be a target's name or a path"),
@@ -354,7 +356,7 @@ def test_what_a_file_says_about_storage_has_a_source(tmp_path: Path) -> None:
 
 
 def test_the_default_pipelines_of_built_in_targets_are_checked_here_and_not_when_they_load() -> None:
-    for name in _BUILT_IN:
+    for name in BUILT_IN:
         build(load_target(name).default_pipeline)
 
 
@@ -389,7 +391,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, name: str, loaded: object) -> None
             return loaded
 
     Entry.name = name  # type: ignore[attr-defined]
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry()] if group == base._GROUP else [])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry()] if group == _GROUP else [])
 
 
 def _phone() -> Target:
@@ -402,7 +404,7 @@ def test_a_plugin_gives_a_target(monkeypatch: pytest.MonkeyPatch, as_function: b
     _install(monkeypatch, "acme-phone", _phone if as_function else _phone())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert target_names() == [*_BUILT_IN, "acme-phone"]
+        assert target_names() == [*BUILT_IN, "acme-phone"]
         assert load_target("acme-phone").name == "acme-phone"
 
 
@@ -421,7 +423,7 @@ def test_a_broken_plugin_is_a_warning_that_names_the_distribution(
     _install(monkeypatch, "acme-phone", loaded)
     reason = f"plugin 'acme-targets' (entry point 'acme-phone' = 'acme:target') cannot be used: {cause}"
     with pytest.warns(RuntimeWarning) as caught:
-        assert target_names() == [*_BUILT_IN]
+        assert target_names() == [*BUILT_IN]
     assert [str(each.message) for each in caught] == [f"{reason}. Its target is missing; update or uninstall it"]
     assert load_target("host-cpu").name == "host-cpu"
     assert _error("acme-phone") == f"target 'acme-phone': {reason}"
@@ -432,7 +434,7 @@ def test_built_in_targets_load_no_plugin_and_cannot_be_replaced(monkeypatch: pyt
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_target("host-cpu").constraints.channel_multiple == 16
-        assert target_names() == [*_BUILT_IN]
+        assert target_names() == [*BUILT_IN]
 
 
 def test_a_model_is_only_read_by_check() -> None:

@@ -108,7 +108,7 @@ def _ask(
     ],
 )
 def test_a_clip_s_integers_may_reach_half_a_step_beyond_its_limits(step: float, zero_point: int, broken: bool) -> None:
-    constants = {"st": np.array(step, np.float32), "zp": np.array(zero_point, np.uint8)}
+    constants: dict[str, Array] = {"st": np.array(step, np.float32), "zp": np.array(zero_point, np.uint8)}
     found = _ask("clip-range", "[n] c = Clip(x, low, six) y = QuantizeLinear(c, st, zp)", constants=constants)
     assert (found is not None) == broken
 
