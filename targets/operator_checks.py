@@ -63,6 +63,17 @@ def _check_attributes(site: Site) -> str | None:
     return None
 
 
+def _check_flattened_axes(site: Site) -> str | None:
+    """Reads `numbers`: opsets before 13 at which a Softmax may go over one axis, not over all from its axis on."""
+    value = site.node.inputs[0] if site.node.inputs else None
+    if site.opset not in site.rule.numbers or value is None or value.shape is None or not len(value.shape):
+        return None
+    axis = site.node.attributes.get_int("axis", 1) % len(value.shape)
+    if all(size == 1 for size in value.shape.dims[axis + 1 :]):
+        return None
+    return f"it goes over the axes {', '.join(map(str, range(axis, len(value.shape))))} at once"
+
+
 def _check_constant_inputs(site: Site) -> str | None:
     """Reads `positions`: inputs that must be constant where they are given."""
     for index, value in _inputs(site):
@@ -254,6 +265,7 @@ OPERATOR_CHECKS: dict[str, Check] = {
     "element-types": Check(_check_element_types, ("types",)),
     "false-input": Check(_check_false_input, ("positions",)),
     "float32-weight": Check(_check_float32_weight),
+    "flattened-axes": Check(_check_flattened_axes, ("numbers",)),
     "forbidden-types": Check(_check_forbidden_types, ("types",)),
     "int32-range": Check(_check_int32_range, ("positions",)),
     "known": Check(_check_known, ("known",)),
