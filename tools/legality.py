@@ -51,8 +51,10 @@ class Check:
         """Return whether the target runs the model, in one line that leaves what is wrong to the findings."""
         if self.legal:
             return f"{self.model} is legal on {self.target}"
-        count, rules = len(self.illegal), ", ".join(dict.fromkeys(found.rule for found in self.illegal))
-        return f"{self.model} is illegal on {self.target}: {count} {'place' if count == 1 else 'places'}, rule {rules}"
+        count, rules = len(self.illegal), list(dict.fromkeys(found.rule for found in self.illegal))
+        places = "1 place" if count == 1 else f"{count} places"
+        named = f"{'rule' if len(rules) == 1 else 'rules'} {', '.join(rules)}"
+        return f"{self.model} is illegal on {self.target}: {places}, {named}"
 
     @property
     def legal(self) -> bool:

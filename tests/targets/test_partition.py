@@ -46,6 +46,13 @@ def test_one_node_in_a_chain_cuts_it_in_two() -> None:
     )
 
 
+def test_in_brief_it_gives_no_advice() -> None:
+    assert _cut("[a] r = Relu(x) [bad] s = Bernoulli(r) [c] y = Abs(s)").brief == (
+        "2 of 3 nodes run on tensorrt, in 2 islands; the rest needs another runtime, with copies between. "
+        "What helps most: Bernoulli ('bad', rule operator). Then 3 run there, in 1 island."
+    )
+
+
 def test_a_shortcut_round_a_cut_does_not_join_what_it_separates() -> None:
     """The Add waits for the cut, and what it reads beside it is needed before."""
     found = _cut("[a] r = Relu(x) [bad] s = Bernoulli(r) [c] y = Add(s, r)")
@@ -181,6 +188,7 @@ def test_a_model_that_is_refused_as_a_whole_says_so() -> None:
     profile = load_target("tensorrt").profile
     found = partition(model, check_model(model, profile), profile)
     assert found.verdict == "tensorrt refuses the model as a whole: opset 8 lies outside 9 to 24."
+    assert found.brief == "tensorrt refuses the model as a whole."
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
