@@ -42,7 +42,7 @@ from typing import Literal
 
 import onnx_ir
 
-from onnxpress.ir.linear import constant_tensor
+from onnxpress.ir.linear import ONNX_DOMAINS, constant_tensor
 from onnxpress.passes.constraints import Precision
 from onnxpress.targets.schema import Peaks, Quantization, Roofline
 
@@ -275,7 +275,7 @@ def _neighbours(value: onnx_ir.Value) -> list[onnx_ir.Node]:
 
 
 def _is_standard(node: onnx_ir.Node) -> bool:
-    return node.domain in ("", "ai.onnx")
+    return node.domain in ONNX_DOMAINS
 
 
 def _is_linear(node: onnx_ir.Node) -> bool:

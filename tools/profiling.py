@@ -33,7 +33,7 @@ from onnxpress.tools.memory import rss_bytes
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Profile", "Step", "Times", "pinned", "profile"]
+__all__ = ["Profile", "Race", "Step", "Times", "pinned", "profile"]
 
 _WARMUP_ROUNDS = 5
 _STEP_ROUNDS = 30  # at most, of runs under the profiler
