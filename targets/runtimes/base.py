@@ -54,8 +54,10 @@ class Prepared(Protocol):
         """
         ...
 
-    def compute(self) -> None:
+    def compute(self) -> float | None:
         """Compute, from what was fed last.
+
+        Returns: None where the caller's clock times it, else the milliseconds that it took by the runtime's own.
 
         Raises:
             RuntimeRefusalError: the runtime fails.
@@ -78,13 +80,16 @@ class Prepared(Protocol):
 class Runtime(Protocol):
     """Runs models.
 
-    name: what profiles and `--runtime` call it. title: its full name. single_thread_clock: seconds of CPU time that
-    its computing takes with one thread.
+    name: what profiles and `--runtime` call it. title: its full name.
     """
 
     name: str
     title: str
-    single_thread_clock: Callable[[], float]
+
+    @property
+    def single_thread_clock(self) -> Callable[[], float] | None:
+        """Seconds of CPU time that its computing takes with one thread; None where the processor does not compute."""
+        ...
 
     def version(self) -> str:
         """Return the version that is installed.
