@@ -86,7 +86,8 @@ def test_every_import_is_declared() -> None:
     """In the dependencies or, for what is imported inside functions only, in an extra."""
     project = _PROJECT["project"]
     extras = project["optional-dependencies"]
-    of_extras = [requirement for name in ("cpu", "images", "litert", "openvino", "dev") for requirement in extras[name]]
+    names = ("cpu", "images", "litert", "ncnn", "openvino", "dev")
+    of_extras = [requirement for name in names for requirement in extras[name]]
     declared = _required(project["dependencies"]) | _required(of_extras)
     missing = {
         f"{path.as_posix()}: {name}"

@@ -15,6 +15,7 @@ RUNTIMES = {
     "onnxruntime-cuda": "onnxruntime:CUDA",
     "litert": "litert:LITERT",
     "openvino": "openvino:OPENVINO",
+    "ncnn": "ncnn:NCNN",
 }
 
 
