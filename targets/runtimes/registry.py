@@ -16,6 +16,7 @@ RUNTIMES = {
     "litert": "litert:LITERT",
     "openvino": "openvino:OPENVINO",
     "ncnn": "ncnn:NCNN",
+    "mnn": "mnn:MNN",
 }
 
 
