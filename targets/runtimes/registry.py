@@ -17,6 +17,7 @@ RUNTIMES = {
     "openvino": "openvino:OPENVINO",
     "ncnn": "ncnn:NCNN",
     "mnn": "mnn:MNN",
+    "tensorrt": "tensorrt:TENSORRT",
 }
 
 
