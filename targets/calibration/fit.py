@@ -73,7 +73,8 @@ def fit(profile: Profile, samples: Sequence[Sample]) -> Fit:
 
     def residuals(logs: _Array) -> _Array:
         costs = RooflineCost(_changed(roofline, numbers, np.exp(logs)), profile.quantization)
-        return weights * np.log(np.maximum(_predicted(costs, samples), 1e-9) / measured)
+        found: _Array = weights * np.log(np.maximum(_predicted(costs, samples), 1e-9) / measured)
+        return found
 
     start = np.log([each.start for each in numbers])
     found = least_squares(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -97,7 +98,7 @@ class Elementwise:
 
     operator: str
     copies: int = 1
-    attributes: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     constants: tuple[tuple[int, ...], ...] = ()
     after_conv: bool = True
     widens: int = 1
@@ -203,7 +204,7 @@ class _Part:
             groups = chain.groups
             self._weight(f"{name}_w", (outputs, inputs // groups, *chain.kernel))
             pads = [side // 2 for side in chain.kernel] * 2
-            attributes = {"group": groups, "pads": pads, "strides": [chain.stride, chain.stride]}
+            attributes: dict[str, Any] = {"group": groups, "pads": pads, "strides": [chain.stride, chain.stride]}
         else:
             self._weight(f"{name}_w", (inputs, outputs))
             attributes = {}
