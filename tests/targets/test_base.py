@@ -201,7 +201,7 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (
             _HEAD + "channels = 3",
             "unknown key channels. Did you mean 'channel_multiple'? Known here: channel_multiple, "
-            "encodings, extends, ir_version, lowering, name, opset, pipeline, quantization, roofline, "
+            "encodings, extends, ir_version, lowering, machine, name, opset, pipeline, quantization, roofline, "
             "rules, runtime, storage, summary, whole_models, without_rules",
         ),
         (

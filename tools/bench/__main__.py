@@ -5,6 +5,7 @@ python -m onnxpress.tools.bench prune [MODEL ...] [--times 1.25,1.5,2,3] [--by C
 python -m onnxpress.tools.bench factorize [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
 python -m onnxpress.tools.bench lowbit [MODEL ...] [--by PIPELINE,...] [the same options]
 python -m onnxpress.tools.bench targets [MODEL ...] [--by PASS,...] [--targets T,...] [--markdown FILE] [the same]
+python -m onnxpress.tools.bench profile [MODEL ...] [--by VARIANT,...] [--target T] [the same]
 python -m onnxpress.tools.bench openvino [MODEL ...] [the same options]
 python -m onnxpress.tools.bench pack [MODEL ...] [--json FILE|-]
 """
@@ -44,11 +45,15 @@ def main(arguments: list[str] | None = None) -> int:
     targets.add_argument("--by", help="passes to run, with commas between; all by default")
     targets.add_argument("--targets", help="targets to lower to, with commas between; all by default")
     targets.add_argument("--markdown", type=Path, help="write the table as a page")
+    profile = benchmarks.add_parser("profile", parents=[shared], help="predicted beside measured time")
+    profile.add_argument("--by", help="variants to time, with commas between; all by default")
+    profile.add_argument("--target", default="host-cpu", help="whose estimate predicts: a name, or a profile")
     benchmarks.add_parser("openvino", parents=[shared], help="int8 beside float, both on OpenVINO")
     benchmarks.add_parser("pack", parents=[shared], help="the .onnxp container beside xz")
     options = parser.parse_args(arguments)
     try:
-        bench = {"ptq": _ptq, "lowbit": _lowbit, "targets": _targets, "openvino": _openvino, "pack": _pack}
+        bench = {"ptq": _ptq, "lowbit": _lowbit, "targets": _targets, "openvino": _openvino, "pack": _pack,
+                 "profile": _profile}  # fmt: skip
         rows, headings = bench.get(options.benchmark, _reduction)(options)
     except OnnxpressError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -115,6 +120,22 @@ def _targets(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
     )  # fmt: skip
     if options.markdown:
         options.markdown.write_text(markdown(rows), encoding="utf-8")
+    return [dataclasses.asdict(row) for row in rows], HEADINGS
+
+
+def _profile(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+    from onnxpress.tools.bench.assets import select
+    from onnxpress.tools.bench.profiles import HEADINGS, VARIANTS, run, summarize
+    from onnxpress.tools.bench.reduction import parse_compilers
+
+    rows = run(
+        select(options.models, "ptq"),
+        parse_compilers(options.by, VARIANTS, what="variant"),
+        target=options.target, rounds=options.rounds, keep=options.keep, tell=_tell,
+    )  # fmt: skip
+    summary = summarize(rows)
+    if summary is not None:
+        _tell(", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in dataclasses.asdict(summary).items()))
     return [dataclasses.asdict(row) for row in rows], HEADINGS
 
 
