@@ -102,7 +102,7 @@ def _empty_model() -> bytes:
         [onnx.helper.make_node("Identity", [_EMPTY_INPUT], ["y"])], "empty", [value], [result]
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _median_times(

@@ -114,7 +114,8 @@ def _profile(
     for one in found.profiles:
         show_profile(console(), one, every=every)
     if other is not None:
-        show_comparison_by_node(console(), *found.profiles, found.speedup)
+        first, second = found.profiles
+        show_comparison_by_node(console(), first, second, found.speedup)
     if trace is not None:
         write_text(trace, json_text(trace_events(found.profiles)), overwrite=force)
     if report is not None:

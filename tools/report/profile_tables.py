@@ -45,7 +45,7 @@ def show_profile(console: Console, found: Profile, *, every: bool = False) -> No
         "predicted": predicted,
         "machine": None if found.pace == 1 else f"at {found.pace:.2f} of the speed of the estimate",
         "created in": f"{milliseconds(found.create_ms)} of CPU time",
-        "memory": f"{found.memory_bytes / 2**20:.1f} MiB more resident; {found.peak_activation_bytes:,} bytes of values",
+        "memory": f"{found.memory_bytes / 2**20:.1f} MiB more resident, {found.peak_activation_bytes:,} bytes of values",
         "bytes": f"{found.size_bytes:,}",
         "MACs": f"{found.macs:,} ({three_digits(2 * found.macs / times.median / 1e6)} GFLOP/s)",
         "parameters": f"{found.params:,}",
