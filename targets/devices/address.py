@@ -72,11 +72,11 @@ def _options(text: str, scheme: str, query: str) -> dict[str, str]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     for name, value in options.items():
         if name not in _OPTIONS[scheme]:
-            raise _malformed(text, scheme, f"no option {name!r}.{near_names(name, _OPTIONS[scheme])}".rstrip("."))
+            raise _malformed(text, scheme, f"no option {name!r}", near_names(name, _OPTIONS[scheme]))
         if not value:
             raise _malformed(text, scheme, f"option {name!r} has no value")
     return options
 
 
-def _malformed(text: str, scheme: str, problem: str) -> UsageError:
-    return UsageError(f"device {text!r}: {problem}. Its form is {FORMS[scheme]}")
+def _malformed(text: str, scheme: str, problem: str, near: str = "") -> UsageError:
+    return UsageError(f"device {text!r}: {problem}.{near} Its form is {FORMS[scheme]}")

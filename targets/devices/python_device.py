@@ -64,9 +64,7 @@ def require_program(name: str, device: str, advice: str) -> str:
     """
     found = shutil.which(name)
     if found is None:
-        raise UsageError(
-            f"{device}: no program {name!r} is installed here, and it is what reaches such a device: {advice}"
-        )
+        raise UsageError(f"{device}: no program {name!r} is installed here, which reaches such a device: {advice}")
     return found
 
 

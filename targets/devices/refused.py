@@ -11,7 +11,7 @@ from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
 
 __all__ = ["refusal"]
 
-_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : ")
+_PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : |Load model from \S+ failed:\s*")
 _NO_OPERATOR = re.compile(r"([\w.]*):(\w+)\(-?\d+\) is not a registered")
 
 
@@ -19,7 +19,7 @@ def refusal(
     device: str, runtime: str, act: str, name: str, message: str, model: onnx_ir.Model | bytes
 ) -> RuntimeRefusalError:
     """Return the error. runtime: its name and version. act: `load` or `run`, which it does not. name: the model's."""
-    text = one_line(_CODE.sub("", message.strip()))
+    text = one_line(_PREFIX.sub("", message.strip()))
     node = _node_of(message, model)
     told = "" if node is None or node in text else f" (node {node!r})"
     return RuntimeRefusalError(f"{device}: {runtime}: does not {act} model {name!r}: {text}{told}")

@@ -168,6 +168,8 @@ def _work(job: dict[str, Any], folder: pathlib.Path, parent_gone: int) -> None:
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
+        # onnxruntime 1.32 leaves `.ses` in the first and a database in a cache below one of the others.
+        os.environ.update(dict.fromkeys(("TMPDIR", "HOME", "XDG_CACHE_HOME"), str(folder)))
         silence = os.open(os.devnull, os.O_RDWR)
         os.dup2(silence, 0)
         os.dup2(silence, 1)
@@ -227,6 +229,8 @@ def _start(feeds_path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
         import onnxruntime
     except ImportError as error:
         raise _Answer("missing", error, python=f"Python {platform.python_version()}, {sys.executable}") from error
+    # It would keep its records in a folder that goes, and tell others what runs on a machine that is not ours.
+    getattr(onnxruntime, "disable_telemetry_events", lambda: None)()
     with numpy.load(feeds_path, allow_pickle=False) as arrays:
         return onnxruntime, {name: arrays[name] for name in arrays.files}
 
