@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ from onnxpress.targets.runtimes.origins import find_origins
 from onnxpress.targets.runtimes.refusal import one_line
 from onnxpress.targets.runtimes.timing import Latency
 
-__all__ = ["Job", "find_answer", "model_bytes", "pack", "read_answer"]
+__all__ = ["Job", "find_answer", "model_bytes", "pack", "parse_model", "read_answer"]
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _EXTRA_SECONDS = 30.0  # that the runner waits longer than we do: it need not end the work of one who still listens
@@ -90,9 +91,13 @@ def model_bytes(name: str, model: onnx_ir.Model | bytes) -> bytes:
 
 
 def _npz(feeds: Feeds) -> bytes:
-    arrays = {name: np.asarray(array) for name, array in feeds.items()}
+    """Return an .npz file. Not numpy's `savez`, for which an input cannot be called `file`."""
     content = io.BytesIO()
-    np.savez(content, **{name: array.astype(str) if array.dtype == object else array for name, array in arrays.items()})
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, given in feeds.items():
+            array = np.asarray(given)
+            with archive.open(f"{name}.npy", "w") as file:
+                np.save(file, array.astype(str) if array.dtype == object else array, allow_pickle=False)
     return content.getvalue()
 
 
@@ -157,9 +162,10 @@ def _array(content: str) -> Array:
 
 
 def _node_times(found: Mapping[str, Any], model: onnx_ir.Model | bytes) -> tuple[NodeTime, ...]:
-    origins = find_origins(_parse(model), _parse(base64.b64decode(found["graph"])))
+    origins = find_origins(parse_model(model), parse_model(base64.b64decode(found["graph"])))
     return tuple(NodeTime(name, kind, time, origins.get(name, ())) for name, kind, time in found["node_times"])
 
 
-def _parse(model: onnx_ir.Model | bytes) -> onnx_ir.Model:
+def parse_model(model: onnx_ir.Model | bytes) -> onnx_ir.Model:
+    """Return the model of a file's content, or the model itself."""
     return onnx_ir.from_proto(onnx.load_model_from_string(model)) if isinstance(model, bytes) else model

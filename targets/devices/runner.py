@@ -37,7 +37,7 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-__all__ = ["FORMAT", "MARK", "STEP_PREFIX", "main", "take_turns"]
+__all__ = ["FORMAT", "MARK", "STEP_PREFIX", "main", "median_times", "take_turns"]
 
 FORMAT = 1  # of the job and of the answer
 MARK = "onnxpress_runner"  # the key that tells the answer from what a login shell prints
@@ -335,10 +335,11 @@ def _profile(name: str, path: pathlib.Path, given: dict[str, Any], job: dict[str
         session.run(None, feeds)
     events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
     graph = base64.b64encode((folder / "optimized.onnx").read_bytes()).decode("ascii")
-    return {"node_times": _median_times(events), "graph": graph}
+    return {"node_times": median_times(events), "graph": graph}
 
 
-def _median_times(events: list[dict[str, Any]]) -> list[list[Any]]:
+def median_times(events: list[dict[str, Any]]) -> list[list[Any]]:
+    """Return [name, kind, milliseconds] of each node in a profile of onnxruntime, warm-up left out."""
     times: dict[tuple[str, str], list[float]] = {}
     for event in events:
         name = str(event.get("name", ""))

@@ -124,13 +124,18 @@ def test_sessions_have_the_settings_that_they_have_here(
 
 def test_floats_are_cast_and_each_model_takes_its_own_inputs(local: LocalDevice) -> None:
     one = text_model("""<ir_version: 8, opset_import: ["": 17]>
-        g (float16[2] x) => (float16[2] y) { [add] y = Add (x, x) }""")
+        g (float16[2] x, float16[2] file) => (float16[2] y) { [add] y = Add (x, file) }""")
     two = text_model("""<ir_version: 8, opset_import: ["": 17]>
         g (float[2] x, int64[2] k, string[2] s) => (float[2] y, string[2] t) { [pow] y = Pow (x, k)
         [same] t = Identity (s) }""")
-    feeds = {"x": np.array([1.5, -2.0]), "k": np.array([2, 3]), "s": np.array(["Ä", "bc"], object)}
+    feeds = {
+        "x": np.array([1.5, -2.0]),
+        "file": np.array([1, 1.0]),
+        "k": np.array([2, 3]),
+        "s": np.array(["Ä", "bc"], object),
+    }
     found = local.run({"one": one, "two": two}, feeds, rounds=1, outputs=True).models
-    np.testing.assert_array_equal(found["one"].outputs["y"], np.array([3, -4], np.float16))
+    np.testing.assert_array_equal(found["one"].outputs["y"], np.array([2.5, -1], np.float16))
     np.testing.assert_array_equal(found["two"].outputs["y"], np.array([2.25, -8], np.float32))
     assert found["two"].outputs["t"].tolist() == ["Ä", "bc"]
 
