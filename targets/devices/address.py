@@ -14,9 +14,9 @@ __all__ = ["FORMS", "Address", "parse"]
 FORMS = {
     "ssh": "ssh://[user@]host[:port][?python=PATH]",
     "adb": "adb://serial[?runner=PATH]",
-    "qemu": "qemu://SYSROOT[?python=PATH][&emulator=PROGRAM]",
+    "qemu": "qemu://SYSROOT[?python=PATH][&emulator=PROGRAM][&cpu=NAME]",
 }
-_OPTIONS = {"ssh": ("python",), "adb": ("runner",), "qemu": ("python", "emulator")}
+_OPTIONS = {"ssh": ("python",), "adb": ("runner",), "qemu": ("python", "emulator", "cpu")}
 # None of them starts with a dash: they become words of a command line.
 _HOST = re.compile(
     r"(?:(?P<user>[\w.+][\w.+@-]*)@)?(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[\w.][\w.-]*))(?::(?P<port>\d+))?/?"

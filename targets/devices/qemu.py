@@ -2,7 +2,8 @@
 
 SYSROOT has Python with numpy and onnxruntime of Arm64, as `python -m onnxpress.tools.bench arm64` makes it. The
 emulator is `qemu-aarch64` of QEMU 8 or later (Debian 12's 7.2 crashes as onnxruntime loads); `emulator` names one that
-is not on PATH, `python` a Python that is not SYSROOT's `usr/bin/python3`.
+is not on PATH, `python` a Python that is not SYSROOT's `usr/bin/python3`, `cpu` one of QEMU's processors: by default
+`max`, which has every instruction that there is; `cortex-a53` has no dot product.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class QemuDevice(PythonDevice):
         """
         super().__init__(address.text)
         self._sysroot = Path(address.host)
+        self._processor = ["-cpu", address.options["cpu"]] if "cpu" in address.options else []
         self._python = Path(address.options.get("python", self._sysroot / _PYTHON))
         emulator = address.options.get("emulator", _EMULATOR)
         self._emulator = require_program(
@@ -42,7 +44,7 @@ class QemuDevice(PythonDevice):
             )
 
     def _command(self) -> Sequence[str]:
-        return [self._emulator, "-L", str(self._sysroot), str(self._python), "-u", "-c", PROGRAM]
+        return [self._emulator, *self._processor, "-L", str(self._sysroot), str(self._python), "-u", "-c", PROGRAM]
 
     def _not_started(self, heard: Heard) -> UsageError:
         return UsageError(

@@ -12,7 +12,7 @@ from onnxpress.targets.devices.device import open_device
 
 _FORMS = (
     "A device is one of: ssh://[user@]host[:port][?python=PATH], adb://serial[?runner=PATH], "
-    "qemu://SYSROOT[?python=PATH][&emulator=PROGRAM]"
+    "qemu://SYSROOT[?python=PATH][&emulator=PROGRAM][&cpu=NAME]"
 )
 _SSH = "Its form is ssh://[user@]host[:port][?python=PATH]"
 _ADB = "Its form is adb://serial[?runner=PATH]"
@@ -55,7 +55,7 @@ def test_parts(text: str, host: str, user: str, port: int | None, options: dict[
         ("adb://-s", f"device 'adb://-s': that is no serial number. {_ADB}"),
         (
             "qemu://",
-            "device 'qemu://': the folder is missing. Its form is qemu://SYSROOT[?python=PATH][&emulator=PROGRAM]",
+            "device 'qemu://': the folder is missing. Its form is qemu://SYSROOT[?python=PATH][&emulator=PROGRAM][&cpu=NAME]",
         ),
     ],
 )
