@@ -6,7 +6,7 @@ python -m onnxpress.tools.bench factorize [MODEL ...] [--times 1.25,1.5,2,3] [--
 python -m onnxpress.tools.bench lowbit [MODEL ...] [--by PIPELINE,...] [the same options]
 python -m onnxpress.tools.bench targets [MODEL ...] [--by PASS,...] [--targets T,...] [--markdown FILE] [the same]
 python -m onnxpress.tools.bench openvino [MODEL ...] [the same options]
-python -m onnxpress.tools.bench arm64 [MODEL ...] [--device qemu://SYSROOT] [the same options]
+python -m onnxpress.tools.bench arm64 [MODEL ...] [--targets T,...] [--device DEVICE] [the same options]
 python -m onnxpress.tools.bench pack [MODEL ...] [--json FILE|-]
 """
 
@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     targets.add_argument("--markdown", type=Path, help="write the table as a page")
     benchmarks.add_parser("openvino", parents=[shared], help="int8 beside float, both on OpenVINO")
     arm64 = benchmarks.add_parser("arm64", parents=[shared], help="mobile-cpu's results on emulated Arm64 beside here")
+    arm64.add_argument("--targets", default="mobile-cpu", help="targets to lower to, with commas between")
     arm64.add_argument("--device", help="another device to compare with; by default emulation is set up below --keep")
     benchmarks.add_parser("pack", parents=[shared], help="the .onnxp container beside xz")
     options = parser.parse_args(arguments)
@@ -131,14 +132,16 @@ def _openvino(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
 
 
 def _arm64(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
-    from onnxpress.tools.bench.arm64 import HEADINGS, MODELS, run
+    from onnxpress.tools.bench.arm64 import HEADINGS, MODELS, TARGETS, run
     from onnxpress.tools.bench.arm64_system import make_system
     from onnxpress.tools.bench.assets import select, working_folder
+    from onnxpress.tools.bench.reduction import parse_compilers
 
+    targets = parse_compilers(options.targets, TARGETS, option="--targets", what="target")
     with working_folder(options.keep) as folder:
         device = options.device or make_system(folder / "arm64", _tell)
         assets = select(options.models or list(MODELS), "ptq")
-        rows = run(assets, device, limit=options.limit, keep=folder, tell=_tell)
+        rows = run(assets, targets, device, limit=options.limit, keep=folder, tell=_tell)
     return [dataclasses.asdict(row) for row in rows], HEADINGS
 
 

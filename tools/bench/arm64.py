@@ -1,9 +1,9 @@
-"""Is a model that was lowered for `mobile-cpu` the same on Arm64? Under emulation: correctness, and no times.
+"""Is a model that was lowered for a phone the same on Arm64? Under emulation: correctness, and no times.
 
-A model is compressed for `mobile-cpu` by its own pipeline, and runs on the same images four times: as it is written,
-in onnxruntime without optimizations; by onnxruntime here; by onnxruntime of Arm64 under emulation; and the original
-here. The kernels of the two processors are different code (u8 x s8 products are summed in other instructions), so equal
-outputs say that neither saturates, and that what was measured on a desk holds on a phone.
+A model is compressed by the own pipeline of `mobile-cpu`, or of a target like it, and runs on the same images four
+times: as it is written, in onnxruntime without optimizations; by onnxruntime here; by onnxruntime of Arm64 under
+emulation; and the original here. The kernels of the two processors are different code (u8 x s8 products are summed in
+other instructions), so equal outputs say that neither saturates, and that what was measured on a desk holds on a phone.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 from onnxpress.tools.compress import compress
 from onnxpress.tools.metrics import SQNR_CEILING_DB
 
-__all__ = ["HEADINGS", "MODELS", "Row", "run"]
+__all__ = ["HEADINGS", "MODELS", "TARGETS", "Row", "run"]
 
 MODELS = ("resnet20_cifar10", "mobilenetv2_imagenet")
-_TARGET = "mobile-cpu"
+TARGETS = ("mobile-cpu", "mobile-cpu-s8", "mobile-cpu-v8")
 _IMAGES = 16  # that are run where no limit is given: an image of mobilenetv2 takes seconds
 _TIMEOUT_SECONDS = 1800.0
 HEADINGS = {
-    "compiler": "passes", "images": "images", "same_class": "same class %", "arm_x86_db": "Arm-x86 dB",
+    "compiler": "target", "images": "images", "same_class": "same class %", "arm_x86_db": "Arm-x86 dB",
     "equal": "equal %", "arm_written_db": "Arm-written dB", "x86_written_db": "x86-written dB",
     "accuracy_arm": "top-1 Arm %", "accuracy_x86": "top-1 x86 %", "accuracy_float": "top-1 float %",
     "seconds": "seconds",
@@ -65,7 +65,13 @@ class Row:
 
 
 def run(
-    assets: Sequence[Asset], device: str, *, limit: int | None, keep: Path | None, tell: Callable[[str], None]
+    assets: Sequence[Asset],
+    targets: Sequence[str],
+    device: str,
+    *,
+    limit: int | None,
+    keep: Path | None,
+    tell: Callable[[str], None],
 ) -> list[Row]:
     """Compare each model on the device of text `device` with this machine, on `limit` images.
 
@@ -76,15 +82,16 @@ def run(
     with working_folder(keep) as folder:
         rows = []
         for asset in assets:
-            tell(f"{asset.model}: compressing for {_TARGET}")
-            rows.append(_row(asset, opened, folder, limit or _IMAGES, tell))
+            for target in targets:
+                tell(f"{asset.model}: compressing for {target}")
+                rows.append(_row(asset, target, opened, folder, limit or _IMAGES, tell))
     return rows
 
 
-def _row(asset: Asset, device: Device, folder: Path, limit: int, tell: Callable[[str], None]) -> Row:
+def _row(asset: Asset, target: str, device: Device, folder: Path, limit: int, tell: Callable[[str], None]) -> Row:
     path, calibration, evaluation = prepare(asset, folder, limit=limit)
     original = model_io.load(path)
-    model = compress(original, target=_TARGET, data=calibration).model
+    model = compress(original, target=target, data=calibration).model
     with np.load(evaluation) as arrays:
         feeds, labels = {asset.input_name: arrays[asset.input_name]}, arrays["labels"]
     tell(f"{asset.model}: {len(labels)} images on {device.text}")
@@ -95,7 +102,7 @@ def _row(asset: Asset, device: Device, folder: Path, limit: int, tell: Callable[
     here, written = _run_here(model, feeds), next(iter(Session(model).run(feeds).values()))
     classes, classes_here = _classes(arm), _classes(here)
     return Row(
-        asset.model, f"{_TARGET} on {found.machine.architecture}", len(labels), _percent(classes == classes_here),
+        asset.model, f"{target} on {found.machine.architecture}", len(labels), _percent(classes == classes_here),
         _db(here, arm), _percent(here == arm), _db(written, arm), _db(written, here), _percent(classes == labels),
         _percent(classes_here == labels), _percent(_classes(_run_here(original, feeds)) == labels), seconds,
     )  # fmt: skip
