@@ -32,8 +32,8 @@ class Heard:
 
     @property
     def last_words(self) -> str:
-        """The last thing on its standard error."""
-        return self.noise[-1] if self.noise else "no message"
+        """The last thing on its standard error, without a full stop."""
+        return self.noise[-1].rstrip(".") if self.noise else "no message"
 
 
 def converse(command: Sequence[str], chunks: Iterable[bytes], timeout_seconds: float) -> Heard:

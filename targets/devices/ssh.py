@@ -29,7 +29,7 @@ _OPTIONS = {
     "RemoteCommand": "none",
     "ClearAllForwardings": "yes",
     "ForwardAgent": "no",
-    "LogLevel": "ERROR",
+    "LogLevel": "INFO",  # below, it does not say that a server stopped to respond
 }
 _SSH_FAILED = 255  # ssh's own exit status; all others are the remote command's
 _DEFAULT_PYTHON = "python3"

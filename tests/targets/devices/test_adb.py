@@ -247,6 +247,13 @@ def test_inputs_are_written_as_the_program_reads_them(tmp_path: Path) -> None:
     assert str(caught.value) == "input 'x' of model 'm' has no data. Given: k"
 
 
+def test_lines_of_old_devices_end_otherwise() -> None:
+    call = _recorded("run")[2]
+    said = perf_test.read("\n".join(call["stdout"]))
+    assert len(said.seconds) == 2 and said.status == 0 and said.load_seconds == 0.0121411
+    assert perf_test.read("\r\n".join(call["stdout"])) == said
+
+
 @pytest.mark.parametrize(("rounds", "parts"), [(6, [1, 1, 1, 1, 2]), (3, [1, 1, 1]), (60, [12] * 5), (1, [1])])
 def test_rounds_are_spread_over_turns(rounds: int, parts: list[int]) -> None:
     assert _split(rounds, 5) == parts

@@ -92,7 +92,9 @@ def test_nobody_at_that_port(sshd: Sshd, net: onnx_ir.Model) -> None:
 
 def test_a_login_that_asks_fails(sshd: Sshd, net: onnx_ir.Model) -> None:
     stranger = re.sub(r"//\w+@", "//stranger@", sshd.text)
-    with pytest.raises(UsageError, match=r"ssh does not get there: stranger@127\.0\.0\.1: Permission denied"):
+    with pytest.raises(
+        UsageError, match=r"ssh does not get there: stranger@127\.0\.0\.1: Permission denied \(.*\)\. This"
+    ):
         open_device(stranger).run({"a": net}, random_feeds(net))
 
 
@@ -129,6 +131,14 @@ def test_words_of_a_login_shell_do_no_harm(sshd: Sshd, net: onnx_ir.Model, tmp_p
     noisy.chmod(0o755)
     found = open_device(sshd.with_python(noisy)).run({"a": net}, random_feeds(net), rounds=2)
     assert len(found.models["a"].latency.wall_ms) == 2
+
+
+def test_the_command_asks_nothing_and_notices_silence(sshd: Sshd) -> None:
+    command = open_device("ssh://pi@[::1]:2222?python=~/my venv/bin/python")._command()  # type: ignore[attr-defined]
+    assert {"-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInterval=5", "-oControlMaster=no"} <= set(command)
+    assert command[-5:-1] == ["-p", "2222", "--", "pi@::1"]
+    assert command[-1].startswith("exec ~/'my venv/bin/python' -u -c 'import sys; exec(")
+    assert command[-1].count("'") == 4 and "!" not in command[-1]  # it passes through any shell
 
 
 def test_no_ssh_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
