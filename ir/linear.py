@@ -25,11 +25,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-__all__ = ["LINEAR_OPS", "Linear", "as_linear", "constant_numbers", "constant_tensor", "linear_ops"]
+__all__ = ["LINEAR_OPS", "ONNX_DOMAINS", "Linear", "as_linear", "constant_numbers", "constant_tensor", "linear_ops"]
 
 LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-
-_ONNX = ("", "ai.onnx")  # the two spellings of the standard's domain
+ONNX_DOMAINS = ("", "ai.onnx")  # the two spellings of the standard's domain
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -129,7 +128,7 @@ def linear_ops(model: onnx_ir.Model | onnx_ir.Graph | onnx_ir.GraphView, *, subg
 
 def as_linear(node: onnx_ir.Node) -> Linear | str | None:
     """Return the view of `node`; the reason why it has none; or None where it is no linear operator."""
-    if node.domain not in _ONNX or node.op_type not in LINEAR_OPS:
+    if node.domain not in ONNX_DOMAINS or node.op_type not in LINEAR_OPS:
         return None
     if node.op_type == "MatMul":
         return _matmul(node)
@@ -143,7 +142,7 @@ def constant_tensor(value: onnx_ir.Value | None) -> onnx_ir.TensorProtocol | Non
     if value.is_initializer():
         return value.const_value
     producer = value.producer()
-    if producer is None or producer.op_type != "Constant" or producer.domain not in _ONNX:
+    if producer is None or producer.op_type != "Constant" or producer.domain not in ONNX_DOMAINS:
         return None
     if value.const_value is not None:
         return value.const_value

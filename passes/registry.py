@@ -32,6 +32,7 @@ __all__ = [
     "is_known",
     "pass_names",
     "register_pass",
+    "type_text",
 ]
 
 _GROUP = "onnxpress.passes"
@@ -199,7 +200,7 @@ def _describe_option(name: str, field: FieldInfo) -> OptionInfo:
     default = field.get_default(call_default_factory=True, validated_data={}) if has_default else None
     return OptionInfo(
         name=name,
-        type=", ".join([_type_text(field.annotation), *map(_bound_text, field.metadata)]).rstrip(", "),
+        type=", ".join([type_text(field.annotation), *map(_bound_text, field.metadata)]).rstrip(", "),
         default=_default_text(default) if has_default else None,
         description=field.description or "",
     )
@@ -212,7 +213,7 @@ def _default_text(default: object) -> str:
         return repr(default)
 
 
-def _type_text(annotation: Any) -> str:
+def type_text(annotation: Any) -> str:
     """Spell a type as its user writes values of it: choices by name, any sequence or set as a list."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is type(None):
@@ -220,11 +221,11 @@ def _type_text(annotation: Any) -> str:
     if origin is typing.Literal:
         return " | ".join(format_value(choice) for choice in arguments)
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(_type_text(argument) for argument in arguments)
+        return " | ".join(type_text(argument) for argument in arguments)
     if origin is typing.Annotated:
-        return _type_text(arguments[0])
+        return type_text(arguments[0])
     if origin in (tuple, list, set, frozenset):
-        kinds = dict.fromkeys(_type_text(argument) for argument in arguments if argument is not Ellipsis)
+        kinds = dict.fromkeys(type_text(argument) for argument in arguments if argument is not Ellipsis)
         return f"list of {' | '.join(kinds)}"
     return _PLAIN_TYPES.get(annotation) or str(getattr(annotation, "__name__", annotation))
 

@@ -1,60 +1,32 @@
 """Targets: a device profile together with what can be done with it.
 
-A target is found by name among the built-in profiles and the plugins (entry-point group `onnxpress.targets`),
-or as the path of a TOML file. A file may begin with `extends = "x86-vnni"`, or the path of another file, and
-then holds only what differs: tables are merged key by key, rules by their id, everything else is replaced;
-rules that do not hold there are named in `without_rules`.
-
-`host-cpu` is this machine: it stands for the built-in target whose kernels the installed runtime has here.
-
-A plugin's entry point is a `Target`, or a function without arguments that returns one, under the target's
-name. Plugins are imported when a name is not built in, and for listings. One that fails is a warning, never a
-crash.
+A target is found by name among the built-in profiles and the plugins (`plugins`), or as the path of a TOML file
+(`profile_files`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
-import importlib.metadata
-import importlib.resources
 import os
 import pathlib
 import platform
-import tomllib
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeGuard, cast
+from typing import Protocol, cast
 
 import onnx_ir
-import pydantic
 
 from onnxpress.ir.errors import UsageError, near_names
 from onnxpress.passes.constraints import Constraints, QuantizationScheme
 from onnxpress.targets.costmodel import RooflineCost
-from onnxpress.targets.legality import CHECKS, Illegal, check_model
+from onnxpress.targets.legality import Illegal, check_model
 from onnxpress.targets.lowering.report import LoweringReport
+from onnxpress.targets.plugins import Plugins, load_plugins
+from onnxpress.targets.profile_files import BUILT_IN, HOST, LOWERINGS, built_in_profile, host_kind, read_profile
 from onnxpress.targets.schema import Profile, Storage
-from onnxpress.targets.toml_lines import line_of
 
 __all__ = ["Target", "load_target", "target_names"]
 
-_GROUP = "onnxpress.targets"
-_LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
-_BUILT_IN = (
-    "host-cpu", "mobile-cpu", "mobile-cpu-s8", "mobile-cpu-v8", "mobile-cpu-litert", "x86-vnni", "x86-avx2", "tensorrt",
-    "gpu", "openvino",
-)  # fmt: skip
-
-_HOST = "host-cpu"
-_ARM, _X86 = ("aarch64", "arm64"), ("x86_64", "amd64")
-
-# Loaded when a target lowers, so that listing targets stays quick.
-_LOWERINGS = {
-    "qdq": "onnxpress.targets.lowering.qdq:lower_qdq",
-    "float16-graph": "onnxpress.targets.lowering.float16_graph:lower_float16_graph",
-}
+_X86 = ("x86_64", "amd64")
 
 
 class _Lowering(Protocol):
@@ -87,7 +59,7 @@ class Target:
         """Whether this machine is what the profile describes, so that times taken here are the target's."""
         if self.profile.runtime == "openvino":
             return platform.machine().lower() in _X86
-        return self.name in (_HOST, _host_kind())
+        return self.name in (HOST, host_kind())
 
     @property
     def default_pipeline(self) -> str:
@@ -126,7 +98,7 @@ class Target:
 
 def target_names() -> list[str]:
     """Return the names of all targets that can be loaded, built-in ones first."""
-    return [*_BUILT_IN, *sorted(_plugins().targets)]
+    return [*BUILT_IN, *sorted(_plugins().targets)]
 
 
 def load_target(name: str | os.PathLike[str]) -> Target:
@@ -137,11 +109,11 @@ def load_target(name: str | os.PathLike[str]) -> Target:
         file, the key and what was expected there.
     """
     text = os.fspath(name)
-    if text in _BUILT_IN:
-        return Target(_profile(_built_in(text), f"target {text!r}"))
+    if text in BUILT_IN:
+        return Target(built_in_profile(text))
     path = pathlib.Path(text)
     if path.suffix == ".toml":
-        return Target(_profile(_read(path), f"target profile {path}", path.read_text(encoding="utf-8")))
+        return Target(read_profile(path))
     plugins = _plugins()
     if text in plugins.targets:
         return plugins.targets[text]
@@ -154,220 +126,11 @@ def load_target(name: str | os.PathLike[str]) -> Target:
     )
 
 
-# Profiles.
-
-
-def _built_in(name: str) -> dict[str, Any]:
-    if name == _HOST:
-        kind = _host_kind()
-        return {**_built_in(kind), "name": name, "summary": f"this machine, which is one of {kind}"}
-    source = importlib.resources.files("onnxpress.targets.profiles") / f"{name}.toml"
-    raw = tomllib.loads(source.read_text(encoding="utf-8"))
-    base = raw.pop("extends", None)
-    return raw if base is None else _extend(_built_in(base), raw, f"target {name!r}")
-
-
-def _host_kind() -> str:
-    """Return the built-in target that describes the machine at hand."""
-    if platform.machine().lower() in _ARM:
-        return "mobile-cpu"
-    from onnxpress.targets.runtimes.onnxruntime_host import saturates_products
-
-    return "x86-avx2" if saturates_products() else "x86-vnni"
-
-
-def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str, Any]:
-    """Read a profile and what it extends. above: the files that led here, to find circles."""
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"target profile {path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"target profile {path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"target profile {path}: not TOML: {error}") from None
-    base = raw.pop("extends", None)
-    if base is None and "without_rules" not in raw:
-        return raw
-    if not isinstance(base, str):
-        shown = "is missing" if base is None else f"= {base!r}"
-        raise UsageError(f"target profile {path}: extends {shown}: must be a target's name or a path")
-    return _extend(_read_base(base, path, (*above, path.resolve())), raw, f"target profile {path}")
-
-
-def _read_base(base: str, path: pathlib.Path, above: tuple[pathlib.Path, ...]) -> dict[str, Any]:
-    if base in _BUILT_IN:
-        return _built_in(base)
-    if not base.endswith(".toml"):
-        raise UsageError(
-            f"target profile {path}: extends = {base!r}: no such target.{near_names(base, _BUILT_IN)} "
-            f"There are: {', '.join(_BUILT_IN)}; or give the path of a .toml file"
-        )
-    other = path.parent / base
-    if other.resolve() in above:
-        raise UsageError(f"target profile {path}: extends = {base!r}: leads back to itself")
-    return _read(other, above)
-
-
-def _extend(base: Mapping[str, Any], raw: dict[str, Any], origin: str) -> dict[str, Any]:
-    """Return the profile `base` changed by `raw`, which may leave out rules of `base` by id."""
-    without = raw.pop("without_rules", [])
-    if not isinstance(without, list):
-        raise UsageError(f"{origin}: without_rules = {without!r}: must be a list")
-    rules = base.get("rules", [])
-    inherited = [str(rule.get("id")) for rule in rules] if _are_tables(rules) else []
-    for name in without:
-        if name not in inherited:
-            raise UsageError(f"{origin}: without_rules: there is no rule {name!r}.{near_names(name, inherited)}")
-    if without:
-        base = {**base, "rules": [rule for rule in rules if rule.get("id") not in without]}
-    return _merge(base, raw)
-
-
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `changes` laid over it: tables key by key, rules by id, the rest replaced."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            merged[key] = _merge(old, value)
-        elif key == "rules" and _are_tables(old) and _are_tables(value):
-            merged[key] = list({rule.get("id"): rule for rule in [*old, *value]}.values())
-        else:
-            merged[key] = value
-    return merged
-
-
-def _are_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
-
-
-def _profile(raw: Mapping[str, Any], origin: str, text: str = "") -> Profile:
-    """Check a profile. text: of the file that it was read from, to tell lines.
-
-    Raises:
-        UsageError: naming `origin`, the line, the key, and what was expected there.
-    """
-    try:
-        profile = Profile.model_validate(raw)
-    except pydantic.ValidationError as error:
-        where = _line(text, _locate(raw, error.errors()[0]["loc"]))
-        raise UsageError(f"{origin}{where}: {_explain(raw, error)}") from None
-    for rule in profile.rules:
-        if rule.check not in CHECKS:
-            near, where = near_names(rule.check, CHECKS), _line(text, ("rules", rule.id, "check"))
-            raise UsageError(f"{origin}{where}: rule {rule.id!r}: there is no check {rule.check!r}.{near}")
-    for step in profile.lowering:
-        if step not in _LOWERINGS:
-            known, where = ", ".join(_LOWERINGS), _line(text, ("lowering",))
-            raise UsageError(f"{origin}{where}: lowering: there is no step {step!r}. There are: {known}")
-    return profile
-
-
-def _line(text: str, location: Sequence[int | str]) -> str:
-    """Return ", line 12" where `text` sets that key, nothing where it does not: it may come from another file."""
-    line = line_of(text, location)
-    return "" if line is None else f", line {line}"
-
-
-def _locate(raw: Any, location: Iterable[int | str]) -> list[int | str]:
-    """Return a key's place with rules by their id: their numbers differ where a file extends another."""
-    found: list[int | str] = []
-    for part in location:
-        try:
-            raw = raw[part]
-        except (KeyError, IndexError, TypeError):
-            raw = None
-        named = raw if isinstance(part, int) and isinstance(raw, dict) else {}
-        found.append(named.get("id", part))
-    return found
-
-
-def _explain(raw: Mapping[str, Any], error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(_spell(raw, first["loc"]))
-    if first["type"] == "missing":
-        return f"key {key} is missing"
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
-        return f"unknown key {key}.{near_names(str(first['loc'][-1]), known)} Known here: {', '.join(known)}"
-    problem = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
-    problem = problem.replace("Input should be", "must be")
-    shown = repr(first["input"])
-    where = key if len(shown) > _LONGEST_SHOWN else f"{key} = {shown}"
-    return f"{where}: {problem}" if key else problem
-
-
-def _spell(raw: Any, location: Iterable[int | str]) -> Iterator[str]:
-    """Yield the parts of a key. Entries of a list of tables go by their id or name, not by their place."""
-    for part in location:
-        try:
-            raw = raw[part]
-        except (KeyError, IndexError, TypeError):
-            raw = None
-        named = raw if isinstance(part, int) and isinstance(raw, dict) else {}
-        yield str(named.get("id", named.get("name", part)))
-
-
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    """Return the keys of the table at `location`, found by walking the schema's classes."""
-    table = Profile
-    for part in location:
-        if part in table.model_fields:  # else an index, or the name of an entry, inside the same field
-            table = _table_of(table.model_fields[str(part)].annotation)
-    return sorted([*table.model_fields, *(() if location else ("extends", "without_rules"))])
-
-
-def _table_of(annotation: Any) -> Any:
-    """Return the table's class inside an annotation such as `tuple[Rule, ...]` or `dict[str, Rates]`."""
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-        return annotation
-    inner = (_table_of(argument) for argument in getattr(annotation, "__args__", ()))
-    return next((found for found in inner if found is not None), None)
-
-
-# Plugins.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plugins:
-    """Targets of plugins by name, and why the others cannot be used."""
-
-    targets: dict[str, Target] = dataclasses.field(default_factory=dict)
-    broken: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
 @functools.cache
-def _plugins() -> _Plugins:
-    """Import every plugin, once. What fails is warned about and kept as the reason."""
-    found = _Plugins()
-    for entry in importlib.metadata.entry_points(group=_GROUP):
-        if entry.name in _BUILT_IN:
-            continue  # the name is taken, and its meaning must not depend on what is installed
-        try:
-            found.targets[entry.name] = _plugin_target(entry)
-        except (Exception, SystemExit) as error:  # whatever foreign code does, other targets stay usable
-            cause = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-            distribution = entry.dist.name if entry.dist is not None else "unknown"
-            reason = (
-                f"plugin {distribution!r} (entry point {entry.name!r} = {entry.value!r}) "
-                f"cannot be used: {' '.join(cause.split())}"
-            )
-            found.broken[entry.name] = reason
-            warnings.warn(f"{reason}. Its target is missing; update or uninstall it", RuntimeWarning, stacklevel=4)
-    return found
-
-
-def _plugin_target(entry: importlib.metadata.EntryPoint) -> Target:
-    loaded = entry.load()
-    target = loaded if isinstance(loaded, Target) else loaded()
-    if not isinstance(target, Target):
-        raise TypeError(f"it gives a {type(target).__name__}, not a Target")
-    if target.name != entry.name:
-        raise ValueError(f"its target is named {target.name!r}")
-    return target
+def _plugins() -> Plugins[Target]:
+    return load_plugins(Target, taken=BUILT_IN)
 
 
 def _lowering(step: str) -> _Lowering:
-    module, _, function = _LOWERINGS[step].partition(":")
+    module, _, function = LOWERINGS[step].partition(":")
     return cast(_Lowering, getattr(importlib.import_module(module), function))

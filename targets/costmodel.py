@@ -4,7 +4,7 @@ For Conv, ConvTranspose, Gemm and MatMul, with the numbers of the profile's tabl
 
     time    = max(compute, memory) + overhead
     compute = 2 * macs' / peak + groups * rows * M' * output_ns + taps * unaligned_tap_ns + copies * unaligned_group_ns
-    memory  = (bytes in + bytes of weights + bytes out) / bandwidth
+    memory  = (bytes in + bytes of weights + bytes out) / bandwidth, of the cache where they fit it
     macs'   = groups * rows * K * C' * (M' + half_peak_channels + sets * set_channels)
 
     rows    output positions at batch 1
@@ -42,7 +42,7 @@ from typing import Literal
 
 import onnx_ir
 
-from onnxpress.ir.linear import constant_tensor
+from onnxpress.ir.linear import ONNX_DOMAINS, constant_tensor
 from onnxpress.passes.constraints import Precision
 from onnxpress.targets.schema import Peaks, Quantization, Roofline
 
@@ -61,7 +61,8 @@ class CostBreakdown:
 
     kind: class of the operator, such as "depthwise", "elements" or "absorbed"; "unknown shape" where a rank is
     unknown and only the overhead could be counted; "no kernel" where the time is infinite.
-    waste: share of the compute time spent on channels that do not exist, or lost to their count.
+    waste: share of the compute time spent on channels that do not exist, or lost to their count. ideal_compute: what
+    the multiplications take at the peak.
     """
 
     kind: str
@@ -71,6 +72,13 @@ class CostBreakdown:
     overhead: float = 0.0
     macs: int = 0
     waste: float = 0.0
+    ideal_compute: float = 0.0
+
+    @property
+    def bound(self) -> str:
+        """What dominates the time: computing, memory, or the cost of calling the kernel."""
+        terms = {"compute": self.compute, "memory": self.memory, "overhead": self.overhead}
+        return max(terms, key=lambda name: terms[name])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,15 +140,21 @@ class RooflineCost:
         taps = math.prod(node.attributes.get_ints("kernel_shape", [1]))
         return rate * taps * (_elements(node.outputs[0]) or 0)
 
-    def explain(self, node: onnx_ir.Node, precision: Precision = "float32") -> CostBreakdown:
-        """Return what `node_seconds` is made of."""
+    def layout_seconds(self, value: onnx_ir.Value) -> float:
+        """Return the predicted time to change the layout of a float image, at batch 1."""
+        roofline = self._roofline
+        elements = _elements(value) or 0
+        return elements * roofline.layout_ns.of("float32") * 1e-9 + roofline.overhead_us.of("float32") * 1e-6
+
+    def explain(self, node: onnx_ir.Node, precision: Precision = "float32", *, fuses_add: bool = True) -> CostBreakdown:
+        """Return what `node_seconds` is made of. fuses_add: whether a Conv may take over an Add of its result."""
         if self._is_absorbed(node, precision):
             return CostBreakdown("absorbed", 0.0)
         if precision == "int8" and (node.op_type not in self._integer or _has_left_weight(node)):
             return CostBreakdown("no kernel", math.inf)
         overhead = self._roofline.overhead_us.of(precision) * 1e-6
         fused = self._roofline.fused_add_ns
-        if fused is not None and precision == "float32" and _is_fused_add(node):
+        if fused is not None and fuses_add and precision == "float32" and _is_fused_add(node):
             seconds = (_elements(node.outputs[0]) or 0) * fused * 1e-9
             return CostBreakdown("fused", seconds, compute=seconds)
         if not _is_linear(node):
@@ -183,7 +197,7 @@ class RooflineCost:
         peak = peaks.of(precision) * 1e9
         compute = self._compute(work, precision, peak)
         moved = (work.read + work.written + work.weights) * _BYTES[precision]
-        memory = moved / (roofline.bandwidth_gb_per_s * 1e9)
+        memory = moved / (self._bandwidth(moved) * 1e9)
         return CostBreakdown(
             work.kind,
             max(compute, memory) + overhead,
@@ -192,7 +206,15 @@ class RooflineCost:
             overhead=overhead,
             macs=work.macs,
             waste=1 - 2 * work.macs / peak / compute if compute else 0.0,
+            ideal_compute=2 * work.macs / peak,
         )
+
+    def _bandwidth(self, moved: int) -> float:
+        """GB/s at which a node that moves so many bytes gets them."""
+        roofline = self._roofline
+        if roofline.cache_gb_per_s is None or moved > roofline.cache_kib * 1024:
+            return roofline.bandwidth_gb_per_s
+        return roofline.cache_gb_per_s
 
     def _compute(self, work: _Work, precision: Precision, peak: float) -> float:
         """Seconds of computing: multiplications, then what is paid by element."""
@@ -253,7 +275,7 @@ def _neighbours(value: onnx_ir.Value) -> list[onnx_ir.Node]:
 
 
 def _is_standard(node: onnx_ir.Node) -> bool:
-    return node.domain in ("", "ai.onnx")
+    return node.domain in ONNX_DOMAINS
 
 
 def _is_linear(node: onnx_ir.Node) -> bool:

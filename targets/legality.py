@@ -1,8 +1,9 @@
 """Check a model against a target's rules: what its runtime refuses, runs badly, or silently changes.
 
-The rules are data, in the profile's tables `rules`; each names one of the checks below and carries its source
-and advice. A check looks at one node and answers with the reason why the node breaks the rule, or None. The
-main graph and the bodies of If, Loop and Scan are visited.
+The rules are data, in the profile's tables `rules`; each names a check and carries its source
+and advice. A check looks at one node, or at one input of the model, and answers with the reason why it breaks
+the rule, or None. The main graph, the bodies of If, Loop and Scan, and functions are visited. A few checks look at the
+whole model at once.
 
 Nothing is executed here, so a model for a device far away is checked in a moment.
 """
@@ -10,42 +11,40 @@ Nothing is executed here, so a model for a device far away is checked in a momen
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir
 
-from onnxpress.ir.linear import constant_numbers, constant_tensor
+from onnxpress.targets.fusion_checks import FUSION_CHECKS
+from onnxpress.targets.input_checks import INPUT_CHECKS, SHAPES, given_inputs, open_shapes
 from onnxpress.targets.operator_checks import OPERATOR_CHECKS
-from onnxpress.targets.patterns import dequantize_of, is_quantize, is_stored, quantizers_of
 from onnxpress.targets.scale_checks import SCALE_CHECKS
 from onnxpress.targets.schema import Profile, Rule, Severity
-from onnxpress.targets.site import (
-    Site,
-    behind_activation,
-    clip_limits,
-    element_type,
-    integers,
-    is_transposed,
-    left_weight,
-    quantized_weight,
-    scalar,
-    scale_axis,
-)
+from onnxpress.targets.site import Check, Site, is_meant
 
-__all__ = ["CHECKS", "Illegal", "check_model"]
+__all__ = ["CHECKS", "MODEL_CHECKS", "Illegal", "check_model", "model_check"]
 
-Array = npt.NDArray[np.generic]
+
+# Every check that looks at a node, by the name that rules give it.
+CHECKS: dict[str, Check] = {**FUSION_CHECKS, **OPERATOR_CHECKS, **SCALE_CHECKS}
+
+# And those that look at a whole model: functions that return places with node, op_type and reason. Each is loaded where
+# a profile names it.
+MODEL_CHECKS = {
+    "litert": "onnxpress.targets.litert.check:find_problems",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Illegal:
     """One place where a model breaks a rule of a target.
 
-    node: name of the node, or "" where the whole model is meant. severity: "illegal" (the runtime refuses the
-    model), "slow" (it runs, but misses the fast kernels) or "inexact" (the runtime changes its numbers).
-    reason: what was found there, with its values.
+    node: name of the node, or "" where the whole model or an input of it is meant. severity: "illegal" (the runtime
+    refuses the model), "slow" (it runs, but misses the fast kernels), "inexact" (the runtime changes its numbers) or
+    "setup" (it runs once whoever builds it says more than the file does). reason: what was found there, with its
+    values. at: the node itself, since two may have one name.
     """
 
     node: str
@@ -55,25 +54,31 @@ class Illegal:
     reason: str
     source: str
     advice: str
+    at: onnx_ir.Node | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         where = f"node {self.node!r} ({self.op_type})" if self.node else "the model"
         return f"{where}: {self.reason} [{self.rule}, {self.source}]. {self.advice}"
 
+    def to_json(self) -> dict[str, str]:
+        """Return what can be written down: everything but the node itself."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "at"}
+
 
 def check_model(model: onnx_ir.Model, profile: Profile) -> list[Illegal]:
-    """Return every place where `model` breaks a rule of `profile`: versions first, then in graph order.
+    """Return every place where `model` breaks a rule of `profile`: versions and inputs first, then in graph order.
 
-    A node that the runtime refuses is reported once, by the first rule that says so.
+    A node that the runtime refuses is reported once, by the first rule that says so. A node of a function is reported
+    once, however often the function is called.
     """
-    found = list(_check_versions(model, profile))
-    by_op: dict[str, list[Rule]] = {}
-    for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_identifier() in model.functions:
-            continue  # the runtime puts the function's body in its place
-        if node.op_type not in by_op:
-            by_op[node.op_type] = [rule for rule in profile.rules if not rule.ops or node.op_type in rule.ops]
-        found += _check_node(node, by_op[node.op_type], model.opset_imports.get(node.domain, 1))
+    found = [*_check_versions(model, profile), *_check_whole(model, profile.rules)]
+    found += _check_inputs(model.graph, profile.rules)
+    rules = [rule for rule in profile.rules if rule.check in CHECKS]
+    scopes: list[onnx_ir.Model | onnx_ir.Function] = [model, *model.functions.values()]
+    for scope in scopes:
+        for node in scope.graph.all_nodes():
+            if node.op_identifier() not in model.functions:  # a call is what the function's body is
+                found += _check_node(node, rules, scope.opset_imports.get(node.domain, 1))
     return found
 
 
@@ -81,286 +86,50 @@ def _check_node(node: onnx_ir.Node, rules: Sequence[Rule], opset: int) -> Iterat
     name = node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
     refused = False
     for rule in rules:
-        if refused and rule.severity == "illegal":
+        if (rule.ops and node.op_type not in rule.ops) or (refused and rule.severity == "illegal"):
             continue
-        reason = CHECKS[rule.check](Site(node, rule, opset))
+        site = Site(node, rule, opset)
+        reason = CHECKS[rule.check].ask(site) if is_meant(site) else None
         if reason is not None:
             refused = refused or rule.severity == "illegal"
-            yield Illegal(name, node.op_type, rule.id, rule.severity, reason, rule.source, rule.advice)
+            yield Illegal(name, node.op_type, rule.id, rule.severity, reason, rule.source, rule.advice, node)
+
+
+def _check_whole(model: onnx_ir.Model, rules: Sequence[Rule]) -> Iterator[Illegal]:
+    named = {node.name: node for node in model.graph}
+    for rule in rules:
+        if rule.check in MODEL_CHECKS:
+            for found in model_check(rule.check)(model):
+                at = named.get(found.node) if found.node else None
+                yield Illegal(
+                    found.node, found.op_type, rule.id, rule.severity, found.reason, rule.source, rule.advice, at
+                )
+
+
+def model_check(name: str) -> Callable[[onnx_ir.Model], Any]:
+    """Return one of `MODEL_CHECKS`."""
+    module, _, function = MODEL_CHECKS[name].partition(":")
+    found: Callable[[onnx_ir.Model], Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _check_inputs(graph: onnx_ir.Graph, rules: Sequence[Rule]) -> Iterator[Illegal]:
+    for rule in rules:
+        for value in given_inputs(graph) if rule.check in INPUT_CHECKS else ():
+            reason = INPUT_CHECKS[rule.check](value)
+            if reason is not None:
+                advice = rule.advice.replace(SHAPES, open_shapes(graph))
+                yield Illegal("", "", rule.id, rule.severity, reason, rule.source, advice)
 
 
 def _check_versions(model: onnx_ir.Model, profile: Profile) -> Iterator[Illegal]:
-    limits = profile.opset
+    limits, newest = profile.opset, profile.ir_version
     opset = model.opset_imports.get("", limits.min)
     if not limits.min <= opset <= limits.max:
-        yield Illegal(
-            "",
-            "",
-            "opset",
-            "illegal",
-            f"opset {opset} lies outside {limits.min} to {limits.max}",
-            limits.source,
-            f"Convert it with onnx.version_converter to opset {min(max(opset, limits.min), limits.max)}.",
-        )
-    if model.ir_version > profile.max_ir_version:
-        yield Illegal(
-            "",
-            "",
-            "ir-version",
-            "illegal",
-            f"IR version {model.ir_version} lies above {profile.max_ir_version}",
-            limits.source,
-            f"Export it with ir_version={profile.max_ir_version}.",
-        )
-
-
-# Checks: does the runtime take it at all?
-
-
-def _check_present(site: Site) -> str | None:
-    """The operator itself is the problem."""
-    return f"{site.node.op_type} is used"
-
-
-def _check_domain(site: Site) -> str | None:
-    """Reads `domains`: those that the runtime knows."""
-    return None if site.node.domain in site.rule.domains else f"unknown domain {site.node.domain!r}"
-
-
-def _check_types(site: Site) -> str | None:
-    """Reads `inputs`: the element types that each input may have. Inputs of unknown type pass."""
-    for index, allowed in site.rule.inputs.items():
-        value = site.node.inputs[index] if index < len(site.node.inputs) else None
-        kind = element_type(value)
-        if kind is not None and kind not in allowed:
-            return f"input {index} is {kind}, may be {', '.join(sorted(allowed))}"
-    return None
-
-
-def _check_kernel(site: Site) -> str | None:
-    """The installed onnxruntime has a CPU kernel. Passes where none is installed."""
-    from onnxpress.targets.runtimes.onnxruntime_kernels import installed_kernels
-
-    kernels = installed_kernels()
-    reason = None if kernels is None else kernels.missing(site.node, site.opset)
-    return reason and f"{reason} in onnxruntime {kernels.version if kernels else ''}"
-
-
-def _check_true_scalar(site: Site) -> str | None:
-    """Scales and zero points around the operator are true scalars, not tensors of shape [1]."""
-    around = [dequantize_of(value) for value in site.node.inputs]
-    around += [use.node for value in site.node.outputs for use in value.uses() if is_quantize(use.node)]
-    for node in around:
-        for value in () if node is None else node.inputs[1:3]:
-            if value is not None and value.shape is not None and value.shape.dims == (1,):
-                return f"{value.name!r} has shape [1], must be a scalar"
-    return None
-
-
-def _check_weight_axis(site: Site) -> str | None:
-    """A per-channel scale of the weight counts output channels."""
-    node = site.node
-    weight = left_weight(node) if node.op_type == "MatMul" else None
-    if weight is not None:
-        # The runtime fuses unsigned ones only, and then refuses to run them.
-        is_fused = element_type(weight.inputs[0]) == "uint8" and dequantize_of(node.inputs[1]) is not None
-        axis = scale_axis(weight) if is_fused else None
-        return None if axis is None else f"its left weight has scales along axis {axis}, must have one scale"
-    weight = quantized_weight(node)
-    axis = None if weight is None else scale_axis(weight)
-    if weight is None or weight.inputs[0] is None or weight.inputs[0].shape is None or axis is None:
-        return None
-    shape = weight.inputs[0].shape
-    if node.op_type == "ConvTranspose":
-        groups = node.attributes.get_int("group", 1)
-        if groups != 1:
-            return f"its weight has scales along axis {axis} in {groups} groups, must have one scale"
-        return None if axis == 1 else f"its weight has scales along axis {axis}, must be 1"
-    is_outputs_last = node.op_type == "MatMul" or (node.op_type == "Gemm" and not is_transposed(node))
-    expected = len(shape) - 1 if is_outputs_last else 0
-    return None if axis == expected else f"its weight has scales along axis {axis}, must be {expected}"
-
-
-# Checks: does it reach the integer kernel?
-
-
-def _check_weight_only(site: Site) -> str | None:
-    """A weight behind a DequantizeLinear meets data that are quantized too."""
-    weight = quantized_weight(site.node)
-    if weight is None or dequantize_of(site.node.inputs[0]) is not None:
-        return None
-    return "its weight is quantized and its data are not"
-
-
-def _check_weight_type(site: Site) -> str | None:
-    """Reads `inputs`: the types that a quantized weight may be stored in."""
-    weight = quantized_weight(site.node)
-    kind = element_type(weight.inputs[0]) if weight is not None else None
-    allowed = site.rule.inputs.get(1, frozenset())
-    if kind is None or kind in allowed or dequantize_of(site.node.inputs[0]) is None:
-        return None
-    return f"its weight goes into DequantizeLinear as {kind}, must be {', '.join(sorted(allowed))}"
-
-
-def _check_left_weight(site: Site) -> str | None:
-    """Reads `inputs`: the types that a product's quantized left operand may have; with one scale, by quantized data."""
-    node = site.node
-    weight = left_weight(node)
-    if weight is None:
-        return None
-    if dequantize_of(node.inputs[1]) is None:
-        return "its left operand is a quantized weight and its data are not quantized"
-    kind = element_type(weight.inputs[0])
-    allowed = site.rule.inputs.get(0, frozenset())
-    if kind is not None and kind not in allowed:
-        return f"its left weight goes into DequantizeLinear as {kind}, must be {', '.join(sorted(allowed))}"
-    return None if scale_axis(weight) is None else "its left weight has several scales, must have one"
-
-
-def _check_weight_zero_point(site: Site) -> str | None:
-    """A quantized weight has a zero point, even if it is zero."""
-    weight = quantized_weight(site.node)
-    if weight is None or (len(weight.inputs) > 2 and weight.inputs[2] is not None):
-        return None
-    return "its weight has no zero point"
-
-
-def _check_open_output(site: Site) -> str | None:
-    """The output of a quantized operator is read by QuantizeLinear alone, in one way."""
-    if quantized_weight(site.node) is None or dequantize_of(site.node.inputs[0]) is None:
-        return None
-    output = behind_activation(site.node).outputs[0]
-    quantizers = quantizers_of(output)
-    if not quantizers:
-        return f"its output {output.name!r} is also read in float"
-    ways = {tuple(quantize.inputs[1:]) for quantize in quantizers}
-    return None if len(ways) == 1 else f"its output {output.name!r} is quantized in {len(ways)} ways"
-
-
-def _check_activation_zero_point(site: Site) -> str | None:
-    """The quantized output of a Relu starts at the lowest integer."""
-    for quantize in quantizers_of(site.node.outputs[0]):
-        zero_point, lowest, _ = integers(quantize)
-        if zero_point is not None and zero_point != lowest:
-            return f"its output has zero point {zero_point}, must be {lowest}"
-    return None
-
-
-def _check_clip_range(site: Site) -> str | None:
-    """The integers behind a Clip reach no further than its limits, by less than half a step."""
-    low, high = clip_limits(site.node)
-    for quantize in quantizers_of(site.node.outputs[0]):
-        zero_point, lowest, highest = integers(quantize)
-        step = scalar(quantize.inputs[1])
-        if zero_point is None or step is None or step <= 0 or low is None or high is None:
-            continue
-        if low / step + zero_point > lowest + 0.5 or high / step + zero_point < highest - 0.5:
-            first, last = (lowest - zero_point) * step, (highest - zero_point) * step
-            return f"its output has the range [{first:g}, {last:g}], must lie inside [{low:g}, {high:g}]"
-    return None
-
-
-def _check_bias_scale(site: Site) -> str | None:
-    """Reads `tolerance`: how far, relatively, a bias's scale may be from data scale x weight scale."""
-    node = site.node
-    bias = dequantize_of(node.inputs[2]) if len(node.inputs) > 2 else None
-    data, weight = dequantize_of(node.inputs[0]), quantized_weight(node)
-    if bias is None or data is None or weight is None:
-        return None
-    actual, factor, scale = constant_numbers(bias.inputs[1]), scalar(data.inputs[1]), constant_numbers(weight.inputs[1])
-    if actual is None or factor is None or scale is None:
-        return None
-    expected = factor * scale.astype(np.float64).reshape(-1)
-    if actual.size not in (1, expected.size) and expected.size != 1:
-        return f"its bias has {actual.size} scales, must have {expected.size}"
-    quotients = actual.astype(np.float64).reshape(-1) / np.maximum(expected, np.finfo(np.float64).tiny)
-    error = float(np.abs(quotients - 1).max())
-    if error <= (site.rule.tolerance or 0.0):
-        return None
-    return f"the scale of its bias is off from data scale x weight scale by a factor of up to {1 + error:.3g}"
-
-
-def _check_shared_signed(site: Site) -> str | None:
-    """A signed activation is read by one operator only."""
-    node = site.node
-    uses = len(node.outputs[0].uses())
-    zero_point = node.inputs[2] if len(node.inputs) > 2 else None
-    kind = element_type(node.inputs[0]) or element_type(zero_point)
-    if kind != "int8" or uses < 2 or is_stored(node.inputs[0]):
-        return None
-    return f"the signed activation {node.outputs[0].name!r} is read {uses} times"
-
-
-def _check_beta(site: Site) -> str | None:
-    """A quantized Gemm adds its bias as it is."""
-    node = site.node
-    beta = node.attributes.get_float("beta", 1.0)
-    has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
-    if beta == 1.0 or not has_bias or quantized_weight(node) is None:
-        return None
-    return f"beta is {beta:g}, must be 1"
-
-
-def _check_between_integers(site: Site) -> str | None:
-    """The operator does not stand between DequantizeLinear and QuantizeLinear."""
-    node = site.node
-    if not node.inputs or dequantize_of(node.inputs[0]) is None or not quantizers_of(node.outputs[0]):
-        return None
-    return "is quantized on both sides"
-
-
-def _check_accuracy_level(site: Site) -> str | None:
-    """MatMulNBits of 2 or 8 bits computes on 8-bit activations (accuracy_level 4)."""
-    bits = site.node.attributes.get_int("bits", 4)
-    level = site.node.attributes.get_int("accuracy_level", 0)
-    return None if bits == 4 or level == 4 else f"{bits} bits at accuracy_level {level}"
-
-
-# Checks: does the runtime compute what the graph says?
-
-
-def _check_float_weight(site: Site) -> str | None:
-    """A float weight does not stand between quantized data and a quantized output."""
-    node = site.node
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
-    if weight is None or constant_tensor(weight) is None or dequantize_of(node.inputs[0]) is None:
-        return None
-    if not quantizers_of(behind_activation(node).outputs[0]):
-        return None
-    return "its weight is float32 between integers"
-
-
-def _check_float_data(site: Site) -> str | None:
-    """A quantized weight of a matrix product does not meet float data: they would be quantized on the way."""
-    node = site.node
-    if quantized_weight(node) is None or dequantize_of(node.inputs[0]) is not None:
-        return None
-    if node.op_type == "Gemm" and is_transposed(node):
-        return None
-    return "its weight is quantized and its data are not"
-
-
-CHECKS: dict[str, Callable[[Site], str | None]] = {
-    "accuracy-level": _check_accuracy_level,
-    "activation-zero-point": _check_activation_zero_point,
-    "beta": _check_beta,
-    "between-integers": _check_between_integers,
-    "bias-scale": _check_bias_scale,
-    "clip-range": _check_clip_range,
-    "domain": _check_domain,
-    "float-data": _check_float_data,
-    "float-weight": _check_float_weight,
-    "kernel": _check_kernel,
-    "left-weight": _check_left_weight,
-    "open-output": _check_open_output,
-    "present": _check_present,
-    "shared-signed": _check_shared_signed,
-    "true-scalar": _check_true_scalar,
-    "types": _check_types,
-    "weight-axis": _check_weight_axis,
-    "weight-only": _check_weight_only,
-    "weight-type": _check_weight_type,
-    "weight-zero-point": _check_weight_zero_point,
-    **OPERATOR_CHECKS,
-    **SCALE_CHECKS,
-}
+        reason = f"opset {opset} lies outside {limits.min} to {limits.max}"
+        advice = f"Convert it with onnx.version_converter to opset {min(max(opset, limits.min), limits.max)}."
+        yield Illegal("", "", "opset", "illegal", reason, limits.source, advice)
+    if newest is not None and model.ir_version > newest.max:
+        reason = f"IR version {model.ir_version} lies above {newest.max}"
+        advice = f"Export it with ir_version={newest.max}."
+        yield Illegal("", "", "ir-version", "illegal", reason, newest.source, advice)

@@ -6,28 +6,46 @@ such as an open shape or an uninferred type, passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
-import onnx
 import onnx_ir
 
-from onnxpress.ir.linear import constant_numbers
+from onnxpress.ir.linear import ONNX_DOMAINS, constant_numbers
+from onnxpress.targets.input_checks import show_shape
 from onnxpress.targets.patterns import dequantize_of, is_stored
-from onnxpress.targets.site import Site, element_type, is_transposed
+from onnxpress.targets.site import Check, Site, attribute_values, element_type, is_transposed
 
 __all__ = ["OPERATOR_CHECKS"]
 
-_DEFAULT_DOMAIN = ("", "ai.onnx")
 _INT32 = np.iinfo(np.int32)
-_UNBOUNDED = np.iinfo(np.int64).max  # what exporters write for "to the end", in Slice
 _GROUP, _KEPT = 4, 2  # 2:4 sparsity: of four neighbours along the input channels, two may be other than zero
+
+
+def _check_present(site: Site) -> str | None:
+    """The operator itself is the problem."""
+    return f"{site.node.op_type} is used"
+
+
+def _check_domain(site: Site) -> str | None:
+    """Reads `domains`: those that the runtime knows."""
+    return None if site.node.domain in site.rule.domains else f"unknown domain {site.node.domain!r}"
+
+
+def _check_types(site: Site) -> str | None:
+    """Reads `inputs`: the element types that each input may have. Inputs of unknown type pass."""
+    for index, allowed in site.rule.inputs.items():
+        value = site.node.inputs[index] if index < len(site.node.inputs) else None
+        kind = element_type(value)
+        if kind is not None and kind not in allowed:
+            return f"input {index} is {kind}, may be {', '.join(sorted(allowed))}"
+    return None
 
 
 def _check_known(site: Site) -> str | None:
     """Reads `known`: the operators of the default domain that the runtime has."""
     node = site.node
-    if node.domain not in _DEFAULT_DOMAIN or node.op_type in site.rule.known:
+    if node.domain not in ONNX_DOMAINS or node.op_type in site.rule.known:
         return None
     return f"{node.op_type} is not among the operators that it has"
 
@@ -39,10 +57,21 @@ def _check_attributes(site: Site) -> str | None:
             if name in site.node.attributes:
                 return f"{name} is set"
             continue
-        for found in _values(site, name):
+        for found in attribute_values(site, name):
             if found not in allowed:
                 return f"{name} is {found}, may be {', '.join(map(str, allowed))}"
     return None
+
+
+def _check_flattened_axes(site: Site) -> str | None:
+    """Reads `numbers`: opsets before 13 at which a Softmax may go over one axis, not over all from its axis on."""
+    value = site.node.inputs[0] if site.node.inputs else None
+    if site.opset not in site.rule.numbers or value is None or value.shape is None or not len(value.shape):
+        return None
+    axis = site.node.attributes.get_int("axis", 1) % len(value.shape)
+    if all(size == 1 for size in value.shape.dims[axis + 1 :]):
+        return None
+    return f"it goes over the axes {', '.join(map(str, range(axis, len(value.shape))))} at once"
 
 
 def _check_constant_inputs(site: Site) -> str | None:
@@ -101,31 +130,34 @@ def _check_rank(site: Site) -> str | None:
 
 
 def _check_outputs(site: Site) -> str | None:
-    """Reads `numbers`: how many outputs may be used."""
-    (most,) = site.rule.numbers
-    used = [value for value in site.node.outputs[most:] if value.name and (value.uses() or value.is_graph_output())]
-    return f"its output {used[0].name!r} is used, only {most} may be" if used else None
+    """Reads `limit`: how many outputs may be used."""
+    extra = site.node.outputs[site.limit :]
+    used = [value for value in extra if value.name and (value.uses() or value.is_graph_output())]
+    return f"its output {used[0].name!r} is used, only {site.limit} may be" if used else None
+
+
+def _check_declared_outputs(site: Site) -> str | None:
+    """Reads `limit`: how many outputs may be written down, read or not."""
+    count = len(site.node.outputs)
+    return f"it declares {count} outputs, only {site.limit} may be" if count > site.limit else None
 
 
 def _check_below(site: Site) -> str | None:
-    """Reads `positions` and `numbers`: constant inputs there must be less than that number."""
-    (limit,) = site.rule.numbers
+    """Reads `positions` and `limit`: constant inputs there must be less than that number."""
     for index, value in _inputs(site):
         stored = constant_numbers(value)
-        if stored is not None and stored.size and int(stored.max()) >= limit:
-            return f"input {index} is {int(stored.max())}, must be less than {limit}"
+        if stored is not None and stored.size and int(stored.max()) >= site.limit:
+            return f"input {index} is {int(stored.max())}, must be less than {site.limit}"
     return None
 
 
 def _check_int32_range(site: Site) -> str | None:
-    """An int64 constant fits in int32. The bounds that mean "to the end" of a Slice do as well."""
-    for value in site.node.inputs:
+    """Reads `positions`: constant int64 inputs there fit in int32."""
+    for _, value in _inputs(site):
         stored = constant_numbers(value) if element_type(value) == "int64" else None
-        if value is None or stored is None or stored.size == 0:
+        if stored is None or stored.size == 0:
             continue
-        numbers = stored.astype(np.int64)
-        beyond = numbers[(numbers < _INT32.min) | (numbers > _INT32.max)]
-        beyond = beyond if site.node.op_type != "Slice" else beyond[np.abs(beyond.astype(np.float64)) < _UNBOUNDED]
+        beyond = stored[(stored < _INT32.min) | (stored > _INT32.max)]
         if beyond.size:
             return f"{value.name!r} holds {beyond.flat[0]}, which int32 does not"
     return None
@@ -136,18 +168,7 @@ def _check_static_shape(site: Site) -> str | None:
     value = site.node.inputs[0] if site.node.inputs else None
     if value is None or value.shape is None or all(isinstance(size, int) for size in value.shape):
         return None
-    return f"the shape of {value.name!r} is open: {_shown(value.shape)}"
-
-
-def _check_open_input(site: Site) -> str | None:
-    """The model's inputs have the shapes that are written in the file. Said once, at the first reader."""
-    for value in site.node.inputs:
-        if value is None or not value.is_graph_input() or value.shape is None:
-            continue
-        is_first = next(iter(value.uses())).node is site.node
-        if is_first and not all(isinstance(size, int) for size in value.shape):
-            return f"the shape of the input {value.name!r} is open: {_shown(value.shape)}"
-    return None
+    return f"the shape of {value.name!r} is open: {show_shape(value.shape)}"
 
 
 def _check_branches(site: Site) -> str | None:
@@ -167,7 +188,8 @@ def _check_loop(site: Site) -> str | None:
     carried = len(node.inputs) - 2
     for before, after in zip(body.inputs[2:], body.outputs[1 : 1 + carried], strict=False):
         if before.shape is not None and after.shape is not None and before.shape.dims != after.shape.dims:
-            return f"the carried {before.name!r} changes its shape from {_shown(before.shape)} to {_shown(after.shape)}"
+            shapes = f"{show_shape(before.shape)} to {show_shape(after.shape)}"
+            return f"the carried {before.name!r} changes its shape from {shapes}"
     if len(node.outputs) > carried and not is_stored(node.inputs[0]):
         return "it collects outputs, and how often it runs is computed"
     return None
@@ -186,7 +208,7 @@ def _check_directions(site: Site) -> str | None:
 
 
 def _check_float32_weight(site: Site) -> str | None:
-    """A product's weight is float16, or quantized together with its data."""
+    """A product's weight is float16, or quantized."""
     node = site.node
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if weight is None or element_type(weight) != "float32" or not is_stored(weight):
@@ -231,49 +253,27 @@ def _inputs(site: Site) -> Iterator[tuple[int, onnx_ir.Value]]:
             yield index, value
 
 
-def _values(site: Site, name: str) -> tuple[int | str, ...]:
-    """Return the value of an attribute, or the operator's default; several for a list, none where there is neither."""
-    attribute = site.node.attributes.get(name)
-    found = attribute.value if attribute is not None else _default(site, name)
-    listed = found if isinstance(found, tuple | list) else (found,)
-    return tuple(each for each in listed if isinstance(each, int | str))
-
-
-def _default(site: Site, name: str) -> object:
-    domain = "" if site.node.domain == "ai.onnx" else site.node.domain
-    try:
-        schema = onnx.defs.get_schema(site.node.op_type, site.opset, domain)
-    except onnx.defs.SchemaError:
-        return None
-    known = schema.attributes.get(name)
-    if known is None or known.default_value.type == onnx.AttributeProto.UNDEFINED:
-        return None
-    value = onnx.helper.get_attribute_value(known.default_value)
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _shown(shape: onnx_ir.Shape) -> str:
-    sizes = (str(size if isinstance(size, int) else size.value or "?") for size in shape)
-    return f"[{', '.join(sizes)}]"
-
-
-OPERATOR_CHECKS: dict[str, Callable[[Site], str | None]] = {
-    "attributes": _check_attributes,
-    "below": _check_below,
-    "border-types": _check_border_types,
-    "branches": _check_branches,
-    "constant-inputs": _check_constant_inputs,
-    "directions": _check_directions,
-    "element-types": _check_element_types,
-    "false-input": _check_false_input,
-    "float32-weight": _check_float32_weight,
-    "forbidden-types": _check_forbidden_types,
-    "int32-range": _check_int32_range,
-    "known": _check_known,
-    "loop": _check_loop,
-    "open-input": _check_open_input,
-    "outputs": _check_outputs,
-    "rank": _check_rank,
-    "static-shape": _check_static_shape,
-    "two-of-four": _check_two_of_four,
+OPERATOR_CHECKS: dict[str, Check] = {
+    "attributes": Check(_check_attributes, ("attributes",)),
+    "below": Check(_check_below, ("positions", "limit")),
+    "border-types": Check(_check_border_types, ("types",)),
+    "branches": Check(_check_branches),
+    "constant-inputs": Check(_check_constant_inputs, ("positions",)),
+    "declared-outputs": Check(_check_declared_outputs, ("limit",)),
+    "directions": Check(_check_directions),
+    "domain": Check(_check_domain, ("domains",)),
+    "element-types": Check(_check_element_types, ("types",)),
+    "false-input": Check(_check_false_input, ("positions",)),
+    "float32-weight": Check(_check_float32_weight),
+    "flattened-axes": Check(_check_flattened_axes, ("numbers",)),
+    "forbidden-types": Check(_check_forbidden_types, ("types",)),
+    "int32-range": Check(_check_int32_range, ("positions",)),
+    "known": Check(_check_known, ("known",)),
+    "loop": Check(_check_loop),
+    "outputs": Check(_check_outputs, ("limit",)),
+    "present": Check(_check_present, ("ops",)),
+    "rank": Check(_check_rank, ("numbers",)),
+    "static-shape": Check(_check_static_shape),
+    "two-of-four": Check(_check_two_of_four),
+    "types": Check(_check_types, ("inputs",)),
 }

@@ -6,14 +6,12 @@ constants alone: a weight. Everything else is an activation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir
 
 from onnxpress.ir.linear import constant_numbers
 from onnxpress.targets.patterns import dequantize_of, is_quantize, is_stored
-from onnxpress.targets.site import Site, element_type, quantized_weight, scale_axis
+from onnxpress.targets.site import Check, Site, element_type, quantized_weight, scale_axis
 
 __all__ = ["SCALE_CHECKS"]
 
@@ -33,17 +31,20 @@ def _check_zero_point(site: Site) -> str | None:
     return f"its zero point is {nonzero[0]:g}, must be 0" if nonzero.size else None
 
 
-def _check_integer_type(site: Site) -> str | None:
-    """Reads `types`: what may be quantized to, or dequantized from."""
-    kind = _quantized_type(site)
-    allowed = site.rule.types
-    return None if kind is None or kind in allowed else f"it is of {kind}, may be {', '.join(sorted(allowed))}"
-
-
-def _check_bias_type(site: Site) -> str | None:
-    """Reads `types`: what must not be dequantized, such as a bias of int32."""
+def _check_forbidden_quantized(site: Site) -> str | None:
+    """Reads `types`: what must not be quantized to, or dequantized from, such as a bias of int32."""
     kind = _quantized_type(site)
     return f"it is of {kind}" if kind in site.rule.types else None
+
+
+def _check_computed_type(site: Site) -> str | None:
+    """Reads `types`: what only the result of a QuantizeLinear may be dequantized from."""
+    data = _input(site.node, 0)
+    producer = None if data is None else data.producer()
+    kind = _quantized_type(site)
+    if kind not in site.rule.types or not is_stored(data) or (producer is not None and is_quantize(producer)):
+        return None
+    return f"its stored data are {kind}"
 
 
 def _check_scale_type(site: Site) -> str | None:
@@ -74,11 +75,9 @@ def _check_activation_scale(site: Site) -> str | None:
     if scale is None or scale.shape is None or is_stored(data):
         return None
     count = _count(scale)
-    return (
-        None
-        if count in (None, 1)
-        else f"the activation {data.name if data else ''!r} has {count} scales, must have one"
-    )
+    if count in (None, 1):
+        return None
+    return f"the activation {data.name if data else ''!r} has {count} scales, must have one"
 
 
 def _check_scale_count(site: Site) -> str | None:
@@ -118,11 +117,17 @@ def _check_block_axis(site: Site) -> str | None:
     sizes, blocks = data.shape.dims, scale.shape.dims
     if len(sizes) != len(blocks) or not all(isinstance(size, int) for size in (*sizes, *blocks)):
         return None
-    differing = [axis for axis, (size, block) in enumerate(zip(sizes, blocks, strict=True)) if size != block]
-    if any(axis < len(sizes) - 2 for axis in differing):
-        return f"its blocks lie along axis {differing[0]} of {len(sizes)}, must be one of the last two"
-    if any(int(sizes[axis]) % int(blocks[axis]) for axis in differing):  # type: ignore[arg-type]
-        return f"{sizes[differing[0]]} channels are no multiple of {blocks[differing[0]]} blocks"
+    pairs = [(int(size), int(block)) for size, block in zip(sizes, blocks, strict=True)]  # type: ignore[arg-type]
+    differing = [axis for axis, (size, block) in enumerate(pairs) if size != block]
+    early = [axis for axis in differing if axis < len(sizes) - 2]
+    if early:
+        return f"its blocks lie along axis {early[0]} of {len(sizes)}, must be one of the last two"
+    if len(differing) > 1:
+        return f"its blocks lie along the axes {', '.join(map(str, differing))}, must be one"
+    for axis in differing:
+        size, block = pairs[axis]
+        if block == 0 or size % block:
+            return f"{size} channels along axis {axis} are no multiple of {block} blocks"
     return None
 
 
@@ -188,25 +193,25 @@ def _check_residual(site: Site) -> str | None:
 
 
 def _check_narrow(site: Site) -> str | None:
-    """Reads `numbers`: the least channels, in and out, at which integers are faster than floats."""
+    """Reads `limit`: the least channels, in and out, at which integers are faster than floats."""
     weight = quantized_weight(site.node)
     stored = weight.inputs[0] if weight is not None else None
     if stored is None or stored.shape is None or len(stored.shape) < 2 or site.node.attributes.get_int("group", 1) != 1:
         return None
-    (least,) = site.rule.numbers
     sizes = [size for size in stored.shape.dims[:2] if isinstance(size, int)]
-    return f"it has {min(sizes)} channels on one side, fewer than {least}" if sizes and max(sizes) < least else None
+    if not sizes or max(sizes) >= site.limit:
+        return None
+    return f"it has {' and '.join(map(str, sizes))} channels, out and in, fewer than {site.limit}"
 
 
 def _check_kernel_area(site: Site) -> str | None:
-    """Reads `types` and `numbers`: the largest kernel, in positions, of a Conv whose weight is of these types."""
+    """Reads `types` and `limit`: the largest kernel, in positions, of a Conv whose weight is of these types."""
     weight = quantized_weight(site.node)
     stored = weight.inputs[0] if weight is not None else None
     if weight is None or stored is None or stored.shape is None or _type_behind(weight) not in site.rule.types:
         return None
-    (largest,) = site.rule.numbers
     area = int(np.prod([size for size in stored.shape.dims[2:] if isinstance(size, int)]))
-    return f"its kernel has {area} positions, more than {largest}" if area > largest else None
+    return f"its kernel has {area} positions, more than {site.limit}" if area > site.limit else None
 
 
 def _is_quantized_product(node: onnx_ir.Node | None) -> bool:
@@ -253,25 +258,25 @@ def _type_behind(dequantize: onnx_ir.Node) -> str | None:
     return element_type(_input(dequantize, 0)) or element_type(_input(dequantize, 2))
 
 
-SCALE_CHECKS: dict[str, Callable[[Site], str | None]] = {
-    "activation-scale": _check_activation_scale,
-    "block-axis": _check_block_axis,
-    "block-size": _check_block_size,
-    "block-type": _check_block_type,
-    "constant-scale": _check_constant_scale,
-    "even-axis": _check_even_axis,
-    "float-bias": _check_float_bias,
-    "forbidden-integers": _check_bias_type,
-    "integer-type": _check_integer_type,
-    "kernel-area": _check_kernel_area,
-    "narrow": _check_narrow,
-    "positive-scale": _check_positive_scale,
-    "readers": _check_readers,
-    "residual": _check_residual,
-    "scale-count": _check_scale_count,
-    "scale-type": _check_scale_type,
-    "stored-alone": _check_stored_alone,
-    "stored-type": _check_stored_type,
-    "zero-point": _check_zero_point,
-    "zero-point-count": _check_zero_point_count,
+SCALE_CHECKS: dict[str, Check] = {
+    "activation-scale": Check(_check_activation_scale),
+    "block-axis": Check(_check_block_axis),
+    "block-size": Check(_check_block_size, ("types", "numbers")),
+    "block-type": Check(_check_block_type, ("types",)),
+    "computed-type": Check(_check_computed_type, ("types",)),
+    "constant-scale": Check(_check_constant_scale),
+    "even-axis": Check(_check_even_axis, ("types",)),
+    "float-bias": Check(_check_float_bias),
+    "forbidden-quantized": Check(_check_forbidden_quantized, ("types",)),
+    "kernel-area": Check(_check_kernel_area, ("types", "limit")),
+    "narrow": Check(_check_narrow, ("limit",)),
+    "positive-scale": Check(_check_positive_scale),
+    "readers": Check(_check_readers, ("types", "known")),
+    "residual": Check(_check_residual),
+    "scale-count": Check(_check_scale_count),
+    "scale-type": Check(_check_scale_type, ("types",)),
+    "stored-alone": Check(_check_stored_alone, ("types",)),
+    "stored-type": Check(_check_stored_type, ("types",)),
+    "zero-point": Check(_check_zero_point),
+    "zero-point-count": Check(_check_zero_point_count),
 }

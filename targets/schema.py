@@ -14,8 +14,11 @@ import pydantic
 from onnxpress.passes.constraints import IntegerScheme, Precision, QuantizationScheme
 
 __all__ = [
+    "COMMON_KEYS",
+    "ONNXRUNTIME_STORAGE",
     "EncodingName",
     "Integer",
+    "IrVersion",
     "OpsetRange",
     "Peaks",
     "Profile",
@@ -65,6 +68,13 @@ class OpsetRange(_Table):
         return self
 
 
+class IrVersion(_Table):
+    """Versions of the ONNX file format that the runtime loads; without this table, any."""
+
+    source: str = pydantic.Field(min_length=1, description="where this limit is written down or measured")
+    max: int = pydantic.Field(ge=3, description="highest IR version")
+
+
 class Integer(_Table):
     """One integer type: `real = (integer - zero_point) * scale`; symmetric means that zero_point is 0."""
 
@@ -97,9 +107,9 @@ class WeightInteger(Integer):
 class Quantization(_Table):
     """What the runtime's fast integer kernels take. Operator names are those of the default domain."""
 
-    activation: Integer
-    weight: WeightInteger
-    weight_per_channel: bool = True
+    activation: Integer = pydantic.Field(description="the integers of activations; symmetric: zero_point is 0")
+    weight: WeightInteger = pydantic.Field(description="the integers of weights: signed, symmetric")
+    weight_per_channel: bool = pydantic.Field(default=True, description="a weight has a scale for each output channel")
     weight_pair_limit: int | None = pydantic.Field(
         default=None,
         ge=127,
@@ -157,7 +167,9 @@ class Storage(_Table):
     by ordinary operators. Other defaults are those of onnxruntime's CPU provider too.
     """
 
-    folds: bool = True
+    folds: bool = pydantic.Field(
+        default=True, description="what follows from constants is computed once, at load, so that weights may be packed"
+    )
     folds_integers: bool = pydantic.Field(
         default=True, description="also before a DequantizeLinear, so that weights beside integers may be packed"
     )
@@ -195,29 +207,43 @@ class Storage(_Table):
         default=frozenset(),
         description="operators that stay in float32 there: no float16 kernel, or sums that overflow",
     )
-    source: str = pydantic.Field(default="onnxruntime", min_length=1, description="where this is written or measured")
+    source: str = pydantic.Field(min_length=1, description="where this is written or measured")
+
+
+# Keys of a rule that every check leaves to what asks it.
+COMMON_KEYS = frozenset({"id", "check", "severity", "ops", "where", "source", "advice"})
+# Of a profile without a table [storage], and where weights are lowered without a profile.
+ONNXRUNTIME_STORAGE = Storage(source="onnxruntime's CPU provider")
 
 
 class Rule(_Table):
     """One demand of the runtime on a model.
 
-    check: the check that decides (`legality.CHECKS`); each says which of the keys below it reads.
-    ops: operators that are looked at; empty for all.
+    Every rule has an id, a check, a source and advice. Which of the other keys it must have is up to its check.
     """
 
-    id: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    check: str
-    severity: Severity = "illegal"
-    ops: Names = frozenset()
-    domains: Names = frozenset()
+    id: str = pydantic.Field(
+        pattern=r"^[a-z0-9][a-z0-9-]*$", description="its name, under which another profile replaces or drops it"
+    )
+    check: str = pydantic.Field(description="the check that decides: onnxpress targets --schema")
+    severity: Severity = pydantic.Field(
+        default="illegal",
+        description="what it costs: illegal, slow, inexact, or setup (more has to be said to build it)",
+    )
+    ops: Names = pydantic.Field(default=frozenset(), description="operators that are looked at; empty for all")
+    where: dict[str, int | str] = pydantic.Field(
+        default_factory=dict, description="and of them only nodes whose attributes have these values"
+    )
+    domains: Names = pydantic.Field(default=frozenset(), description="operator domains")
     inputs: dict[int, Names] = pydantic.Field(
         default_factory=dict, description="allowed element types by input position, such as float32"
     )
-    tolerance: Positive | None = None
+    tolerance: Positive | None = pydantic.Field(default=None, description="a relative error")
     types: Names = pydantic.Field(default=frozenset(), description="element types, such as float32")
     known: Names = pydantic.Field(default=frozenset(), description="operators")
     positions: tuple[int, ...] = pydantic.Field(default=(), description="input positions, from 0")
-    numbers: tuple[int, ...] = pydantic.Field(default=(), description="whole numbers: ranks, sizes, or one limit")
+    numbers: tuple[int, ...] = pydantic.Field(default=(), description="whole numbers that are allowed: ranks, sizes")
+    limit: int | None = pydantic.Field(default=None, description="the most or the least that is allowed")
     attributes: dict[str, tuple[int | str, ...]] = pydantic.Field(
         default_factory=dict, description="allowed values by attribute; none where it must not be set"
     )
@@ -271,6 +297,10 @@ class Roofline(_Table):
     grouped: Peaks = pydantic.Field(description="other grouped Conv")
     gemm: Peaks = pydantic.Field(description="Gemm and MatMul")
     bandwidth_gb_per_s: Positive = pydantic.Field(description="memory bandwidth of one core, 1e9 bytes/s")
+    cache_gb_per_s: Positive | None = pydantic.Field(
+        default=None, description="the same of what a core's own cache holds; None is as memory"
+    )
+    cache_kib: int = pydantic.Field(default=1024, ge=1, description="bytes of that cache, in KiB")
     overhead_us: Rates = pydantic.Field(description="cost of calling any kernel, microseconds")
     input_step: Steps = pydantic.Field(description="input channels are computed in steps of this many")
     output_step: Steps = pydantic.Field(description="output channels are computed in steps of this many")
@@ -307,6 +337,9 @@ class Roofline(_Table):
     )
     convert_ns: Rates = pydantic.Field(description="changing a value's precision, nanoseconds per element")
     layout_ns: Rates = pydantic.Field(description="and its layout, where it is an image, nanoseconds per element")
+    blocked_layout: bool = pydantic.Field(
+        default=False, description="float convolutions compute on blocks of channels, as onnxruntime's do on x86-64"
+    )
 
     converted_tap_ns: dict[str, NotNegative] = pydantic.Field(
         default_factory=dict,
@@ -325,18 +358,21 @@ class Roofline(_Table):
 class Profile(_Table):
     """A whole profile."""
 
-    name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="its own, which no other target has")
     summary: str = pydantic.Field(min_length=1, description="one line for `onnxpress targets`")
     runtime: RuntimeName = pydantic.Field(description="what executes models there")
     pipeline: str = pydantic.Field(min_length=1, description="passes that `compress` runs by default")
     lowering: tuple[str, ...] = pydantic.Field(default=(), description="lowering steps, in order")
     opset: OpsetRange
-    max_ir_version: int = pydantic.Field(ge=3, description="highest ONNX IR version that the runtime loads")
+    ir_version: IrVersion | None = None
     channel_multiple: int = pydantic.Field(default=1, ge=1, description="channel counts that waste nothing")
+    whole_models: bool = pydantic.Field(
+        default=False, description="the runtime takes a model whole or not at all: no other one runs what it refuses"
+    )
     encodings: tuple[EncodingName, ...] = pydantic.Field(
         description="how the target can store weights; passes encode in no other way"
     )
-    storage: Storage = Storage()
+    storage: Storage = ONNXRUNTIME_STORAGE
     quantization: Quantization
     rules: tuple[Rule, ...] = ()
     roofline: Roofline | None = None

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
+import onnx
 import onnx_ir
 
+from onnxpress.ir.activations import clip_limits
 from onnxpress.ir.linear import constant_numbers
 from onnxpress.targets.patterns import dequantize_of, is_stored
 from onnxpress.targets.schema import Rule
 
 __all__ = [
-    "Array",
+    "Check",
     "Site",
+    "attribute_values",
     "behind_activation",
     "clip_limits",
     "element_type",
     "integers",
+    "is_meant",
     "is_transposed",
     "left_weight",
     "quantized_weight",
     "scalar",
     "scale_axis",
 ]
-
-Array = npt.NDArray[np.generic]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,48 @@ class Site:
     node: onnx_ir.Node
     rule: Rule
     opset: int
+
+    @property
+    def limit(self) -> int:
+        """The rule's limit, for checks that need one: no profile is loaded without it."""
+        assert self.rule.limit is not None, f"rule {self.rule.id!r} was not validated: it has no limit"
+        return self.rule.limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A question to a node. ask: returns why the node breaks the rule, or None where it does not.
+
+    needs: keys of the rule that it reads, beside `ops`; without them it has nothing to go by, and others it ignores.
+    """
+
+    ask: Callable[[Site], str | None]
+    needs: tuple[str, ...] = ()
+
+
+def attribute_values(site: Site, name: str) -> tuple[int | str, ...]:
+    """Return the value of an attribute, or the operator's default; several for a list, none where there is neither."""
+    attribute = site.node.attributes.get(name)
+    found = attribute.value if attribute is not None else _default(site, name)
+    listed = found if isinstance(found, tuple | list) else (found,)
+    return tuple(each for each in listed if isinstance(each, int | str))
+
+
+def is_meant(site: Site) -> bool:
+    """Whether the node's attributes are those that the rule is about."""
+    return all(attribute_values(site, name) == (value,) for name, value in site.rule.where.items())
+
+
+def _default(site: Site, name: str) -> object:
+    try:
+        schema = onnx.defs.get_schema(site.node.op_type, site.opset, site.node.domain)
+    except onnx.defs.SchemaError:
+        return None
+    known = schema.attributes.get(name)
+    if known is None or known.default_value.type == onnx.AttributeProto.UNDEFINED:
+        return None
+    value = onnx.helper.get_attribute_value(known.default_value)
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def element_type(value: onnx_ir.Value | None) -> str | None:
@@ -99,15 +143,3 @@ def integers(quantize: onnx_ir.Node) -> tuple[int | None, int, int]:
         return None, 0, 0
     limits = np.iinfo(stored.dtype.name)
     return int(stored.reshape(())), int(limits.min), int(limits.max)
-
-
-def clip_limits(node: onnx_ir.Node) -> tuple[float | None, float | None]:
-    """Return the limits of a Clip, None for one that is not constant. Before opset 11 they are attributes."""
-    limits: list[float | None] = []
-    for index, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
-        value = node.inputs[index] if index < len(node.inputs) else None
-        if value is None:
-            limits.append(node.attributes.get_float(name, default))
-            continue
-        limits.append(scalar(value))
-    return limits[0], limits[1]

@@ -20,7 +20,7 @@ _ROOMS = ("onnxpress", "ir", "passes", "targets", "tools")
 _PROJECT: dict[str, Any] = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Where the name to import is not the distribution's with underscores.
-_DISTRIBUTIONS = {"PIL": "pillow", "google": "protobuf", "sklearn": "scikit-learn"}
+_DISTRIBUTIONS = {"MNN": "mnn", "PIL": "pillow", "google": "protobuf", "sklearn": "scikit-learn"}
 
 
 def _sources() -> Iterator[Path]:
@@ -86,7 +86,8 @@ def test_every_import_is_declared() -> None:
     """In the dependencies or, for what is imported inside functions only, in an extra."""
     project = _PROJECT["project"]
     extras = project["optional-dependencies"]
-    of_extras = [requirement for name in ("cpu", "images", "litert", "openvino", "dev") for requirement in extras[name]]
+    names = ("cpu", "images", "litert", "mnn", "ncnn", "openvino", "dev")
+    of_extras = [requirement for name in names for requirement in extras[name]]
     declared = _required(project["dependencies"]) | _required(of_extras)
     missing = {
         f"{path.as_posix()}: {name}"

@@ -54,6 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo.mkdir(parents=True)
     for name in ("digits.onnx", "calibration.npz", "evaluation.npz"):
         shutil.copy(_ROOT / "tools" / "demo" / name, demo / name)
+    (folder / "phone.toml").write_text(_blocks("toml")[0], encoding="utf-8")
     return folder
 
 
@@ -97,7 +98,7 @@ def test_the_preprocessing_table_and_the_pipeline_file_are_read() -> None:
     from onnxpress.ir.images import read_preprocessing
     from onnxpress.passes.pipeline import build, format_pipeline, to_spec
 
-    (table,) = _blocks("toml")
+    _, table = _blocks("toml")
     assert len(table.splitlines()) == 7
     assert read_preprocessing(tomllib.loads(table)).crop == 224
     (pipeline,) = (block for block in _blocks("text") if block.startswith("cleanup,"))

@@ -22,7 +22,8 @@ __all__ = ["Check", "check"]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What a target has against a model: what it refuses first, then what runs slowly or inexactly there.
+    """What a target has against a model: what it refuses first, then what runs slowly or inexactly there, or once more
+    is said to whoever builds it.
 
     partition: how that cuts the model into parts that run there.
     """
@@ -36,6 +37,24 @@ class Check:
     def illegal(self) -> tuple[Illegal, ...]:
         """The findings that keep the model from running."""
         return tuple(found for found in self.findings if found.severity == "illegal")
+
+    @property
+    def by_rule(self) -> dict[str, list[Illegal]]:
+        """The findings of each rule, those that keep the model from running first."""
+        rules: dict[str, list[Illegal]] = {}
+        for found in self.findings:
+            rules.setdefault(found.rule, []).append(found)
+        return rules
+
+    @property
+    def summary(self) -> str:
+        """Return whether the target runs the model, in one line that leaves what is wrong to the findings."""
+        if self.legal:
+            return f"{self.model} is legal on {self.target}"
+        count, rules = len(self.illegal), list(dict.fromkeys(found.rule for found in self.illegal))
+        places = "1 place" if count == 1 else f"{count} places"
+        named = f"{'rule' if len(rules) == 1 else 'rules'} {', '.join(rules)}"
+        return f"{self.model} is illegal on {self.target}: {places}, {named}"
 
     @property
     def legal(self) -> bool:
@@ -60,7 +79,7 @@ class Check:
             "model": self.model,
             "target": self.target,
             "legal": self.legal,
-            "findings": [dataclasses.asdict(found) for found in self.findings],
+            "findings": [found.to_json() for found in self.findings],
             "partition": self.partition.to_json(),
         }
 

@@ -1,4 +1,4 @@
-"""The most memory that a process has held, as the system counts it."""
+"""What memory this process holds and has held, as the system counts it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-__all__ = ["peak_rss_bytes"]
+__all__ = ["peak_rss_bytes", "rss_bytes"]
 
 _STATUS = Path("/proc/self/status")
 
@@ -17,11 +17,21 @@ def peak_rss_bytes() -> int:
     On Linux from `_STATUS`, because getrusage's number survives exec there: a program would start at the peak of
     whatever started it.
     """
+    return _from_status("VmHWM") or _from_getrusage()
+
+
+def rss_bytes() -> int:
+    """Return the resident memory that this process holds now, in bytes; 0 where the system does not tell."""
+    return _from_status("VmRSS") or 0
+
+
+def _from_status(field: str) -> int | None:
     try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
+        text = _STATUS.read_text(encoding="ascii", errors="replace")
     except OSError:  # not Linux, or a sandbox without it
-        found = None
-    return _from_getrusage() if found is None else int(found[1]) * 1024
+        return None
+    found = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024
 
 
 def _from_getrusage() -> int:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import onnx_ir
 
 from onnxpress.ir.encodings import Encoded
-from onnxpress.ir.linear import constant_tensor
+from onnxpress.ir.linear import ONNX_DOMAINS, constant_tensor
 from onnxpress.ir.shapes import size_bytes, static_shape
 
 __all__ = ["ModelCost", "NodeCost", "cost", "node_macs"]
@@ -137,7 +137,7 @@ def _tensors(model: onnx_ir.Model) -> dict[onnx_ir.Value, onnx_ir.TensorProtocol
             if value.const_value is not None:
                 found[value] = value.const_value
     for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type == "Constant" and node.domain in _ONNX:
+        if node.op_type == "Constant" and node.domain in ONNX_DOMAINS:
             tensor = constant_tensor(node.outputs[0])
             if tensor is not None:
                 found[node.outputs[0]] = tensor
@@ -199,8 +199,7 @@ def _bytes_by_type(tensors: Iterable[onnx_ir.TensorProtocol]) -> dict[str, int]:
 
 # Multiply-accumulates.
 
-_ONNX = ("", "ai.onnx")
-_KNOWN_DOMAINS = (*_ONNX, "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+_KNOWN_DOMAINS = (*ONNX_DOMAINS, "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 
 # The input that holds the weight.
 _CONVOLUTIONS = {

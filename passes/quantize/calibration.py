@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir
 
+from onnxpress.ir.activations import activation_limits
 from onnxpress.ir.analysis.execute import ProgressLike, stream
 from onnxpress.ir.analysis.histogram import Histogram
 from onnxpress.ir.analysis.ranges import RangeMethod, clipping_range
 from onnxpress.ir.data import DataSource
 from onnxpress.ir.errors import InputError
 from onnxpress.ir.quantization import Quantization
-from onnxpress.passes.quantize.units import Unit, activation_limits
+from onnxpress.passes.quantize.units import Unit
 
 __all__ = ["observe_ranges"]
 

@@ -6,17 +6,17 @@ A unit reads quantized activations and may write one. Everything else in the gra
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir
 
-from onnxpress.ir.linear import Linear, as_linear, constant_tensor
+from onnxpress.ir.activations import activation_limits
+from onnxpress.ir.linear import Linear, as_linear
 from onnxpress.ir.quantization import quantization_of
 from onnxpress.passes.base import Declined
 from onnxpress.passes.constraints import QuantizationScheme
 
-__all__ = ["Unit", "activation_limits", "find_units", "nodes_before_last_linear"]
+__all__ = ["Unit", "find_units", "nodes_before_last_linear"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,21 +165,3 @@ def _fused_activation(value: onnx_ir.Value, activations: frozenset[str]) -> onnx
         return None
     low, high = activation_limits(node)
     return node if low <= 0.0 <= high else None  # a quantized range always holds zero
-
-
-def activation_limits(node: onnx_ir.Node) -> tuple[float, float]:
-    """Return what values `node`, a Relu or Clip, lets through; an empty interval (inf, -inf) where that varies."""
-    if node.op_type == "Relu":
-        return 0.0, math.inf
-    low = node.attributes.get_float("min", -math.inf)  # attributes before opset 11, inputs since
-    high = node.attributes.get_float("max", math.inf)
-    for index in (1, 2):
-        bound = node.inputs[index] if len(node.inputs) > index else None
-        if bound is None:
-            continue
-        tensor = constant_tensor(bound)
-        if tensor is None:
-            return math.inf, -math.inf
-        number = float(tensor.numpy().reshape(-1)[0])  # exporters write [1] as well as []
-        low, high = (number, high) if index == 1 else (low, number)
-    return low, high

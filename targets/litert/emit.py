@@ -19,14 +19,15 @@ from collections.abc import Mapping
 
 import onnx_ir
 
+from onnxpress.ir.errors import InputError
 from onnxpress.ir.linear import Linear, as_linear
-from onnxpress.ir.opset import default_opset
 from onnxpress.targets.litert.flatbuffer import FlatGraph, Tensor
 from onnxpress.targets.litert.layout import Demand, Layouts, plan_layouts
 from onnxpress.targets.litert.plan import find_flattened, layered_values, plan_units
+from onnxpress.targets.litert.problems import describe_problems, fix_and_check
 from onnxpress.targets.litert.rules.base import Site, Unit
 from onnxpress.targets.litert.rules.linear import LinearRule
-from onnxpress.targets.litert.static_shapes import fix_batch, shape_of
+from onnxpress.targets.litert.static_shapes import shape_of
 from onnxpress.targets.litert.values import Values
 from onnxpress.targets.litert.weights import describe_form
 from onnxpress.targets.lowering.report import LoweringReport
@@ -70,9 +71,12 @@ def emit(model: onnx_ir.Model, *, batch: int = 1, channels_last: bool = False) -
     """Return `model` as a .tflite file with its record. Arguments and errors: see `emit_tflite`."""
     graph = FlatGraph()
     copy = model.clone()
-    report = LoweringReport(notes=fix_batch(copy, batch))
+    notes, problems = fix_and_check(copy, batch)
+    if problems:
+        raise InputError(describe_problems(problems))
+    report = LoweringReport(notes=notes)
     units = plan_units(copy)
-    inputs = [value for value in copy.graph.inputs if not value.is_initializer()]
+    inputs = [value for value in copy.graph.inputs if not value.is_initializer()]  # the others are read by none
     outputs = list(copy.graph.outputs)
     flattened = find_flattened(units, outputs)
     layered = dict.fromkeys([*layered_values(units, inputs), *flattened])
@@ -88,7 +92,7 @@ def emit(model: onnx_ir.Model, *, batch: int = 1, channels_last: bool = False) -
     values.flattened.update(flattened)
     given = {str(value.name): _take(values, value, channels_last) for value in inputs}
     for unit in units:
-        _write(unit, values, layouts, default_opset(copy), report)
+        _write(unit, values, layouts, report)
     last = {value: channels_last and len(shape_of(value) or ()) == 4 for value in outputs}
     made = {str(value.name): values.get(value, last[value]) for value in outputs}
     report.notes += [*_interface_notes(inputs, channels_last), *_form_notes(report)]
@@ -112,8 +116,8 @@ def _take(values: Values, value: onnx_ir.Value, channels_last: bool) -> Tensor:
     return tensor
 
 
-def _write(unit: Unit, values: Values, layouts: Layouts, opset: int, report: LoweringReport) -> None:
-    site = Site(unit, values, unit.node in layouts.agree_last, frozenset(layouts.made_last), opset)
+def _write(unit: Unit, values: Values, layouts: Layouts, report: LoweringReport) -> None:
+    site = Site(unit, values, unit.node in layouts.agree_last, frozenset(layouts.made_last))
     unit.rule.write(site)
     linear = as_linear(unit.node)
     if isinstance(linear, Linear):

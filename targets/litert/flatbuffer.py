@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from onnxpress.ir.errors import InputError
 from onnxpress.targets.litert.install import require_schema
+from onnxpress.targets.litert.versions import operator_version
 
 __all__ = ["FlatGraph", "Grid", "Tensor"]
 
@@ -37,17 +38,9 @@ _TYPES = {
     "int8": "INT8",
     "int32": "INT32",
     "int64": "INT64",
+    "uint8": "UINT8",
     "bool": "BOOL",
 }
-
-# Versions that an operator has since it takes int8 (tensorflow/compiler/mlir/lite/tools/versioning/op_version.cc):
-# an older runtime then refuses the file instead of misreading it.
-_INT8_VERSIONS = {
-    "ADD": 2, "AVERAGE_POOL_2D": 2, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "DEQUANTIZE": 2,
-    "FULLY_CONNECTED": 4, "LEAKY_RELU": 2, "LOGISTIC": 2, "MAX_POOL_2D": 2, "MEAN": 2, "MUL": 2, "PAD": 2, "PADV2": 2,
-    "RELU": 2, "RELU6": 2, "RESIZE_BILINEAR": 2, "RESIZE_NEAREST_NEIGHBOR": 2, "SOFTMAX": 2, "SPLIT": 2,
-    "STRIDED_SLICE": 2, "SUB": 2, "TANH": 2, "TRANSPOSE": 2, "TRANSPOSE_CONV": 2,
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +110,7 @@ class FlatGraph:
         fields: Mapping[str, Any] | None = None,
     ) -> None:
         """Add an operator. kind: its name in `BuiltinOperator`. options: its table there, without the T, and fields."""
-        is_integer = any(each.is_integer for each in [*outputs, *(one for one in inputs if one is not None)])
-        version = _INT8_VERSIONS.get(kind, 1) if is_integer else 1
-        key = (kind, version)
+        key = (kind, operator_version(kind, inputs, outputs, fields or {}))
         operator = self._schema.OperatorT()
         operator.opcodeIndex = self._codes.setdefault(key, len(self._codes))
         operator.inputs = [-1 if each is None else each.index for each in inputs]

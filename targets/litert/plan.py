@@ -1,7 +1,7 @@
 """What is written of a graph: which nodes, fused with which activations, in integers or in float.
 
 Only what the outputs depend on through data is written: nodes that compute shapes fall away, for all shapes are
-known. Everything that cannot be written is found here, before a byte is.
+known. What cannot be written was found before (`problems`).
 """
 
 from __future__ import annotations
@@ -10,48 +10,23 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir
 
-from onnxpress.ir.errors import InputError, near_names
 from onnxpress.ir.linear import constant_numbers
 from onnxpress.ir.opset import default_opset
 from onnxpress.targets.litert.layout import is_image
-from onnxpress.targets.litert.rules.base import Rule, Unit, computed, shape
+from onnxpress.targets.litert.problems import needed_nodes
+from onnxpress.targets.litert.rules.base import Rule, Unit, shape
 from onnxpress.targets.litert.rules.elementwise import Clipping, Function, Same, covers, fused_name
 from onnxpress.targets.litert.rules.moves import Reshape
 from onnxpress.targets.litert.rules.products import takes_columns
-from onnxpress.targets.litert.rules.table import operators, rule_of
-from onnxpress.targets.litert.static_shapes import shape_of
+from onnxpress.targets.litert.rules.table import rule_of
 from onnxpress.targets.litert.values import is_noted
 
 __all__ = ["find_flattened", "layered_values", "plan_units"]
 
-_SHOWN = 5  # problems in one message
-
 
 def plan_units(model: onnx_ir.Model) -> list[Unit]:
-    """Return the units of the main graph in its order.
-
-    Raises:
-        InputError: something cannot be written; lists node, operator and reason.
-    """
-    opset = default_opset(model)
-    needed = _needed(model.graph)
-    problems = [
-        f"node {node.name or node.outputs[0].name!r} ({node.op_type}): {reason}"
-        for node in needed
-        if (reason := _problem(node, opset)) is not None
-    ]
-    problems += [
-        f"output {value.name!r} is a constant or an input, which no operator makes"
-        for value in model.graph.outputs
-        if value.producer() is None or constant_numbers(value) is not None
-    ]
-    if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise InputError(
-            f"LiteRT cannot run {len(problems)} {'places' if len(problems) > 1 else 'place'} of this model: "
-            f"{'; '.join(problems[:_SHOWN])}{more}. Replace them, or choose a target that runs ONNX, such as mobile-cpu"
-        )
-    return list(_units(needed))
+    """Return the units of the main graph in its order. It was checked to have no problems."""
+    return list(_units(needed_nodes(model.graph), default_opset(model)))
 
 
 def find_flattened(units: Sequence[Unit], outputs: Sequence[onnx_ir.Value]) -> dict[onnx_ir.Value, tuple[int, ...]]:
@@ -86,54 +61,22 @@ def _column_chain(value: onnx_ir.Value, outputs: Sequence[onnx_ir.Value]) -> lis
     return chain
 
 
-def _needed(graph: onnx_ir.Graph) -> list[onnx_ir.Node]:
-    pending = [value.producer() for value in graph.outputs]
-    seen: set[onnx_ir.Node] = set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen or node.op_type == "Constant":
-            continue
-        seen.add(node)
-        rule = rule_of(node)
-        pending += [value.producer() for value in (computed(node) if rule is None else rule.data(node))]
-    return [node for node in graph if node in seen]
-
-
-def _problem(node: onnx_ir.Node, opset: int) -> str | None:
-    rule = rule_of(node)
-    if rule is None:
-        if node.domain not in ("", "ai.onnx"):
-            return f"its domain {node.domain!r} is not ONNX's own"
-        near = near_names(node.op_type, operators(), limit=1)
-        return "no LiteRT operator is known for it" + (f".{near}" if near else "")
-    results = [value for value in node.outputs if value is node.outputs[0] or value.uses()]
-    for value in [*rule.data(node), *results]:
-        if shape_of(value) is None:
-            return f"the shape of {value.name!r} does not follow from the model's inputs"
-        if value.dtype != onnx_ir.DataType.FLOAT:
-            kind = "unknown" if value.dtype is None else value.dtype.name
-            return f"{value.name!r} is {kind}, and only FLOAT is written"
-        if 0 in shape(value):
-            return f"{value.name!r} {list(shape(value))} is empty"
-    return rule.problem(node, opset)
-
-
-def _units(nodes: Sequence[onnx_ir.Node]) -> Iterator[Unit]:
+def _units(nodes: Sequence[onnx_ir.Node], opset: int) -> Iterator[Unit]:
     taken: set[onnx_ir.Node] = set()
     for node in nodes:
         if node in taken:
             continue
         rule = rule_of(node)
         assert rule is not None, "checked above"
-        unit = _fused(node, rule)
+        unit = _fused(node, rule, opset)
         if unit is not None and unit.activation is not None:
             taken.add(unit.activation)
             yield unit
         else:
-            yield Unit(node, rule, rule.is_integer(node, node.outputs))
+            yield Unit(node, rule, opset, rule.is_integer(node, node.outputs))
 
 
-def _fused(node: onnx_ir.Node, rule: Rule) -> Unit | None:
+def _fused(node: onnx_ir.Node, rule: Rule, opset: int) -> Unit | None:
     """Return the node together with the activation that alone reads it, where its kernel computes that as well."""
     value = node.outputs[0]
     if len(node.outputs) != 1 or value.is_graph_output() or len(value.uses()) != 1 or is_noted(value):
@@ -142,10 +85,10 @@ def _fused(node: onnx_ir.Node, rule: Rule) -> Unit | None:
     if not isinstance(rule_of(activation), Clipping) or constant_numbers(value) is not None:
         return None
     integer = rule.is_integer(node, activation.outputs)
-    name = fused_name(activation) if rule.fuses else None
+    name = fused_name(activation) if rule.fuses(node) else None
     if name is None and not (integer and covers(activation)):
         return None
-    return Unit(node, rule, integer, activation, name)
+    return Unit(node, rule, opset, integer, activation, name)
 
 
 def layered_values(units: Sequence[Unit], inputs: Sequence[onnx_ir.Value]) -> set[onnx_ir.Value]:

@@ -6,42 +6,47 @@ leave sizes open too, but its fast kernels are prepared for fixed ones.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir
 
-from onnxpress.ir.errors import InputError
 from onnxpress.ir.inference import infer_shapes
 
-__all__ = ["fix_batch", "shape_of"]
+__all__ = ["fix_batch", "open_inputs", "shape_of"]
+
+
+def open_inputs(model: onnx_ir.Model) -> Iterator[str]:
+    """Yield what keeps sizes open: inputs without a shape, or with another open size than the batch."""
+    for value in _inputs(model):
+        if value.shape is None:
+            yield f"input {value.name!r} has no shape, and LiteRT needs one: export the model with shapes"
+        elif not all(isinstance(size, int) for size in list(value.shape)[1:]):
+            yield (
+                f"input {value.name!r} has the open sizes {[str(size) for size in value.shape]}, and a .tflite file "
+                "fixes all of them: export the model with fixed sizes; only the batch may be open"
+            )
 
 
 def fix_batch(model: onnx_ir.Model, batch: int) -> list[str]:
     """Give every open leading size of an input the number `batch`, and infer all shapes, in place.
 
-    Returns: a line for each input that was changed.
-
-    Raises:
-        InputError: an input has another open size, or no shape at all.
+    No other size is open. Returns: a line for each input that was changed.
     """
     notes = []
-    for value in model.graph.inputs:
-        if value.is_initializer():
-            continue
-        if value.shape is None:
-            raise InputError(f"input {value.name!r} has no shape, and LiteRT needs one. Export the model with shapes")
-        sizes = list(value.shape)
+    for value in _inputs(model):
+        sizes = list(value.shape or ())
         if sizes and not isinstance(sizes[0], int):
             notes.append(f"input {value.name!r}: its open batch {sizes[0]} is fixed at {batch}")
-            sizes[0] = batch
-        if not all(isinstance(size, int) for size in sizes):
-            raise InputError(
-                f"input {value.name!r} has the open sizes {[str(size) for size in value.shape]}, and a .tflite file "
-                "fixes all of them. Export the model with fixed sizes; only the batch may be open"
-            )
-        value.shape = onnx_ir.Shape(sizes)
+            value.shape = onnx_ir.Shape([batch, *sizes[1:]])
     for value in model.graph.outputs:
-        value.shape = None  # what the file says of them was said for the open batch
+        if value.producer() is not None:
+            value.shape = None  # what the file says of them was said for the open batch
     infer_shapes(model)
     return notes
+
+
+def _inputs(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
+    return (value for value in model.graph.inputs if not value.is_initializer())
 
 
 def shape_of(value: onnx_ir.Value) -> tuple[int, ...] | None:

@@ -17,7 +17,16 @@ from onnxpress.targets.litert.flatbuffer import FlatGraph, Grid, Tensor
 from onnxpress.targets.litert.layout import is_one_order, last_axes
 from onnxpress.targets.litert.static_shapes import shape_of
 
-__all__ = ["Values", "grid_of", "is_noted"]
+__all__ = ["FILE_TYPES", "Values", "file_type", "grid_of", "is_noted"]
+
+# How values that are not noted are held, by their type in ONNX.
+FILE_TYPES = {"BOOL": "bool", "FLOAT": "float32", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
+
+
+def file_type(value: onnx_ir.Value) -> str:
+    """Return the type in the file of a value that is not noted; it was checked to have one."""
+    assert value.dtype is not None, f"{value.name!r} was checked to have a type"
+    return FILE_TYPES[value.dtype.name]
 
 
 def is_noted(value: onnx_ir.Value | None) -> bool:
@@ -54,7 +63,8 @@ class Values:
     def new(self, value: onnx_ir.Value, last: bool, *, integer: bool = False, grid: Grid | None = None) -> Tensor:
         """Return a tensor that the operator of `value` is to fill; hand it to `put` then."""
         grid = (grid or grid_of(value)) if integer else None
-        return self.graph.tensor(str(value.name), self.shape(value, last), "int8" if integer else "float32", grid)
+        kind = "int8" if integer else file_type(value)
+        return self.graph.tensor(str(value.name), self.shape(value, last), kind, grid)
 
     def put(self, value: onnx_ir.Value, tensor: Tensor, last: bool) -> None:
         """Say that `tensor` holds `value`. A noted one goes on as integers on its own grid, whatever it is now."""

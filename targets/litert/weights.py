@@ -57,8 +57,7 @@ def _integers(encoded: Encoded, out_axis: int) -> tuple[npt.NDArray[np.int8], _F
         has_zero_point = encoded.zero_point is not None and encoded.zero_point.any()
         if not encoded.signed or has_zero_point or encoded.block_size is not None:
             return None
-        axis = None if encoded.axis is None else encoded.axis % encoded.codes.ndim
-        return None if axis not in (None, out_axis) else (encoded.codes, encoded.scale)
+        return (encoded.codes, encoded.scale) if encoded.axis in (None, out_axis) else None
     levels = as_levels(encoded)
     table = None if levels is None else integer_table(levels, out_axis)
     if levels is None or table is None:

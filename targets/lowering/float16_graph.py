@@ -34,7 +34,7 @@ from onnxpress.ir.encodings import Affine, Float16, Sparse, encoding_of
 from onnxpress.ir.encodings.base import Array
 from onnxpress.ir.errors import InputError
 from onnxpress.ir.inference import infer_shapes
-from onnxpress.ir.linear import constant_tensor
+from onnxpress.ir.linear import ONNX_DOMAINS, constant_tensor
 from onnxpress.ir.magnitudes import magnitude_of
 from onnxpress.ir.opset import default_opset, require_opset
 from onnxpress.ir.quantization import quantization_of
@@ -101,7 +101,7 @@ def _say_measured(graph: onnx_ir.Graph, report: LoweringReport) -> None:
 
 def _ports(node: onnx_ir.Node, opset: int, storage: Storage) -> _Ports | str:
     """Return what changes type, or why the node stays in float32; an empty reason goes without saying."""
-    if node.domain not in ("", "ai.onnx") or node.op_type in _NEVER:
+    if node.domain not in ONNX_DOMAINS or node.op_type in _NEVER:
         return ""
     if any(attribute.type in (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS) for attribute in
            node.attributes.values()):  # fmt: skip

@@ -2,11 +2,14 @@
 
     X noted [low, high]       =>   X -> Q -> X_q -> DQ -> X_dq, and every reader of X reads X_dq
     moves of noted values     =>   the same operator on the integers, and a DQ behind it; where the target asks, a pair
+                                   (a Pad moves where it fills with zero, which the zero point stands for)
     Add(Conv(...), R) noted   =>   see `residuals`, where the target asks
     W encoded                 =>   see `qdq_weights`
 
 Forms that onnxruntime would leave unfused are never emitted (each was seen on its optimized graph): scales and
 zero points of activations are true scalars, and the range of a Relu's output starts at the lowest integer.
+
+A note of other than 8 bits is declined: its value stays float, and the report says so.
 
 The result computes the noted model's function up to the float rounding of the rescaling.
 """
@@ -21,6 +24,7 @@ import onnx_ir
 
 from onnxpress.ir.encodings import Float8, Sparse, encoding_of, is_encoded
 from onnxpress.ir.errors import InputError
+from onnxpress.ir.linear import ONNX_DOMAINS, constant_numbers
 from onnxpress.ir.opset import default_opset, require_opset
 from onnxpress.ir.quantization import Quantization, clear, integer_parameters, quantization_of
 from onnxpress.passes.constraints import IntegerScheme, QuantizationScheme
@@ -30,11 +34,12 @@ from onnxpress.targets.lowering.qdq_weights import Integers, is_quantized, lower
 from onnxpress.targets.lowering.reals import FLOAT8_OPSET, INT4_OPSET
 from onnxpress.targets.lowering.report import LoweringReport
 from onnxpress.targets.lowering.residuals import leave_accumulators
-from onnxpress.targets.schema import Storage
+from onnxpress.targets.schema import ONNXRUNTIME_STORAGE, Storage
 
 __all__ = ["lower_qdq"]
 
 _QUANTIZED_BY_RUNTIME = frozenset({"Conv", "ConvTranspose", "Gemm"})
+_BITS = 8  # of activations: the width of the types that QuantizeLinear is given here
 _QDQ_OPSET = 13  # DequantizeLinear takes an axis; Pad, Slice, MaxPool and friends take 8-bit integers
 
 # Operators that move or compare values without computing new ones: they do the same to integers.
@@ -49,8 +54,9 @@ def lower_qdq(
     Notes are read in the main graph only, weights in bodies of If, Loop and Scan too. storage: what decides the form of
     a weight; by default that of onnxruntime. max_opset: the model may be raised to this, for forms that need it.
     """
-    storage = storage or Storage()
+    storage = storage or ONNXRUNTIME_STORAGE
     report = LoweringReport()
+    _decline_other_widths(model.graph, report)
     if not _has_work(model.graph):
         return report
     require_opset(model, _QDQ_OPSET, reason="QuantizeLinear stores a scale per channel from there on")
@@ -66,9 +72,22 @@ def lower_qdq(
     return report
 
 
+def _decline_other_widths(graph: onnx_ir.Graph, report: LoweringReport) -> None:
+    """Take the notes away that the integers of this lowering cannot stand for."""
+    for value in _computed(graph):
+        noted = quantization_of(value)
+        if noted is not None and noted.bits != _BITS:
+            clear(value)
+            report.notes.append(f"{value.name!r} is noted with {noted.bits} bits, not {_BITS}: stays float")
+
+
 def _has_work(graph: onnx_ir.Graph) -> bool:
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    return any(map(quantization_of, values)) or any(map(is_encoded, _constants(graph)))
+    return any(map(quantization_of, _computed(graph))) or any(map(is_encoded, _constants(graph)))
+
+
+def _computed(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
+    """Return the inputs of a graph and the outputs of its nodes."""
+    return [*graph.inputs, *(value for node in graph for value in node.outputs)]
 
 
 def _constants(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
@@ -170,11 +189,11 @@ class _Values:
 
     def _is_move(self, node: onnx_ir.Node) -> bool:
         """Whether `node` moves integers that already have the scale which its result is noted with."""
-        if not self.moves or node.op_type not in _MOVES or node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+        if not self.moves or node.op_type not in _MOVES or node.domain not in ONNX_DOMAINS or len(node.outputs) != 1:
             return False
         noted = quantization_of(node.outputs[0])
         operands = _operands(node)
-        if noted is None or not all(value in self.integers for value in operands):
+        if noted is None or not all(value in self.integers for value in operands) or not _pads_with_zero(node):
             return False
         scale, zero_point = self._numbers(noted)
         return all(
@@ -190,7 +209,7 @@ class _Values:
                 node.replace_input_with(index, self.integers[operand].value)
         name = str(value.name)
         dequantize = self._dequantize(value, value, noted)
-        if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
+        if _fills(node) or (node.op_type == "Pad" and _input(node, 2) is not None):  # unread, but of the data's type
             node.resize_inputs(max(3, len(node.inputs)))
             node.replace_input_with(2, dequantize.inputs[2])  # real zero is the zero point
         self.graph.insert_after(node, dequantize)
@@ -226,6 +245,24 @@ class _Values:
     def _numbers(self, noted: Quantization) -> tuple[float, int]:
         scale, zero_point = integer_parameters(noted, signed=self.scheme.signed, symmetric=self.scheme.symmetric)
         return float(scale), int(zero_point)
+
+
+def _fills(node: onnx_ir.Node) -> bool:
+    """Whether `node` is a Pad that writes a number of its own, and no copies of its input."""
+    return node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant"
+
+
+def _pads_with_zero(node: onnx_ir.Node) -> bool:
+    """Whether a Pad fills with zero, which the zero point stands for, or with nothing; True for other operators."""
+    fill = _input(node, 2) if _fills(node) else None
+    if fill is None:
+        return True
+    number = constant_numbers(fill)
+    return number is not None and not number.any()
+
+
+def _input(node: onnx_ir.Node, index: int) -> onnx_ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def _operands(node: onnx_ir.Node) -> list[onnx_ir.Value]:

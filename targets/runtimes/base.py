@@ -68,8 +68,10 @@ class Prepared(Protocol):
         """
         ...
 
-    def compute(self) -> None:
+    def compute(self) -> float | None:
         """Compute, from what was fed last.
+
+        Returns: None where the caller's clock times it, else the milliseconds that it took by the runtime's own.
 
         Raises:
             RuntimeRefusalError: the runtime fails.
@@ -92,8 +94,7 @@ class Prepared(Protocol):
 class Runtime(Protocol):
     """Runs models.
 
-    name: what profiles and `--runtime` call it. title: its full name. single_thread_clock: seconds of CPU time that
-    its computing takes with one thread; None where no CPU computes, and elapsed time is all that tells.
+    name: what profiles and `--runtime` call it. title: its full name.
     """
 
     @property
@@ -103,7 +104,9 @@ class Runtime(Protocol):
     def title(self) -> str: ...
 
     @property
-    def single_thread_clock(self) -> Callable[[], float] | None: ...
+    def single_thread_clock(self) -> Callable[[], float] | None:
+        """Seconds of CPU time that its computing takes with one thread; None where the processor does not compute."""
+        ...
 
     def version(self) -> str:
         """Return the version that is installed.

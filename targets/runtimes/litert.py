@@ -8,11 +8,10 @@ batch at a time. With one thread LiteRT computes on the calling thread, so that 
 from __future__ import annotations
 
 import collections
-import contextlib
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import onnx_ir
 
 from onnxpress.targets.litert.install import require_interpreter
 from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port, fit_feeds, race
+from onnxpress.targets.runtimes.quiet import quiet
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
 from onnxpress.targets.runtimes.timing import Latency
 
@@ -46,7 +46,7 @@ class LiteRtSession:
         kinds = runtime.OpResolverType
         resolver = kinds.AUTO if xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
-            with _quiet():
+            with quiet():  # it tells of XNNPACK there
                 self._interpreter = runtime.Interpreter(
                     model_content=content, num_threads=threads, experimental_op_resolver_type=resolver
                 )
@@ -148,16 +148,3 @@ class LiteRt:
 
 
 LITERT = LiteRt()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the line about XNNPACK, which the library writes past Python, off the terminal."""
-    kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(sink, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(sink)

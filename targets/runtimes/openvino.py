@@ -26,6 +26,7 @@ from onnxpress.ir.shapes import required_inputs
 from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port, fit_feeds
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, is_quantized_on_paper
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
+from onnxpress.targets.runtimes.timing import quiet_runs
 
 __all__ = ["OPENVINO", "PRODUCTS", "CompiledModel", "OpenVino", "count_precisions", "inspect_kernels"]
 
@@ -83,15 +84,20 @@ class CompiledModel:
         compiled = _compile(self._model, self._feeds, self._threads, PERF_COUNT=True)
         origins = _origins(self._model, compiled)
         request = compiled.create_infer_request()
-        runs: dict[tuple[str, str], list[float]] = {}
-        for round_number in range(rounds + _WARMUP):
+        times: dict[tuple[str, str], list[float]] = {}
+        walls = []
+        for _ in range(rounds + _WARMUP):
+            start = time.perf_counter()
             request.infer(self._feeds)
-            for each in request.get_profiling_info() if round_number >= _WARMUP else ():
+            walls.append(time.perf_counter() - start)
+            for each in request.get_profiling_info():
                 if each.status.name == "EXECUTED":
                     taken = each.real_time.total_seconds() * 1e3
-                    runs.setdefault((each.node_name, each.exec_type), []).append(taken)
+                    times.setdefault((each.node_name, each.exec_type), []).append(taken)
+        runs = quiet_runs(walls, _WARMUP)
         return [
-            NodeTime(name, kind, statistics.median(each), origins.get(name, ())) for (name, kind), each in runs.items()
+            NodeTime(name, kind, statistics.median(each[run] for run in runs), origins.get(name, ()))
+            for (name, kind), each in times.items()
         ]
 
     def run(self, feeds: Feeds) -> list[Array]:

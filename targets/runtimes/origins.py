@@ -82,7 +82,8 @@ def _assign_rest(nodes: list[onnx_ir.Node], steps: dict[onnx_ir.Node, str]) -> N
     for node in nodes:
         if node in steps:
             continue
-        producers = {value.producer() for value in node.inputs if value is not None} & steps.keys()
+        found = (value.producer() for value in node.inputs if value is not None)
+        producers = [producer for producer in found if producer is not None and producer in steps]
         if producers:  # a sum goes into the later of its two layers, which starts from the other's result
             steps[node] = steps[max(producers, key=lambda each: place[each])]
 

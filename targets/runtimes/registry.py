@@ -15,6 +15,9 @@ RUNTIMES = {
     "onnxruntime-cuda": "onnxruntime:CUDA",
     "litert": "litert:LITERT",
     "openvino": "openvino:OPENVINO",
+    "ncnn": "ncnn:NCNN",
+    "mnn": "mnn:MNN",
+    "tensorrt": "tensorrt:TENSORRT",
 }
 
 

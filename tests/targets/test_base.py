@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.resources
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,8 +15,12 @@ import pytest
 from onnxpress.ir.errors import UsageError
 from onnxpress.ir.quantization import Quantization, note
 from onnxpress.passes.constraints import Constraints, CostEstimator
+from onnxpress.passes.pipeline import build
+from onnxpress.passes.registry import pass_names
 from onnxpress.targets import base
-from onnxpress.targets.base import _BUILT_IN, Target, load_target, target_names
+from onnxpress.targets.base import Target, load_target, target_names
+from onnxpress.targets.plugins import _GROUP
+from onnxpress.targets.profile_files import BUILT_IN
 from tests.support import text_model
 
 
@@ -87,7 +92,7 @@ def test_constraints_are_the_profile_as_plain_data() -> None:
 def test_an_unknown_name_gets_near_ones() -> None:
     assert _error("host-gpu") == (
         "unknown target 'host-gpu'. Did you mean 'host-cpu' or 'gpu'? "
-        f"There are: {', '.join(_BUILT_IN)}; or give the path of a profile, such as phone.toml"
+        f"There are: {', '.join(BUILT_IN)}; or give the path of a profile, such as phone.toml"
     )
 
 
@@ -182,7 +187,7 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (
             'extends = "host-gpu"',
             "extends = 'host-gpu': no such target. Did you mean 'host-cpu' or 'gpu'? "
-            f"There are: {', '.join(_BUILT_IN)}; or give the path of a .toml file",
+            f"There are: {', '.join(BUILT_IN)}; or give the path of a .toml file",
         ),
         ('extends = "phone.toml"', "extends = 'phone.toml': leads back to itself"),
         ("extends = 3", "extends = 3: must be a target's name or a path"),
@@ -196,8 +201,8 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (
             _HEAD + "channels = 3",
             "unknown key channels. Did you mean 'channel_multiple'? Known here: channel_multiple, "
-            "encodings, extends, lowering, max_ir_version, name, opset, pipeline, quantization, roofline, "
-            "rules, runtime, storage, summary, without_rules",
+            "encodings, extends, ir_version, lowering, name, opset, pipeline, quantization, roofline, "
+            "rules, runtime, storage, summary, whole_models, without_rules",
         ),
         (
             _HEAD + "quantization.wieght = 3",
@@ -249,9 +254,47 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         (
             _HEAD + '[[rules]]\nid = "a"\ncheck = "present"\nop = ["Erf"]\nsource = "s"\nadvice = "a"',
             "unknown key rules.a.op. Did you mean 'ops'? Known here: advice, attributes, check, domains, id, inputs, "
-            "known, numbers, ops, positions, severity, source, tolerance, types",
+            "known, limit, numbers, ops, positions, severity, source, tolerance, types, where",
         ),
         (_HEAD + "rules = 3", "rules = 3: must be a list"),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "outputs"\nsource = "s"\nadvice = "a"',
+            "rule 'a': check 'outputs' needs the key limit",
+        ),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "types"\ninputs = {}\nsource = "s"\nadvice = "a"',
+            "rule 'a': check 'types' needs the key inputs",
+        ),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "weight-type"\ninputs = { 0 = ["int8"] }\nsource = "s"\nadvice = "a"',
+            "rule 'a': check 'weight-type' needs the key inputs.1",
+        ),
+        (
+            _HEAD
+            + '[[rules]]\nid = "a"\ncheck = "present"\nops = ["Erf"]\ntypes = ["int8"]\nsource = "s"\nadvice = "a"',
+            "rule 'a': check 'present' does not read types: it reads ops",
+        ),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "beta"\nlimit = 3\nsource = "s"\nadvice = "a"',
+            "rule 'a': check 'beta' does not read limit: it reads no key of its own",
+        ),
+        (
+            _HEAD + 'pipeline = "cleanup, nosuch"',
+            f"pipeline: unknown pass 'nosuch'. There are: {', '.join(pass_names())}",
+        ),
+        (
+            _HEAD + 'pipeline = "cleanup{"',
+            "pipeline: column 9: expected the name of an option or '}', found the end, in: cleanup{",
+        ),
+        (
+            _HEAD + 'pipeline = "float16{nosuch=1}"',
+            "pipeline: float16: unknown option 'nosuch'. It takes: include, exclude",
+        ),
+        ('extends = "tensorrt"', "key name is missing: it cannot keep that of 'tensorrt', which it extends"),
+        (
+            'extends = "tensorrt"\nname = "tensorrt"',
+            "name = 'tensorrt': is that of a built-in target; give it another",
+        ),
         (_HEAD + 'encodings = ["dense", "affine8", "dense"]', "encodings: 'dense' appears twice"),
         (
             _HEAD + 'encodings = ["affine7", "dense"]',
@@ -277,6 +320,17 @@ def test_a_broken_file_says_file_key_and_what_was_expected(tmp_path: Path, text:
         ("[quantization]\nweight_per_channel = true\nbias = 'int8'", 5, "quantization.bias = 'int8': must be"),
         ("encodings = [\n  'dense',\n  'affine7',\n]", 3, "encodings.1 = 'affine7': must be"),
         ("lowering = ['qqd']", 3, "lowering: there is no step 'qqd'"),
+        ("# passes\npipeline = 'cleanup, nosuch'", 4, "pipeline: unknown pass 'nosuch'."),
+        (
+            "[[rules]]\nid = 'a'\nsource = 's'\ncheck = 'types'\nadvice = 'a'",
+            6,
+            "rule 'a': check 'types' needs the key",
+        ),
+        (
+            "[[rules]]\nid = 'a'\ncheck = 'beta'\nsource = 's'\nadvice = 'a'\nlimit = 3",
+            8,
+            "rule 'a': check 'beta' does not",
+        ),
         (
             "[[rules]]\nid = 'a'\ncheck = 'present'\nsource = 's'\nadvice = 'a'\n"
             "[[rules]]\nid = 'b'\ncheck = 'present'\nop = ['Erf']\nsource = 's'\nadvice = 'a'",
@@ -292,9 +346,23 @@ def test_a_broken_file_says_the_line(tmp_path: Path, text: str, line: int, start
     assert _error(path).startswith(f"target profile {path}, line {line}: {start}")
 
 
+def test_what_a_file_says_about_storage_has_a_source(tmp_path: Path) -> None:
+    """That of onnxruntime is no source for another runtime."""
+    text = (importlib.resources.files("onnxpress.targets.profiles") / "gpu.toml").read_text(encoding="utf-8")
+    text = text.replace('name = "gpu"', 'name = "mine"', 1)
+    assert load_target(_file(tmp_path, text)).profile.storage.source == "OperatorKernels.md"
+    path = _file(tmp_path, text.replace('source = "OperatorKernels.md"\n', "", 1))
+    assert re.sub(r", line \d+", "", _error(path)) == f"target profile {path}: key storage.source is missing"
+
+
+def test_the_default_pipelines_of_built_in_targets_are_checked_here_and_not_when_they_load() -> None:
+    for name in BUILT_IN:
+        build(load_target(name).default_pipeline)
+
+
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     assert _error("no/such.toml") == "target profile no/such.toml: there is no such file"
-    path = _file(tmp_path, 'extends = "none.toml"')
+    path = _file(tmp_path, 'extends = "none.toml"\nname = "mine"')
     assert _error(path) == f"target profile {tmp_path}/none.toml: there is no such file"
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     start = f"target profile {tmp_path}/binary.toml: cannot be read: "
@@ -323,7 +391,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, name: str, loaded: object) -> None
             return loaded
 
     Entry.name = name  # type: ignore[attr-defined]
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry()] if group == base._GROUP else [])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry()] if group == _GROUP else [])
 
 
 def _phone() -> Target:
@@ -336,7 +404,7 @@ def test_a_plugin_gives_a_target(monkeypatch: pytest.MonkeyPatch, as_function: b
     _install(monkeypatch, "acme-phone", _phone if as_function else _phone())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert target_names() == [*_BUILT_IN, "acme-phone"]
+        assert target_names() == [*BUILT_IN, "acme-phone"]
         assert load_target("acme-phone").name == "acme-phone"
 
 
@@ -355,7 +423,7 @@ def test_a_broken_plugin_is_a_warning_that_names_the_distribution(
     _install(monkeypatch, "acme-phone", loaded)
     reason = f"plugin 'acme-targets' (entry point 'acme-phone' = 'acme:target') cannot be used: {cause}"
     with pytest.warns(RuntimeWarning) as caught:
-        assert target_names() == [*_BUILT_IN]
+        assert target_names() == [*BUILT_IN]
     assert [str(each.message) for each in caught] == [f"{reason}. Its target is missing; update or uninstall it"]
     assert load_target("host-cpu").name == "host-cpu"
     assert _error("acme-phone") == f"target 'acme-phone': {reason}"
@@ -366,7 +434,7 @@ def test_built_in_targets_load_no_plugin_and_cannot_be_replaced(monkeypatch: pyt
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_target("host-cpu").constraints.channel_multiple == 16
-        assert target_names() == [*_BUILT_IN]
+        assert target_names() == [*BUILT_IN]
 
 
 def test_a_model_is_only_read_by_check() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -460,12 +461,68 @@ def test_versions_outside_the_range_are_illegal() -> None:
     model.opset_imports[""] = 27
     model.ir_version = 14
     source = "measured on onnxruntime 1.31.1; docs/Versioning.md: full support starts at opset 7"
+    ir_source = "measured on onnxruntime 1.31.1; 1.32.0 loads up to 14"
     assert [str(found) for found in _found(model)] == [
         f"the model: opset 27 lies outside 7 to 26 [opset, {source}]. "
         "Convert it with onnx.version_converter to opset 26.",
-        f"the model: IR version 14 lies above 13 [ir-version, {source}]. Export it with ir_version=13.",
+        f"the model: IR version 14 lies above 13 [ir-version, {ir_source}]. Export it with ir_version=13.",
     ]
     assert {found.severity for found in _found(model)} == {"illegal"}
+
+
+def test_a_finding_is_written_down_without_its_node_which_is_no_part_of_what_it_says() -> None:
+    (found,) = _found(_model("y = acme.Relu(x)"))
+    assert found.at is not None and found.at.op_type == "Relu"
+    assert found.to_json() == {
+        "node": "Relu_0",
+        "op_type": "Relu",
+        "rule": "unknown-domain",
+        "severity": "illegal",
+        "reason": "unknown domain 'acme'",
+        "source": found.source,
+        "advice": found.advice,
+    }
+    assert found == dataclasses.replace(found, at=None) and "at=" not in repr(found)
+
+
+@pytest.mark.parametrize("name", ["x86-vnni", "gpu"])
+def test_what_the_runtime_saves_after_its_own_optimizations_has_known_domains(name: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "saved.onnx")
+    data = onnx_ir.to_proto(_model("y = Conv(x, wb)", wb=np.ones((16, 6, 3, 3), np.float32))).SerializeToString()
+    onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    saved = onnx_ir.load(tmp_path / "saved.onnx")
+    found = check_model(saved, load_target(name).profile)
+    assert [each for each in found if each.rule == "unknown-domain"] == []
+
+
+def test_a_weight_only_gemm_needs_no_zero_point() -> None:
+    """Nothing would be fused with one: what is said about it is that its data are float."""
+    model = _build("md = DequantizeLinear<axis = 1>(m, ms) y = Gemm(x, md, mb)", _ROWS)
+    assert [found.rule for found in _found(model)] == ["weight-only-product"]
+
+
+@pytest.mark.parametrize(("factor", "said"), [(100.0, "100"), (0.01, "100"), (0.5, "2"), (1.5, "1.5")])
+def test_a_wrong_bias_scale_is_named_by_its_factor_whichever_way_it_is_off(factor: float, said: str) -> None:
+    model = _model(_CONV_BIAS, bs=(_CONSTANTS["bs"] * factor).astype(np.float32))
+    (found,) = (each for each in _found(model) if each.rule == "bias-scale")
+    assert found.reason.endswith(f" by a factor of up to {said}")
+
+
+@pytest.mark.parametrize(("factor", "fires"), [(1.005, False), (1.02, True), (0.995, False), (0.98, True)])
+def test_the_runtime_s_tolerance_for_a_bias_scale_is_one_in_a_hundred(factor: float, fires: bool) -> None:
+    model = _model(_CONV_BIAS, bs=(_CONSTANTS["bs"] * factor).astype(np.float32))
+    assert ("bias-scale" in {found.rule for found in _found(model)}) == fires
+
+
+def test_a_float_weight_between_integers_is_called_by_its_type() -> None:
+    """It is not always float32."""
+    model = _model(f"{_CONV}".replace("(xd, wd)", "(xd, wh)"), wh=_CONSTANTS["wf"].astype(np.float16))
+    (found,) = (each for each in _found(model) if each.rule == "float-weight-between-integers")
+    assert found.reason == "its weight is float16 between integers"
 
 
 def test_bodies_of_control_flow_are_visited() -> None:
@@ -546,6 +603,18 @@ def test_odd_models_are_no_crash(body: str) -> None:
 def test_a_node_that_is_refused_is_reported_once() -> None:
     model = _build("i = Cast<to = 11>(x) y = Conv(i, wdouble)", _IMAGE)
     assert [found.rule for found in _found(model)] == ["conv-type"]  # and not no-kernel as well
+
+
+def test_bodies_of_functions_are_visited_once_under_their_own_opsets() -> None:
+    model = text_model("""
+        <ir_version: 10, opset_import: ["" : 21, "mine" : 1]>
+        g (float[2] x) => (float[2] y) { t = mine.Twice(x) y = mine.Twice(t) }
+        <domain: "mine", opset_import: ["" : 21, "acme" : 1]>
+        Twice (a) => (b) { [bad] b = acme.Add(a, a) }
+    """)
+    assert [(found.node, found.rule, found.reason) for found in _found(model)] == [
+        ("bad", "unknown-domain", "unknown domain 'acme'")
+    ]
 
 
 def test_calls_of_functions_are_their_bodies() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir
 import pytest
 
+from onnxpress.ir.inference import infer_shapes
 from onnxpress.passes.base import Context
 from onnxpress.passes.manager import PassManager
 from onnxpress.passes.pipeline import build
@@ -39,18 +40,39 @@ _ANY_TYPE = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """A model that keeps every rule, and the same with one thing broken. refused: OpenVINO does not read it."""
+    """A model that keeps every rule, and the same with one thing broken.
+
+    refused: OpenVINO does not read it. differs: it computes other numbers than onnxruntime.
+    """
 
     rule: str
     good: str
     bad: str
     reason: str
     refused: bool = False
+    differs: bool = False
+    opset: int = 21
 
 
 _CASES = [
     _Case("unknown-domain", "y = Relu(x)", "y = acme.Relu(x)", "unknown domain 'acme'", refused=True),
     _Case("operator", "y = Selu(x)", "y = Det(x)", "Det is used", refused=True),
+    _Case(
+        "flattened-softmax",
+        "y = Softmax<axis = 3>(x)",
+        "y = Softmax(x)",
+        "it goes over the axes 1, 2, 3 at once",
+        differs=True,
+        opset=11,
+    ),
+    _Case(
+        "flattened-softmax",
+        "p = GlobalAveragePool(x) y = Softmax<axis = -3>(p)",
+        "y = Softmax<axis = -2>(x)",
+        "it goes over the axes 2, 3 at once",
+        differs=True,
+        opset=12,
+    ),
     _Case(
         "weight-type",
         _CONV,
@@ -79,9 +101,9 @@ _CASES = [
 ]
 
 
-def _model(body: str) -> onnx_ir.Model:
+def _model(body: str, opset: int = 21) -> onnx_ir.Model:
     model = text_model(f"""
-        <ir_version: 10, opset_import: ["" : 21, "acme" : 1]>
+        <ir_version: 10, opset_import: ["" : {opset}, "acme" : 1]>
         g (float[1,6,9,9] x) => (float y) {{ {body} }}
     """)
     for value in {value for node in model.graph for value in node.inputs if value is not None}:
@@ -92,17 +114,18 @@ def _model(body: str) -> onnx_ir.Model:
             model.graph.register_initializer(value)
     for index, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{index}"
+    infer_shapes(model)
     return model
 
 
-def _found(body: str) -> list[Illegal]:
-    return check_model(_model(body), load_target("openvino").profile)
+def _found(body: str, opset: int = 21) -> list[Illegal]:
+    return check_model(_model(body, opset), load_target("openvino").profile)
 
 
 @pytest.mark.parametrize("case", _CASES, ids=lambda case: case.rule)
 def test_a_rule_fires_on_what_it_is_about_and_on_nothing_else(case: _Case) -> None:
-    assert _found(case.good) == []
-    found = _found(case.bad)
+    assert _found(case.good, case.opset) == []
+    found = _found(case.bad, case.opset)
     assert {each.rule for each in found} == {case.rule}
     assert all(each.reason.startswith(case.reason) for each in found)
 
@@ -114,7 +137,10 @@ def test_every_rule_has_a_case() -> None:
 @pytest.mark.parametrize("case", _CASES, ids=lambda case: case.rule)
 def test_the_runtime_agrees(case: _Case) -> None:
     pytest.importorskip("openvino")
-    model = _model(case.bad)
+    model = _model(case.bad, case.opset)
+    if case.differs:
+        assert _is_equal(_model(case.good, case.opset)) and not _is_equal(model)
+        return
     if case.refused:
         with pytest.raises(RuntimeRefusalError):
             _run(model, random_feeds(model))
@@ -122,6 +148,26 @@ def test_the_runtime_agrees(case: _Case) -> None:
     assert _precisions(model) == {"f32"}
     if "QuantizeLinear" in case.good:
         assert _precisions(_model(case.good)) <= {"i8", "u8"}
+
+
+@pytest.mark.parametrize("opset", [5, 6, 10, 13, 22])
+def test_a_softmax_of_other_opsets_is_what_onnx_says(opset: int) -> None:
+    assert _found("y = Softmax<axis = 1>(x)", opset) == []
+
+
+@pytest.mark.parametrize("name", ["min", "max"])
+def test_the_runtime_reads_both_ends_of_the_opset_range_and_any_ir_version(name: str) -> None:
+    pytest.importorskip("openvino")
+    model = _model("y = Relu(x)", getattr(load_target("openvino").profile.opset, name))
+    model.ir_version = 15
+    assert check_model(model, load_target("openvino").profile) == []
+    (got,) = _run(model, {"x": np.full((1, 6, 9, 9), -2, np.float32)})
+    assert not got.any()
+
+
+def _is_equal(model: onnx_ir.Model) -> bool:
+    feeds = random_feeds(model)
+    return bool(np.allclose(run(model, feeds)[0], _run(model, feeds)[0], atol=1e-3))
 
 
 def _run(model: onnx_ir.Model, feeds: dict[str, Array]) -> list[Array]:

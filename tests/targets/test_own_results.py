@@ -11,9 +11,9 @@ import onnx_ir
 import pytest
 
 from onnxpress.ir.data import DataSource, open_data
-from onnxpress.ir.encodings import encoding_of
+from onnxpress.ir.encodings import Affine, encoding_of
 from onnxpress.ir.model_io import load
-from onnxpress.ir.quantization import quantization_of
+from onnxpress.ir.quantization import Quantization, note, quantization_of
 from onnxpress.passes.base import Context
 from onnxpress.passes.manager import PassManager
 from onnxpress.passes.pipeline import build
@@ -142,6 +142,28 @@ def test_an_add_goes_into_the_accumulator_of_its_last_layer() -> None:
     assert producers == ["Conv", "DequantizeLinear"]
     biases = [node.inputs[2] for node in model.graph if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2]
     assert biases and all(value is not None and value.dtype == onnx_ir.DataType.FLOAT for value in biases)
+
+
+@pytest.mark.parametrize("operands", ["a, b", "b, a"])
+def test_of_two_layers_the_later_one_takes_the_add(operands: str) -> None:
+    """The earlier one is computed by then; its result waits as integers."""
+    target = load_target("tensorrt")
+    rng = np.random.default_rng(1)
+    model = sparse_support.model_of(
+        f"[first] a = MatMul(x, w1) [last] b = MatMul(x, w2) [add] out = Add({operands})",
+        {"w1": rng.standard_normal((16, 6)), "w2": rng.standard_normal((16, 6))},
+        inputs="float[N, 16] x",
+    )
+    for value in (model.graph.inputs[0], *(node.outputs[0] for node in model.graph)):
+        note(value, Quantization(-4.0, 4.0))
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        value.const_value = Affine.quantize(value.const_value.numpy(), axis=1, name=value.name)
+    target.lower(model)
+    add = next(node for node in model.graph if node.name == "add")
+    producers = [producer for producer in (value.producer() for value in add.inputs if value) if producer]
+    assert {producer.op_type for producer in producers} == {"MatMul", "DequantizeLinear"}
+    assert "last" in {producer.name for producer in producers}
 
 
 def test_int4_beside_float16_is_dequantized_to_float16() -> None:

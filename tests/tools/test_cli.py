@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -271,11 +272,41 @@ def test_check_refuses_an_illegal_model_by_rule_and_source(folder: Path, cli: Co
     illegal = [found for found in findings if found["severity"] == "illegal"]
     assert len(illegal) == 2
     assert findings[0].keys() == {"node", "op_type", "rule", "severity", "reason", "source", "advice"}
-    first = illegal[0]
     assert ran.error == (
-        f"error: odd.onnx is illegal on host-cpu: node {first['node']!r} ({first['op_type']}): "
-        f"{first['reason']} [{first['rule']}, {first['source']}]. {first['advice']} And 1 more place."
+        "error: odd.onnx is illegal on host-cpu: 2 places, rule unknown-domain. What each asks for stands above."
     )
+
+
+def test_check_says_a_rule_once_however_many_nodes_break_it(folder: Path, cli: CommandLine) -> None:
+    """Reason, advice and source stand there once: neither the verdict nor the error repeats them."""
+    model = onnx.load("digits.onnx")
+    model.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+    broken = [node for node in model.graph.node if node.op_type == "Conv"][:5]
+    for node in broken:
+        node.domain = "mine"
+    onnx.save(model, "odd.onnx")
+    names = [node.name for node in broken]
+    ran = cli("check", "odd.onnx", "--json", "-")
+    found = json.loads(ran.out)["findings"][0]
+    lines = ran.err.splitlines()
+    assert f"unknown-domain: {found['advice']}" in lines  # on one line, so that it can be copied
+    assert [ran.err.count(each) for each in (found["source"], found["advice"], "unknown domain 'mine'")] == [1, 1, 1]
+    assert re.search(rf"illegal +unknown-domain +5 +{names[0]}", ran.err)
+    assert f"{', '.join(names[:3])} and 2 more" in _column(ran.err, "where")
+    assert names[4] not in ran.err
+    ran = cli("check", "odd.onnx", "--all")
+    assert all(name in ran.err for name in names)
+
+
+def _column(text: str, name: str) -> str:
+    """Return what stands in one column of the first table, its lines joined."""
+    lines = text.splitlines()
+    top = next(index for index, line in enumerate(lines) if name in line)
+    start = lines[top].index(name)
+    after = re.compile(r"  \S").search(lines[top], start)
+    end = after.start() if after else None
+    body = itertools.takewhile(str.strip, lines[top + 2 :])
+    return " ".join(line[start:end].strip() for line in body)
 
 
 # passes, targets
@@ -306,6 +337,11 @@ def test_targets_lists_and_explains(folder: Path, cli: CommandLine) -> None:
     Path("phone.toml").write_text('extends = "mobile-cpu"\nname = "phone"\nchannel_multiple = 8\n')
     ran = cli("targets", "phone.toml", "--json", "-")
     assert json.loads(ran.out)["channel_multiple"] == 8
+    ran = cli("targets", "--schema", "--json", "-")
+    schema = json.loads(ran.out)
+    assert {"extends", "rules.check", "opset.max"} <= {key["name"] for key in schema["keys"]}
+    assert {"name": "beta", "needs": [], "summary": "A quantized Gemm adds its bias as it is"} in schema["checks"]
+    assert "without_rules" in ran.err and "accuracy-level" in ran.err
     assert cli("targets", "mobile").error.startswith("error: unknown target 'mobile'. Did you mean 'mobile-cpu' or ")
 
 

@@ -19,6 +19,7 @@ from onnxpress.ir.errors import BudgetError, InternalError, UsageError
 from onnxpress.passes.base import Context, Declined, Pass, Rewrites, Site, SiteOptions
 from onnxpress.passes.selectors import Selection
 from onnxpress.targets.base import Target, load_target
+from onnxpress.targets.schema import IrVersion
 from onnxpress.tools.compress import compress
 from onnxpress.tools.plan import prepare
 from onnxpress.tools.recipe import MANIFEST_KEY
@@ -445,7 +446,7 @@ def test_missed_budget_prints_the_table_and_writes_nothing(folder: Path, cli: Co
 
 def test_illegal_result_is_refused(repository_demo: Path) -> None:
     host = load_target("host-cpu")
-    old = Target(host.profile.model_copy(update={"max_ir_version": 5}))
+    old = Target(host.profile.model_copy(update={"ir_version": IrVersion(max=5, source="test")}))
     with pytest.raises(BudgetError) as caught:
         compress(repository_demo / "digits.onnx", target=old, passes=[])
     assert str(caught.value).startswith("the result is illegal on host-cpu: the model: IR version ")

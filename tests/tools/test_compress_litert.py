@@ -93,3 +93,37 @@ def test_a_model_of_a_fixed_batch_is_measured() -> None:
     report = compress(model, target=_TARGET, passes="cleanup", data={"x": samples}).report
     assert report.samples == 7 and report.after.agreement == 100
     assert report.after.sqnr_db is not None and report.after.sqnr_db > 80
+
+
+def test_constants_that_a_conversion_adds_are_written() -> None:
+    """quantize-int8 per channel needs opset 13; the Clip's limits become Constant nodes on the way there."""
+    model = text_model(
+        '<ir_version: 8, opset_import: ["" : 9]> g (float[N,2,6,6] x) => (float[N,3,4,4] y) '
+        "<float[3,2,3,3] w = {"
+        + ", ".join(f"{(7 * index) % 11 - 5}.0" for index in range(54))
+        + "}> { c = Conv(x, w) d = Clip<min = -0.5, max = 2.0>(c) y = Relu(d) }"
+    )
+    samples = np.random.default_rng(0).standard_normal((16, 2, 6, 6)).astype(np.float32)
+    result = compress(model, target=_TARGET, data={"x": samples})
+    assert {node.op_type for node in result.model.graph} >= {"Constant", "Conv"}
+    assert result.report.kernels is not None and result.report.kernels.integer
+    assert result.report.after.sqnr_db is not None and result.report.after.sqnr_db > 30
+
+
+def test_a_target_tells_which_operators_are_written(cli: CommandLine) -> None:
+    ran = cli("targets", _TARGET)
+    assert ran.status == 0 and "operators Abs, Add, ArgMax, " in " ".join(ran.err.split())
+
+
+def test_a_quantized_model_is_told_so(demo_files: Path) -> None:
+    quantized = compress(demo_files / "digits.onnx", target="mobile-cpu", data=demo_files / "calibration.npz").model
+    with pytest.raises(InputError, match=r"LiteRT cannot run this model: it is quantized already \(\d+ nodes, the "):
+        compress(quantized, target=_TARGET, passes="cleanup")
+
+
+@pytest.mark.assets
+def test_a_network_of_an_old_opset_is_written_in_integers(assets: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((16, 3, 240, 320)).astype(np.float32)
+    result = compress(assets / "models" / "ultraface_rfb320.onnx", target=_TARGET, data={"input": images})
+    assert result.content is not None and result.report.kernels is not None
+    assert len(result.report.kernels.integer) > 40 and result.report.kernels.operators["CONV_2D"] > 20

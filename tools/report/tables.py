@@ -21,23 +21,17 @@ if TYPE_CHECKING:
     from onnxpress.passes.manager import PassRecord
     from onnxpress.passes.registry import PassInfo
     from onnxpress.passes.verify_each import Check
-    from onnxpress.targets.base import Target
-    from onnxpress.targets.schema import Integer
     from onnxpress.tools.comparison import ModelComparison
     from onnxpress.tools.inspection import Inspection
-    from onnxpress.tools.legality import Check as TargetCheck
     from onnxpress.tools.metrics import Metrics
     from onnxpress.tools.result import Report
 
 __all__ = [
-    "show_check",
     "show_comparison",
     "show_inspection",
     "show_pass",
     "show_passes",
     "show_report",
-    "show_target",
-    "show_targets",
 ]
 
 _TOP = 5  # rows of a list that a screen has room for; the JSON holds all of them
@@ -162,60 +156,6 @@ def show_pass(console: Console, one: PassInfo, cls: type[Pass]) -> None:
     console.print(f'Written as: --passes "{one.name}{{{example.name}={example.default or "..."}}}"')
 
 
-def show_targets(console: Console, targets: Sequence[Target]) -> None:
-    """Print one line for each target."""
-    table = _table("target", "runtime", "default pipeline", "what it is", left=4)
-    for target in targets:
-        table.add_row(target.name, target.profile.runtime, target.default_pipeline, target.summary)
-    console.print(table)
-    console.print("The whole profile: onnxpress targets NAME. Your own: --target PROFILE.toml")
-
-
-def show_target(console: Console, target: Target) -> None:
-    """Print what a target asks for and how it is served."""
-    profile = target.profile
-    scheme = profile.quantization
-    facts = {
-        "target": target.name,
-        "is": target.summary,
-        "runtime": profile.runtime,
-        "pipeline": target.default_pipeline,
-        "lowering": ", ".join(profile.lowering) or "none",
-        "opset": f"{profile.opset.min} to {profile.opset.max}, IR version up to {profile.max_ir_version}",
-        "channels": f"in multiples of {profile.channel_multiple}",
-        "encodings": ", ".join(profile.encodings),
-        "activations": _describe_integer(scheme.activation),
-        "weights": _describe_integer(scheme.weight) + (", per channel" if scheme.weight_per_channel else ""),
-        "integer": ", ".join(sorted(scheme.compute)),
-        "carried": ", ".join(sorted(scheme.carry)) or "none",
-        "roofline": "none" if profile.roofline is None else profile.roofline.source,
-    }
-    show_facts(facts)
-    table = _table("rule", "severity", "operators", "advice", left=4)
-    for rule in profile.rules:
-        table.add_row(rule.id, rule.severity, ", ".join(sorted(rule.ops)) or "all", rule.advice)
-    console.print(table)
-
-
-def show_check(console: Console, found: TargetCheck) -> None:
-    """Print what a target has against a model, and how that cuts it."""
-    if not found.findings:
-        console.print(f"{found.model}: nothing against it on {found.target}")
-        console.print(found.partition.verdict)
-        return
-    table = _table("node", "operator", "severity", "rule", "found", "advice", left=6)
-    for one in found.findings:
-        where = one.node or "the model"
-        table.add_row(where, one.op_type, one.severity, f"{one.rule} ({one.source})", one.reason, one.advice)
-    console.print(table)
-    console.print(found.partition.verdict)
-
-
-def _describe_integer(kind: Integer) -> str:
-    zero_point = "symmetric" if kind.symmetric else "with a zero point"
-    return f"{'int' if kind.signed else 'uint'}{kind.bits}, {zero_point}"
-
-
 @dataclasses.dataclass(frozen=True)
 class _Measured:
     """What numbers were measured on. here: a word that keeps this machine's latency from reading as another's."""
@@ -270,17 +210,15 @@ def _macs(metrics: Metrics) -> str:
 
 
 def _footnote(measured: _Measured) -> str:
-    found = ["No data, so no accuracy and no fidelity: give --data."]
-    if measured.samples:
-        samples, sqnr_samples = measured.samples, measured.sqnr_samples
-        count = f"{samples}" if samples == sqnr_samples else f"{samples} (SQNR: {sqnr_samples})"
-        hint = ", for lack of --eval-data" if measured.on_calibration_data else ""
-        end = ";" if measured.is_timed else "."
-        found = [f"Accuracy and fidelity on {count} samples of {measured.samples_of}{hint}{end}"]
-    if measured.is_timed:
-        latency = f"latency{measured.here}: median at batch 1, CPU time, 1 thread."
-        found.append(latency if measured.samples else f"L{latency[1:]}")
-    return " ".join(found)
+    latency = f"atency{measured.here}: median at batch 1, CPU time, 1 thread."
+    if not measured.samples:
+        nothing = "No data, so no accuracy and no fidelity: give --data."
+        return f"{nothing} L{latency}" if measured.is_timed else nothing
+    samples, sqnr_samples = measured.samples, measured.sqnr_samples
+    count = f"{samples}" if samples == sqnr_samples else f"{samples} (SQNR: {sqnr_samples})"
+    hint = ", for lack of --eval-data" if measured.on_calibration_data else ""
+    fidelity = f"Accuracy and fidelity on {count} samples of {measured.samples_of}{hint}"
+    return f"{fidelity}; l{latency}" if measured.is_timed else f"{fidelity}."
 
 
 def _passes_table(passes: Sequence[PassRecord]) -> Table:

@@ -18,8 +18,8 @@ from onnxpress.targets.litert.static_shapes import shape_of
 from onnxpress.targets.litert.values import Values, is_noted
 
 __all__ = [
-    "FUSED", "Layered", "Rule", "Site", "Unit", "computed", "flag", "input_of", "ints", "rank", "shape",
-    "touch",
+    "FUSED", "Layered", "Rule", "Site", "Unit", "computed", "first_computed", "flag", "input_of", "ints", "is_read",
+    "rank", "shape", "touch",
 ]  # fmt: skip
 
 _Array = npt.NDArray[Any]
@@ -34,12 +34,13 @@ Layered = Mapping[onnx_ir.Value, object]
 class Unit:
     """A node to write, with the activation behind it that its kernel computes as well.
 
-    result: what both together make. fused: the activation's name in LiteRT; None where the output's range does it.
-    integer: computes in int8.
+    opset: what the node's attributes mean by. result: what both together make. fused: the activation's name in LiteRT;
+    None where the output's range does it. integer: computes in int8.
     """
 
     node: onnx_ir.Node
     rule: Rule
+    opset: int
     integer: bool = False
     activation: onnx_ir.Node | None = None
     fused: str | None = None
@@ -57,15 +58,20 @@ class Unit:
 class Rule(abc.ABC):
     """One ONNX operator. The defaults are those of an operator that takes any order, and computes in float."""
 
-    fuses: bool = False  # its kernels take a fused activation
     has_integer_kernel: bool = False
+    takes: frozenset[str] = frozenset({"FLOAT"})  # types that its data may have, as ONNX names them
+    makes: frozenset[str] = frozenset({"FLOAT"})
+
+    def fuses(self, node: onnx_ir.Node) -> bool:
+        """Whether the kernel that `node` becomes computes a fused activation too: its options have the field."""
+        return False
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
         """Return the operands that are computed while the model runs; others are constants and shapes."""
         return computed(node)
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        """Return why LiteRT cannot run `node`, or None. All shapes of its data and results are known."""
+        """Return why LiteRT cannot run `node`, or None. The shapes of its data and its first result are known."""
         return None
 
     def touch(self, unit: Unit, layered: Layered) -> Touch:
@@ -90,12 +96,11 @@ def touch(unit: Unit, layered: Layered, demand: Demand, made: Demand | None = No
 class Site:
     """Where a rule writes one unit. last: whether the images that agree lie channels last."""
 
-    def __init__(self, unit: Unit, values: Values, last: bool, made_last: frozenset[onnx_ir.Value], opset: int) -> None:
+    def __init__(self, unit: Unit, values: Values, last: bool, made_last: frozenset[onnx_ir.Value]) -> None:
         self.unit = unit
         self.node = unit.node
         self.values = values
         self.last = last
-        self.opset = opset
         self._made_last = made_last
 
     @property
@@ -105,6 +110,10 @@ class Site:
     @property
     def integer(self) -> bool:
         return self.unit.integer
+
+    @property
+    def opset(self) -> int:
+        return self.unit.opset
 
     @property
     def source(self) -> onnx_ir.Value:
@@ -174,6 +183,17 @@ class Site:
 def computed(node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
     """Return the inputs of a node that are no constants."""
     return tuple(value for value in node.inputs if value is not None and constant_numbers(value) is None)
+
+
+def first_computed(node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
+    """Return the first input of a node where it is no constant: what the others only tell about."""
+    first = input_of(node, 0)
+    return () if first is None or constant_numbers(first) is not None else (first,)
+
+
+def is_read(value: onnx_ir.Value) -> bool:
+    """Whether a node or the caller reads a value."""
+    return bool(value.uses()) or value.is_graph_output()
 
 
 def input_of(node: onnx_ir.Node, index: int) -> onnx_ir.Value | None:

@@ -16,7 +16,7 @@ import onnx_ir
 from onnxpress.ir.linear import Linear, as_linear, constant_numbers
 from onnxpress.targets.litert.flatbuffer import Tensor
 from onnxpress.targets.litert.layout import Demand, Touch
-from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, input_of, rank, shape, touch
+from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, input_of, is_read, rank, shape, touch
 from onnxpress.targets.litert.rules.linear import LinearRule, view_of
 from onnxpress.targets.litert.windows import find_windows
 
@@ -83,7 +83,8 @@ def padded(site: Site, data: Tensor, pads: list[tuple[int, int]], fill: float | 
 class ConvTranspose(_Convolution):
     """TRANSPOSE_CONV over all positions, then a STRIDED_SLICE of those that ONNX keeps."""
 
-    fuses: bool = False
+    def fuses(self, node: onnx_ir.Node) -> bool:
+        return False  # the field came later than the kernels of phones: version 4 of TRANSPOSE_CONV
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         reason = super().problem(node, opset)
@@ -141,10 +142,11 @@ def _cut(node: onnx_ir.Node, linear: Linear) -> tuple[list[int], list[int], list
 class BatchNormalization(Rule):
     """MUL and ADD of a number for each channel, in float."""
 
-    fuses: bool = True
+    def fuses(self, node: onnx_ir.Node) -> bool:
+        return True
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        if node.attributes.get_int("training_mode", 0) or any(value.uses() for value in node.outputs[1:]):
+        if node.attributes.get_int("training_mode", 0) or any(map(is_read, node.outputs[1:])):
             return "it is in training mode"
         if any(constant_numbers(input_of(node, index)) is None for index in range(1, 5)):
             return "its parameters are not constant"

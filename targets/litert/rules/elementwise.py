@@ -10,12 +10,22 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.activations import activation_limits
 from onnxpress.ir.linear import constant_numbers
 from onnxpress.ir.quantization import integer_parameters, quantization_of
-from onnxpress.passes.quantize.units import activation_limits
 from onnxpress.targets.litert.flatbuffer import Grid, Tensor
 from onnxpress.targets.litert.layout import Demand, Touch
-from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, input_of, rank, touch
+from onnxpress.targets.litert.rules.base import (
+    Layered,
+    Rule,
+    Site,
+    Unit,
+    first_computed,
+    input_of,
+    is_read,
+    rank,
+    touch,
+)
 
 __all__ = [
     "Binary",
@@ -29,6 +39,7 @@ __all__ = [
     "Same",
     "covers",
     "fused_name",
+    "operand",
 ]
 
 _Array = npt.NDArray[Any]
@@ -58,12 +69,13 @@ class Binary(Rule):
         self.kind = kind
         self.options = options or f"{kind.capitalize()}Options"
         self.has_integer_kernel = integer
-        self.fuses = options is None
+
+    def fuses(self, node: onnx_ir.Node) -> bool:
+        return self.kind in ("ADD", "DIV", "MUL", "SUB")
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        if len(node.inputs) != 2:
-            return f"it has {len(node.inputs)} operands, and only 2 are written"
-        return "both operands are constant: fold constants first" if not self.data(node) else None
+        count = len(node.inputs)
+        return None if count == 2 else f"it has {count} operands, and only 2 are written"
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         return len(self.data(node)) == len(node.inputs) and super().is_integer(node, results)
@@ -81,14 +93,14 @@ class Binary(Rule):
         for value in site.node.inputs:
             assert value is not None
             numbers = constant_numbers(value)
-            operands.append(site.read(value) if numbers is None else _operand(site, str(value.name), numbers))
+            operands.append(site.read(value) if numbers is None else operand(site, str(value.name), numbers))
         result = site.new()
-        fields = site.fused if self.fuses else {}
+        fields = site.fused if self.fuses(site.node) else {}
         site.operator(self.kind, operands, result, self.options, **fields)
         site.put(result)
 
 
-def _operand(site: Site, name: str, numbers: _Array) -> Tensor:
+def operand(site: Site, name: str, numbers: _Array) -> Tensor:
     """Return a constant in the order that images have here."""
     numbers = numbers.astype(np.float32)
     if site.last and rank(site.unit.result) == 4:
@@ -153,10 +165,17 @@ class Same(Rule):
     has_integer_kernel = True
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-        return super().data(node)[:1]
+        return first_computed(node)
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        return "its mask is read" if any(value.uses() for value in node.outputs[1:]) else None
+        training = input_of(node, 2)
+        if training is not None:
+            held = constant_numbers(training)
+            if held is None:
+                return f"whether it is training, {training.name!r}, is computed"
+            if held.any():
+                return "it is training (training_mode is true), and drops numbers at random"
+        return "its mask is read" if any(map(is_read, node.outputs[1:])) else None
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         return super().is_integer(node, list(results)[:1])
@@ -174,7 +193,7 @@ class Clipping(Rule):
         return "its limits are computed" if activation_limits(node) == (math.inf, -math.inf) else None
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-        return super().data(node)[:1]
+        return first_computed(node)
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         return super().is_integer(node, results) and (fused_name(node) in ("RELU", "RELU6") or covers(node))
@@ -222,13 +241,17 @@ class PRelu(Rule):
     """PRELU, its slopes constant and one for each channel, or one in all."""
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-        return super().data(node)[:1]
+        return first_computed(node)
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         slope = constant_numbers(input_of(node, 1))
         if slope is None:
             return "its slopes are computed"
-        return "it has slopes for axes that its data lack" if slope.ndim > rank(node.inputs[0]) else None
+        count = rank(node.inputs[0])
+        if slope.ndim > count:
+            return "it has slopes for axes that its data lack"
+        # The kernel's slopes have no axis for the batch.
+        return "its slopes vary along the first axis" if slope.ndim == count and slope.shape[0] != 1 else None
 
     def write(self, site: Site) -> None:
         source = site.source

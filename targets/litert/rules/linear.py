@@ -24,8 +24,10 @@ Arrange = Callable[[_Array], _Array]  # from [out, in/groups, *kernel] to LiteRT
 class LinearRule(Rule):
     """An operator with a constant weight."""
 
-    fuses: bool = True
     has_integer_kernel = True
+
+    def fuses(self, node: onnx_ir.Node) -> bool:
+        return True
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         linear = as_linear(node)

@@ -19,6 +19,7 @@ from onnxpress.targets.litert.rules.base import (
     Rule,
     Site,
     Unit,
+    first_computed,
     input_of,
     ints,
     rank,
@@ -29,6 +30,7 @@ from onnxpress.targets.litert.values import grid_of
 
 __all__ = ["Concat", "Gather", "Pad", "Reshape", "Slice", "Split", "Transpose"]
 
+_MOST_PADDED = 5  # axes: tensorflow/lite/kernels/internal/reference/pad.h, PadKernelMaxDimensionCount
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
@@ -36,18 +38,11 @@ class _Move(Rule):
     has_integer_kernel = True
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-        return super().data(node)[:1]
-
-    def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        return None if self.data(node) else "its data are constant: fold constants first"
+        return first_computed(node)
 
 
 class Reshape(_Move):
     """RESHAPE, for Reshape, Flatten, Squeeze and Unsqueeze."""
-
-    def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-        first = node.inputs[0]
-        return () if first is None or constant_numbers(first) is not None else (first,)
 
     def touch(self, unit: Unit, layered: Layered) -> Touch:
         (data,) = self.data(unit.node)
@@ -97,9 +92,6 @@ class Concat(Rule):
 
     has_integer_kernel = True
 
-    def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
-        return None if self.data(node) else "its operands are constant: fold constants first"
-
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         return len(self.data(node)) == len(node.inputs) and super().is_integer(node, results)
 
@@ -139,7 +131,10 @@ class Pad(_Move):
             return "how much it pads is computed"
         if any(number < 0 for pair in widths for number in pair):
             return "it pads by less than nothing, which cuts off: use Slice"
-        return "what it pads with is computed" if self._fill(node) is None else None
+        if self._fill(node) is None:
+            return "what it pads with is computed"
+        count = rank(node.inputs[0])
+        return None if count <= _MOST_PADDED else f"its data have {count} axes, and PAD takes {_MOST_PADDED}"
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         return super().is_integer(node, results) and not self._fill(node)
@@ -185,7 +180,7 @@ class Slice(_Move):
         found = self._ranges(node)
         if found is None:
             return "where it begins or ends is computed"
-        return "it runs backwards" if any(each.step < 0 for each in found) else super().problem(node, opset)
+        return "it runs backwards" if any(each.step < 0 for each in found) else None
 
     def write(self, site: Site) -> None:
         data = site.read(site.source)
@@ -223,7 +218,7 @@ class Split(_Move):
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         if len(node.inputs) > 1 and node.inputs[1] is not None and constant_numbers(node.inputs[1]) is None:
             return "the sizes of its parts are computed"
-        return super().problem(node, opset)
+        return None
 
     def write(self, site: Site) -> None:
         data = site.read(site.source)
@@ -254,7 +249,7 @@ class Gather(_Move):
         indices = constant_numbers(input_of(node, 1))
         if indices is None:
             return "its indices are computed"
-        return "its indices have several axes" if indices.ndim > 1 else super().problem(node, opset)
+        return "its indices have several axes" if indices.ndim > 1 else None
 
     def touch(self, unit: Unit, layered: Layered) -> Touch:
         return touch(unit, layered, Demand.AGREE if rank(unit.result) == rank(unit.node.inputs[0]) else Demand.PLAIN)

@@ -13,7 +13,19 @@ import numpy.typing as npt
 import onnx_ir
 
 from onnxpress.targets.litert.layout import Demand, Touch
-from onnxpress.targets.litert.rules.base import Layered, Rule, Site, Unit, flag, ints, rank, shape, touch
+from onnxpress.targets.litert.rules.base import (
+    Layered,
+    Rule,
+    Site,
+    Unit,
+    first_computed,
+    flag,
+    ints,
+    is_read,
+    rank,
+    shape,
+    touch,
+)
 from onnxpress.targets.litert.rules.convolution import padded
 from onnxpress.targets.litert.windows import Windows, find_windows
 
@@ -31,7 +43,7 @@ class _Pool(Rule):
             return f"its data have {rank(node.inputs[0])} axes, and only images of 4 are written"
         if any(step != 1 for step in node.attributes.get_ints("dilations", [])):
             return f"dilations={list(node.attributes.get_ints('dilations', []))}: LiteRT's pooling has none"
-        if any(value.uses() for value in node.outputs[1:]):
+        if any(map(is_read, node.outputs[1:])):
             return "its indices are read"
         return None
 
@@ -115,7 +127,7 @@ class Reduction(Rule):
         self.kind = kind
 
     def data(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-        return super().data(node)[:1]
+        return first_computed(node)
 
     def problem(self, node: onnx_ir.Node, opset: int) -> str | None:
         if len(node.inputs) > 1 and node.inputs[1] is not None and ints(node, 1, "axes") is None:

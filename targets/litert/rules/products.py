@@ -23,6 +23,8 @@ from onnxpress.targets.litert.rules.linear import LinearRule, view_of
 
 __all__ = ["Product", "takes_columns"]
 
+_MOST_AXES = 5  # tensorflow/lite/kernels/batch_matmul.cc, Prepare
+
 
 def takes_columns(node: onnx_ir.Node, value: onnx_ir.Value) -> bool:
     """Whether `node` is a product of `value` and a constant weight, whose rows can have any order."""
@@ -43,9 +45,13 @@ class Product(LinearRule):
             return (
                 f"{linear or 'it has no constant weight'}, and only a plain product with a constant weight is written"
             )
-        left, right = node.inputs[:2]
-        low = min(rank(left), rank(right))
-        return None if low >= 2 else f"an operand has {low} axes, and BATCH_MATMUL needs 2"
+        ranks = [rank(value) for value in node.inputs[:2]]
+        if min(ranks) < 2:
+            return f"an operand has {'1 axis' if min(ranks) else '0 axes'}, and BATCH_MATMUL needs 2"
+        return None if max(ranks) <= _MOST_AXES else f"an operand has {max(ranks)} axes, and BATCH_MATMUL takes 5"
+
+    def fuses(self, node: onnx_ir.Node) -> bool:
+        return _is_fully_connected(as_linear(node))
 
     def is_integer(self, node: onnx_ir.Node, results: Iterable[onnx_ir.Value]) -> bool:
         linear = as_linear(node)

@@ -18,10 +18,12 @@ from onnxpress.targets.litert.rules.elementwise import (
     PRelu,
     Same,
 )
-from onnxpress.targets.litert.rules.images import LocalResponse, Resize, Softmax
+from onnxpress.targets.litert.rules.images import DepthToSpace, LocalResponse, Resize, Softmax, SpaceToDepth
 from onnxpress.targets.litert.rules.moves import Concat, Gather, Pad, Reshape, Slice, Split, Transpose
+from onnxpress.targets.litert.rules.normalization import InstanceNormalization, LayerNormalization
 from onnxpress.targets.litert.rules.pooling import AveragePool, MaxPool, Mean, Reduction
 from onnxpress.targets.litert.rules.products import Product
+from onnxpress.targets.litert.rules.types import ArgExtreme, Cast
 
 __all__ = ["operators", "rule_of"]
 
@@ -32,14 +34,18 @@ _TANH = Grid((1 / 128,), 0)
 _RULES: dict[str, Rule] = {
     "Abs": Function("ABS", "AbsOptions"),
     "Add": Binary("ADD", integer=True),
+    "ArgMax": ArgExtreme("ARG_MAX"),
+    "ArgMin": ArgExtreme("ARG_MIN"),
     "AveragePool": AveragePool(),
     "BatchNormalization": BatchNormalization(),
+    "Cast": Cast(),
     "Ceil": Function("CEIL"),
     "Clip": Clipping(),
     "Concat": Concat(),
     "Conv": Conv(),
     "ConvTranspose": ConvTranspose(),
     "Cos": Function("COS", "CosOptions"),
+    "DepthToSpace": DepthToSpace(),
     "Div": Binary("DIV"),
     "Dropout": Same(),
     "Elu": Elu(),
@@ -54,7 +60,9 @@ _RULES: dict[str, Rule] = {
     "HardSigmoid": HardSigmoid(),
     "HardSwish": Function("HARD_SWISH", "HardSwishOptions", integer=True),
     "Identity": Same(),
+    "InstanceNormalization": InstanceNormalization(),
     "LRN": LocalResponse(),
+    "LayerNormalization": LayerNormalization(),
     "LeakyRelu": LeakyRelu(),
     "Log": Function("LOG"),
     "LogSoftmax": Softmax("LOG_SOFTMAX"),
@@ -78,6 +86,7 @@ _RULES: dict[str, Rule] = {
     "Sin": Function("SIN"),
     "Slice": Slice(),
     "Softmax": Softmax(),
+    "SpaceToDepth": SpaceToDepth(),
     "Split": Split(),
     "Sqrt": Function("SQRT"),
     "Squeeze": Reshape(),

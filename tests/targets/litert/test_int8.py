@@ -268,6 +268,20 @@ def test_scales_along_another_axis_compute_in_float() -> None:
     assert found <= 1 + 1e-3
 
 
+def test_weights_with_a_zero_point_compute_in_float() -> None:
+    """LiteRT's int8 weights are symmetric: https://ai.google.dev/edge/litert/models/quantization_spec"""
+    from onnxpress.targets.litert import emit
+
+    model = noted(_layer("Conv"), {"x": _FULL, "y": (0, 12)})
+    (linear,) = linear_ops(model)
+    weight = Affine.quantize(np.abs(linear.weight()), symmetric=False, axis=0)
+    assert weight.zero_point is not None and weight.zero_point.any()
+    linear.weight_value.const_value = weight
+    assert not emit(model).integer
+    found, _ = int8_steps(model)
+    assert found <= 1 + 1e-3
+
+
 def test_a_model_without_notes_is_all_float() -> None:
     from onnxpress.targets.litert import emit
 

@@ -42,6 +42,9 @@ _GOLDEN: dict[str, tuple[str, int]] = {
     "a detection head": (f"a = {_C}(x, w) t = Transpose<perm = [0, 2, 3, 1]>(a) y = Flatten(t)", 1),
     "channels last within": (
         "t = Transpose<perm = [0, 3, 1, 2]>(x) a = Conv(t, q) p = GlobalAveragePool(a) y = Flatten(p)", 0),
+    "two values of one order": (
+        f"a = Conv<pads = [1, 1, 1, 1]>(x, o) b = {_C}(x, w) p = GlobalAveragePool(b) e = Mul(a, p) "
+        "y = Softmax<axis = -1>(e)", 1),
     "plain between two Convs": (f"a = {_C}(x, w) b = Softmax<axis = -1>(a) c = {_C}(b, w) y = GlobalAveragePool(c)", 3),
 }  # fmt: skip
 
@@ -51,7 +54,7 @@ def test_transposes_left(name: str) -> None:
     from onnxpress.targets.litert import emit
 
     nodes, count = _GOLDEN[name]
-    arrays = {"w": _CONV, "u": _POINT, "m": _w(105, 4), "q": _w(2, 7, 1, 1)}
+    arrays = {"w": _CONV, "u": _POINT, "m": _w(105, 4), "q": _w(2, 7, 1, 1), "o": _w(1, 3, 3, 3)}
     file = emit(body(nodes, arrays))
     assert file.operators.get("TRANSPOSE", 0) == count
     assert file.transposes == count

@@ -20,7 +20,7 @@ from onnxpress.targets.schema import Storage
 from tests.passes.residual_net import residual_data, residual_net
 from tests.support import Array, random_feeds, run, tensor_of, text_model
 
-_STORAGE = Storage(float16_graph=True, float32_ops=frozenset({"ReduceSum"}))
+_STORAGE = Storage(source="test", float16_graph=True, float32_ops=frozenset({"ReduceSum"}))
 _RNG = np.random.default_rng(3)
 _WEIGHT = _RNG.standard_normal((4, 6)).astype(np.float32)
 

@@ -176,6 +176,43 @@ def test_pad_on_integers_fills_with_the_zero_point() -> None:
     assert _ops(lowered) == {"QuantizeLinear": 1, "DequantizeLinear": 1, "Pad": 1}
 
 
+_PAD = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N, 2, 5, 7] x, float z) => (float[N, 4, 5, 7] out)
+    <int64[8] pads = {0, 1, 0, 0, 0, 1, 0, 0}, float fill = {0.0}>
+    { [pad] out = Pad (x, pads, fill) }
+"""
+
+
+def test_a_pad_that_fills_with_a_stored_zero_runs_on_integers() -> None:
+    lowered = _assert_same_function(_noted(text_model(_PAD), {"x": (-1, 3), "out": (-1, 3)}), _U8)
+    assert _ops(lowered) == {"QuantizeLinear": 1, "DequantizeLinear": 1, "Pad": 1}
+
+
+@pytest.mark.parametrize(("old", "new"), [("{0.0}", "{2.5}"), ("pads, fill", "pads, z")])
+def test_a_pad_that_fills_with_another_number_stays_between_pairs(old: str, new: str) -> None:
+    """The zero point stands for zero alone, and what is computed may be anything."""
+    lowered = _assert_same_function(_noted(text_model(_PAD.replace(old, new)), {"x": (-1, 3), "out": (-1, 3)}), _U8)
+    assert _ops(lowered) == {"QuantizeLinear": 2, "DequantizeLinear": 2, "Pad": 1}
+
+
+def test_a_pad_that_copies_its_input_ignores_the_number() -> None:
+    text = _PAD.replace("{0.0}", "{2.5}").replace("Pad (", 'Pad <mode = "reflect"> (')
+    lowered = _assert_same_function(_noted(text_model(text), {"x": (-1, 3), "out": (-1, 3)}), _U8)
+    assert _ops(lowered) == {"QuantizeLinear": 1, "DequantizeLinear": 1, "Pad": 1}
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_a_note_of_another_width_is_declined_and_its_value_stays_float(bits: int) -> None:
+    model = _noted(text_model(_CONV), {"x": (-3, 3), "out": (0, 4)})
+    note(model.graph.inputs[0], Quantization(-3, 3, bits=bits))
+    report = lower_qdq(model, _U8)
+    assert report.notes == [f"'x' is noted with {bits} bits, not 8: stays float"]
+    assert quantization_of(model.graph.inputs[0]) is None
+    quantized = [node.inputs[0].name for node in model.graph if node.op_type == "QuantizeLinear" and node.inputs[0]]
+    assert quantized == ["out_float"]
+
+
 @pytest.mark.parametrize("result", [(-1, 2), (0, 4)])  # another scale; the same scale with another zero point
 def test_a_move_whose_result_has_another_range_is_not_done_on_integers(result: tuple[float, float]) -> None:
     model = _noted(

@@ -384,7 +384,7 @@ def test_an_8_bit_float_raises_the_opset_only_where_the_target_allows_it() -> No
 
 @pytest.mark.parametrize("kind", ["ternary", "affine4", "affine8", "codebook16"])
 def test_a_runtime_that_does_not_fold_gets_nothing_to_unpack(kind: str) -> None:
-    storage = Storage(folds=False)
+    storage = Storage(source="test", folds=False)
     model = _read_model(encoded_weight(kind, (60, 60)))
     lower_qdq(model, QuantizationScheme(), storage)
     assert [node.op_type for node in model.graph] == ["Add"]
@@ -508,7 +508,8 @@ def test_what_that_operator_does_not_run_faster_is_folded_instead(encoded: Affin
 def test_a_target_that_takes_4_bit_integers_gets_them(kind: str, axis: int | None) -> None:
     encoded = encoded_weight(kind, (12, 8), axis)
     model = _read_model(encoded)
-    report = lower_qdq(model, QuantizationScheme(), Storage(folds=False, int4_dequantize=True), max_opset=21)
+    storage = Storage(source="test", folds=False, int4_dequantize=True)
+    report = lower_qdq(model, QuantizationScheme(), storage, max_opset=21)
     verify(model)
     assert report.forms == {"affine4 -> DequantizeLinear": 1}
     assert [node.op_type for node in model.graph] == ["DequantizeLinear", "Add"]
@@ -517,7 +518,7 @@ def test_a_target_that_takes_4_bit_integers_gets_them(kind: str, axis: int | Non
 
 
 def test_4_bit_integers_need_whole_blocks_and_their_opset() -> None:
-    storage = Storage(folds=True, int4_dequantize=True)
+    storage = Storage(source="test", folds=True, int4_dequantize=True)
     model = _read_model(encoded_weight("affine4-blocks", (10, 8)))
     assert lower_qdq(model, QuantizationScheme(), storage, max_opset=21).forms == {
         "affine4 -> short blocks, Cast, Mul": 1

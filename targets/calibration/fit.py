@@ -1,0 +1,130 @@
+"""Fit the numbers of a roofline to measured times.
+
+Each sample's residual is the logarithm of predicted over measured time, so that a factor of two counts alike for small
+and large layers; steps that the clock cannot resolve count less. The sum of the residuals' soft absolute values is
+minimized (Huber's idea: what the formula cannot explain does not drag the rest along), over the logarithms of the
+numbers, which keeps them above zero. Steps and shapes of the formula stay those of the profile that is fitted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxpress.passes.constraints import Precision
+from onnxpress.targets.calibration.measure import Sample
+from onnxpress.targets.costmodel import RooflineCost
+from onnxpress.targets.schema import Profile, Rates, Roofline
+
+__all__ = ["Fit", "fit"]
+
+_Array = npt.NDArray[np.float64]
+
+_CLOCK_SECONDS = 1.0e-6  # what the runtime's profiler resolves
+_SCALE = 0.15  # residuals above this share count by their size, not by its square
+_DIGITS = 3
+# Numbers for each precision, with where a fit starts that knows nothing: GFLOP/s, nanoseconds, microseconds, channels.
+_RATES = {
+    "conv": None, "pointwise": None, "depthwise": None, "grouped": None, "gemm": None, "overhead_us": None,
+    "half_peak_channels": 2.0, "set_channels": 4.0, "output_ns": 0.1, "unaligned_tap_ns": 1.0,
+    "unaligned_group_ns": 0.5, "convert_ns": 0.1, "layout_ns": 0.15, "unaligned_factor": None,
+}  # fmt: skip
+_SINGLE = ("bandwidth_gb_per_s", "cache_gb_per_s", "fused_add_ns")
+_RANGE = 20.0  # a number may become so many times larger or smaller than where it started
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A fitted roofline. errors: of each sample, predicted over measured time less 1. samples: in the same order."""
+
+    roofline: Roofline
+    errors: tuple[float, ...]
+    samples: tuple[Sample, ...]
+
+    @property
+    def median_error(self) -> float:
+        """Median of the errors' sizes."""
+        return float(np.median(np.abs(self.errors)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Number:
+    """One number of a roofline: a field, and its precision or operator."""
+
+    field: str
+    precision: Precision | None = None
+    operator: str | None = None
+    start: float = 1.0
+
+
+def fit(profile: Profile, samples: Sequence[Sample]) -> Fit:
+    """Return the roofline of `profile` with its numbers fitted to `samples`; numbers that no sample needs are kept."""
+    from scipy.optimize import least_squares
+
+    assert profile.roofline is not None, "a roofline says what there is to fit"
+    roofline = profile.roofline
+    weights = np.array([each.seconds / (each.seconds + _CLOCK_SECONDS) for each in samples])
+    measured = np.array([each.seconds for each in samples])
+    numbers = [each for each in _numbers(roofline) if _matters(each, roofline, profile, samples)]
+
+    def residuals(logs: _Array) -> _Array:
+        costs = RooflineCost(_changed(roofline, numbers, np.exp(logs)), profile.quantization)
+        found: _Array = weights * np.log(np.maximum(_predicted(costs, samples), 1e-9) / measured)
+        return found
+
+    start = np.log([each.start for each in numbers])
+    found = least_squares(
+        residuals, start, bounds=(start - np.log(_RANGE), start + np.log(_RANGE)), loss="soft_l1", f_scale=_SCALE,
+        max_nfev=40,
+    )  # fmt: skip
+    fitted = _changed(roofline, numbers, np.exp(found.x), digits=_DIGITS)
+    predicted = _predicted(RooflineCost(fitted, profile.quantization), samples)
+    return Fit(fitted, tuple((predicted / measured - 1).tolist()), tuple(samples))
+
+
+def _predicted(costs: RooflineCost, samples: Sequence[Sample]) -> _Array:
+    return np.array([sum(charge(costs).seconds for charge in each.charges) for each in samples])
+
+
+def _numbers(roofline: Roofline) -> Iterator[_Number]:
+    precisions: tuple[Precision, ...] = ("float32", "int8")
+    for field, guess in _RATES.items():
+        held: Rates = getattr(roofline, field)
+        for precision in precisions:
+            value = held.kernel(precision)
+            if value is not None and (value or guess):
+                yield _Number(field, precision, start=value or guess or 1.0)
+    for field in _SINGLE:
+        if (value := getattr(roofline, field)) is not None:
+            yield _Number(field, start=value)
+    for operator, rates in roofline.elements.items():
+        for precision in precisions:
+            if value := rates.kernel(precision):
+                yield _Number("elements", precision, operator, value)
+
+
+def _matters(number: _Number, roofline: Roofline, profile: Profile, samples: Sequence[Sample]) -> bool:
+    """Whether a number enters any sample's time: others would wander."""
+    changed = [_changed(roofline, [number], np.array([number.start * factor])) for factor in (0.2, 5.0)]
+    low, high = (_predicted(RooflineCost(each, profile.quantization), samples) for each in changed)
+    return bool(np.any(low != high))
+
+
+def _changed(roofline: Roofline, numbers: Sequence[_Number], values: _Array, digits: int | None = None) -> Roofline:
+    update: dict[str, Any] = {}
+    for number, value in zip(numbers, values.tolist(), strict=True):
+        rounded = value if digits is None else float(f"{value:.{digits}g}")
+        if number.operator is not None:
+            elements = update.setdefault("elements", dict(roofline.elements))
+            held = elements[number.operator]
+            elements[number.operator] = held.model_copy(update={number.precision: rounded})
+        elif number.precision is not None:
+            held = update.get(number.field, getattr(roofline, number.field))
+            update[number.field] = held.model_copy(update={number.precision: rounded})
+        else:
+            update[number.field] = rounded
+    return roofline.model_copy(update=update)

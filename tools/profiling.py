@@ -1,0 +1,358 @@
+"""Where a model's time goes, measured: the numbers behind `onnxpress profile`.
+
+Method, the same for every runtime: threads pinned to cores, warm-up, then rounds in which all models take turns in a
+shuffled order (`targets.runtimes.timing`); medians of the CPU time of what computes, with wall time beside it. Times by
+node come from runs of their own, under the runtime's profiler; what the nodes leave of the total is the runtime's own
+work (`outside_ms`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir
+
+from onnxpress.ir import model_io
+from onnxpress.ir.analysis.cost import ModelCost, cost
+from onnxpress.ir.data import open_data
+from onnxpress.ir.shapes import size_bytes
+from onnxpress.targets.base import Target, load_target
+from onnxpress.targets.prediction import Prediction, predict
+from onnxpress.targets.runtimes.base import Feeds, NodeTime, Prepared, Runtime, race
+from onnxpress.targets.runtimes.registry import load_runtime
+from onnxpress.targets.runtimes.timing import Latency, speedup
+from onnxpress.tools.measure import Subject, first_feeds
+from onnxpress.tools.memory import rss_bytes
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Profile", "Race", "Step", "Times", "pinned", "profile"]
+
+_WARMUP_ROUNDS = 5
+_STEP_ROUNDS = 30  # at most, of runs under the profiler
+_SECONDS = 6.0  # of all rounds of latency, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Latency of one model, in milliseconds. cpu: None where elapsed time is all that tells.
+
+    spread: distance of the quartiles over the median, of what `median` is of: the noise of this measurement.
+    """
+
+    median: float
+    p10: float
+    p90: float
+    p99: float
+    wall_median: float
+    cpu_median: float | None
+    spread: float
+    rounds: int
+
+    @classmethod
+    def of(cls, latency: Latency) -> Times:
+        """Sum up what was measured."""
+        values = sorted(latency.cpu_ms or latency.wall_ms)
+        median = statistics.median(values)
+        quartiles = _quantile(values, 0.75) - _quantile(values, 0.25)
+        return cls(
+            median=median,
+            p10=_quantile(values, 0.1),
+            p90=_quantile(values, 0.9),
+            p99=_quantile(values, 0.99),
+            wall_median=statistics.median(latency.wall_ms),
+            cpu_median=median if latency.cpu_ms else None,
+            spread=quartiles / median if median else 0.0,
+            rounds=len(values),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What the runtime executes as one: a node, with what was fused into it.
+
+    name: of the model's node that does most of the work; the runtime's own name where it put the step in. kind: of the
+    kernel. fused: the model's other nodes that it computes. share: of the time of all steps. moved_bytes: its inputs,
+    weights and outputs, once each. predicted_ms: by the target's cost estimate, `bound` being what dominates it; None
+    where there is none, or no node of the model is behind the step. roofline: achieved share of what the estimate's
+    peak or bandwidth allows.
+    """
+
+    name: str
+    kind: str
+    milliseconds: float
+    share: float
+    fused: tuple[str, ...] = ()
+    macs: int = 0
+    moved_bytes: int = 0
+    predicted_ms: float | None = None
+    bound: str | None = None
+    roofline: float | None = None
+
+    @property
+    def gflops(self) -> float:
+        """Achieved 1e9 operations a second; a multiply-accumulate is two."""
+        return 2 * self.macs / self.milliseconds / 1e6 if self.milliseconds else 0.0
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """Achieved 1e9 bytes a second, of `moved_bytes`."""
+        return self.moved_bytes / self.milliseconds / 1e6 if self.milliseconds else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {**dataclasses.asdict(self), "gflops": self.gflops, "gb_per_s": self.gigabytes_per_second}
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """A model in a runtime.
+
+    create_ms: CPU time to load the model there, converted where it must be. memory_bytes: by how much resident memory
+    grew with loading and running it. outside_ms: what the steps leave of the latency. predicted_ms: of the whole model.
+    """
+
+    model: str
+    target: str
+    runtime: str
+    version: str
+    threads: int
+    batch: int | None
+    times: Times
+    create_ms: float
+    memory_bytes: int
+    size_bytes: int
+    params: int
+    macs: int
+    peak_activation_bytes: int
+    steps: tuple[Step, ...] = ()
+    predicted_ms: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def outside_ms(self) -> float | None:
+        """Latency that no step accounts for; None where the runtime tells none."""
+        return self.times.wall_median - sum(step.milliseconds for step in self.steps) if self.steps else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {
+            **dataclasses.asdict(self),
+            "steps": [step.to_json() for step in self.steps],
+            "outside_ms": self.outside_ms,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """Models side by side in one runtime: profiles in the order given. speedup: of the second over the first."""
+
+    profiles: tuple[Profile, ...]
+    speedup: float | None
+
+
+def profile(
+    *models: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model,
+    target: str | os.PathLike[str] | Target = "host-cpu",
+    runtime: str | None = None,
+    data: Any = None,
+    rounds: int = 100,
+    threads: int = 1,
+) -> Race:
+    """Measure one model or several side by side, by node where the runtime tells.
+
+    target: whose cost estimate stands beside the measurement, and whose runtime it is by default. data: samples, of
+    which the first is run; made-up numbers where there are none. rounds: at most; time bounds them too.
+
+    Raises:
+        UsageError: no such target or runtime, or it is not installed. InputError: a model or data that cannot be used.
+        RuntimeRefusalError: the runtime does not take a model; its own message is kept.
+    """
+    chosen = target if isinstance(target, Target) else load_target(target)
+    where = load_runtime(runtime or chosen.profile.runtime)
+    where.version()
+    loaded = [model_io.load(model) for model in models]
+    with pinned(threads):
+        return _race(_names(models, loaded), loaded, chosen, where, _Effort(data, rounds, threads))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Effort:
+    data: Any
+    rounds: int
+    threads: int
+
+    def feeds(self, model: onnx_ir.Model) -> Feeds:
+        source = None if self.data is None else open_data(self.data, model=model)
+        return first_feeds(Subject(model, model, 0), source)
+
+
+def _race(
+    names: Sequence[str], models: Sequence[onnx_ir.Model], target: Target, runtime: Runtime, effort: _Effort
+) -> Race:
+    ready = [_Ready.make(model, runtime, effort) for model in models]
+    keys = [str(index) for index in range(len(ready))]
+    latencies = race(
+        runtime, dict(zip(keys, (each.prepared for each in ready), strict=True)), threads=effort.threads,
+        rounds=effort.rounds, warmup=_WARMUP_ROUNDS, max_seconds=_SECONDS,
+    )  # fmt: skip
+    profiles = [
+        each.profile(name, latencies[key], target, runtime, effort)
+        for name, key, each in zip(names, keys, ready, strict=True)
+    ]
+    gain = speedup(latencies["0"], latencies["1"]) if len(ready) > 1 else None
+    return Race(tuple(profiles), gain)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """A model that the runtime has loaded, and what that took."""
+
+    model: onnx_ir.Model
+    prepared: Prepared
+    feeds: Feeds
+    create_ms: float
+    memory_bytes: int
+
+    @classmethod
+    def make(cls, model: onnx_ir.Model, runtime: Runtime, effort: _Effort) -> _Ready:
+        feeds = effort.feeds(model)
+        before, start = rss_bytes(), time.process_time()
+        prepared = runtime.prepare(model, feeds, threads=effort.threads)
+        created = time.process_time() - start
+        prepared.compute()
+        return cls(model, prepared, feeds, created * 1e3, max(0, rss_bytes() - before))
+
+    def profile(self, name: str, latency: Latency, target: Target, runtime: Runtime, effort: _Effort) -> Profile:
+        counted, times = cost(self.model), Times.of(latency)
+        predicted = predict(self.model, target.profile)
+        measured = self.prepared.node_times(max(5, min(_STEP_ROUNDS, effort.rounds)))
+        return Profile(
+            model=name,
+            target=target.name,
+            runtime=runtime.name,
+            version=runtime.version(),
+            threads=effort.threads,
+            batch=next((int(array.shape[0]) for array in self.feeds.values() if array.ndim), None),
+            times=times,
+            create_ms=self.create_ms,
+            memory_bytes=self.memory_bytes,
+            size_bytes=self.prepared.size_bytes,
+            params=counted.params,
+            macs=counted.macs,
+            peak_activation_bytes=counted.peak_activation_bytes,
+            steps=tuple(_steps(self.model, measured, counted, predicted, target)),
+            predicted_ms=None if predicted is None else predicted.seconds * 1e3,
+            notes=tuple(_notes(target, runtime, predicted)),
+        )
+
+
+def _notes(target: Target, runtime: Runtime, predicted: Prediction | None) -> Iterator[str]:
+    if predicted is None:
+        yield f"{target.name} has no cost estimate: nothing is predicted"
+    elif runtime.name != target.profile.runtime:
+        yield f"the prediction is of {target.profile.runtime}, the measurement of {runtime.name}"
+    elif not target.is_here:
+        yield f"measured on this machine, which is not what {target.name} describes"
+
+
+# Steps.
+
+
+def _steps(
+    model: onnx_ir.Model,
+    measured: Sequence[NodeTime],
+    counted: ModelCost,
+    predicted: Prediction | None,
+    target: Target,
+) -> Iterator[Step]:
+    total = sum(one.milliseconds for one in measured)
+    costs = {node.name: node for node in counted.nodes}
+    nodes = {node.name or "": node for node in model.graph}
+    for one in measured:
+        mine = [costs[name] for name in one.origins if name in costs]
+        weights = sum(node.weight_bytes for node in mine)
+        moved = weights + _crossing_bytes([nodes[name] for name in one.origins if name in nodes])
+        step = Step(
+            name=one.origins[0] if one.origins else one.name,
+            kind=one.kind,
+            milliseconds=one.milliseconds,
+            share=one.milliseconds / total if total else 0.0,
+            fused=one.origins[1:],
+            macs=sum(node.macs for node in mine),
+            moved_bytes=moved,
+        )
+        yield step if predicted is None else _with_prediction(step, predicted, one.origins)
+
+
+def _with_prediction(step: Step, predicted: Prediction, origins: Sequence[str]) -> Step:
+    found = [predicted.nodes[name] for name in origins if name in predicted.nodes]
+    if not found:
+        return step
+    seconds = sum(each.seconds for each in found)
+    largest = max(found, key=lambda each: each.seconds)
+    least = sum(max(each.ideal_compute, each.memory) for each in found)
+    return dataclasses.replace(
+        step,
+        predicted_ms=seconds * 1e3,
+        bound=largest.bound,
+        roofline=least * 1e3 / step.milliseconds if step.milliseconds else None,
+    )
+
+
+def _crossing_bytes(nodes: Sequence[onnx_ir.Node]) -> int:
+    """Return the bytes of values that enter or leave a group of nodes, constants not among them."""
+    group = set(nodes)
+    entering = {
+        value
+        for node in nodes
+        for value in node.inputs
+        if value is not None and value.producer() not in group and not value.is_initializer()
+    }
+    leaving = {
+        value
+        for node in nodes
+        for value in node.outputs
+        if value.is_graph_output() or any(reader not in group for reader in value.consumers())
+    }
+    return sum(size_bytes(value) or 0 for value in entering | leaving)
+
+
+# The machine.
+
+
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """Keep this process on as many cores as it has threads, so that none of them moves; where the system lets it."""
+    try:
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, sorted(allowed)[-threads:])
+    except (AttributeError, OSError):  # not Linux, or not permitted
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _names(models: Sequence[object], loaded: Sequence[onnx_ir.Model]) -> list[str]:
+    return [
+        os.fspath(model) if isinstance(model, str | os.PathLike) else each.graph.name or "model"
+        for model, each in zip(models, loaded, strict=True)
+    ]
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """Return a quantile of sorted values, linear between neighbours."""
+    place = share * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (values[high] - values[low]) * (place - low)
