@@ -24,6 +24,7 @@ from onnxpress.ir.data import open_data
 from onnxpress.ir.shapes import size_bytes
 from onnxpress.targets.base import Target, load_target
 from onnxpress.targets.calibration.yardstick import Yardstick
+from onnxpress.targets.devices.device import open_device
 from onnxpress.targets.prediction import Prediction, predict
 from onnxpress.targets.runtimes.base import Feeds, NodeTime, Prepared, Runtime, race
 from onnxpress.targets.runtimes.registry import load_runtime
@@ -34,7 +35,7 @@ from onnxpress.tools.memory import rss_bytes
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Profile", "Race", "Step", "Times", "pinned", "profile"]
+__all__ = ["Profile", "Race", "Step", "Times", "pinned", "profile", "profile_on_device"]
 
 _WARMUP_ROUNDS = 5
 _STEP_ROUNDS = 30  # at most, of runs under the profiler
@@ -116,8 +117,8 @@ class Step:
 class Profile:
     """A model in a runtime.
 
-    create_ms: CPU time to load the model there, converted where it must be. memory_bytes: by how much resident memory
-    grew with loading and running it. outside_ms: what the steps leave of the latency. predicted_ms: of the whole model,
+    create_ms: CPU time to load the model there, converted where it must be; None where a device does not tell.
+    memory_bytes: by how much resident memory grew with loading and running it, or what all of a device's process holds. outside_ms: what the steps leave of the latency. predicted_ms: of the whole model,
     at the pace of the measurement. pace: the machine's speed over that at which the target's estimate was measured.
     """
 
@@ -128,7 +129,7 @@ class Profile:
     threads: int
     batch: int | None
     times: Times
-    create_ms: float
+    create_ms: float | None
     memory_bytes: int
     size_bytes: int
     params: int
@@ -190,6 +191,59 @@ def profile(
     loaded = [model_io.load(model) for model in models]
     with pinned(threads):
         return _race(_names(models, loaded), loaded, chosen, where, _Effort(data, rounds, threads))
+
+
+def profile_on_device(
+    *models: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model,
+    device: str,
+    target: str | os.PathLike[str] | Target = "host-cpu",
+    data: Any = None,
+    rounds: int = 100,
+    threads: int = 1,
+) -> Race:
+    """Measure one model or several side by side on another machine. Arguments: as `profile`.
+
+    device: such as `ssh://user@host` (`targets.devices`).
+
+    Raises:
+        UsageError: no such target, device, or program on it. RuntimeRefusalError, DeviceError: it refuses a model, or is
+        gone. InputError: a model or data that cannot be used.
+    """
+    chosen = target if isinstance(target, Target) else load_target(target)
+    there = open_device(device)
+    loaded = [model_io.load(model) for model in models]
+    feeds = _Effort(data, rounds, threads).feeds(loaded[0])
+    keys = [str(index) for index in range(len(loaded))]
+    found = there.run(
+        dict(zip(keys, loaded, strict=True)), feeds, rounds=rounds, warmup=_WARMUP_ROUNDS, threads=threads,
+        node_times=True, max_seconds=_SECONDS,
+    )  # fmt: skip
+    profiles = []
+    for name, key, model in zip(_names(models, loaded), keys, loaded, strict=True):
+        one, counted = found.models[key], cost(model)
+        predicted = predict(model, chosen.profile)
+        profiles.append(
+            Profile(
+                model=name,
+                target=chosen.name,
+                runtime=device,
+                version=found.machine.runtime,
+                threads=threads,
+                batch=next((int(array.shape[0]) for array in feeds.values() if array.ndim), None),
+                times=Times.of(one.latency),
+                create_ms=None if one.load_seconds is None else one.load_seconds * 1e3,
+                memory_bytes=found.peak_rss_bytes or 0,
+                size_bytes=model_io.size_bytes(model),
+                params=counted.params,
+                macs=counted.macs,
+                peak_activation_bytes=counted.peak_activation_bytes,
+                steps=tuple(_steps(model, one.node_times, counted, predicted, 1.0)),
+                predicted_ms=None if predicted is None else predicted.seconds * 1e3,
+                notes=(f"measured on {found.machine.cpu or found.machine.board or device}, {found.machine.os}",),
+            )
+        )
+    gain = speedup(found.models["0"].latency, found.models["1"].latency) if len(loaded) > 1 else None
+    return Race(tuple(profiles), gain)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,15 @@ def profile(
             help="What runs it; the target's own by default. 'all' is a table over those that are here.",
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="D",
+            show_default=False,
+            help="Another machine: ssh://user@host, adb://serial. It needs Python with onnxruntime.",
+        ),
+    ] = None,
     compare: Annotated[
         Path | None,
         typer.Option("--compare", metavar="OTHER", help="A second model, side by side by node.", show_default=False),
@@ -57,11 +66,13 @@ def profile(
 
     outputs = {"--json": json, "--trace": trace, "--report": report}
     check_outputs(outputs, {"MODEL": model, "--compare": compare, "--data": data}, force=force)
+    if device is not None and runtime is not None:
+        raise UsageError("--device: it runs models in its onnxruntime. Leave --runtime out.")
     if runtime == _ALL:
         _require_alone(target=target, compare=compare, trace=trace, report=report)
         _table(model, data, runs, threads, json, force)
     else:
-        _profile(model, target, runtime, compare, data, runs, threads, every, trace, report, json, force)
+        _profile(model, target, runtime, device, compare, data, runs, threads, every, trace, report, json, force)
 
 
 def _require_alone(**options: object) -> None:
@@ -87,6 +98,7 @@ def _profile(
     model: Path,
     target: str | None,
     runtime: str | None,
+    device: str | None,
     other: Path | None,
     data: str | None,
     runs: int,
@@ -100,6 +112,7 @@ def _profile(
     from onnxpress.targets.base import load_target
     from onnxpress.tools.outputs import write_text
     from onnxpress.tools.profiling import profile as measure
+    from onnxpress.tools.profiling import profile_on_device
     from onnxpress.tools.report.console import console
     from onnxpress.tools.report.json_output import json_text, write_json
     from onnxpress.tools.report.profile_page import profile_page, require_plotly
@@ -110,7 +123,10 @@ def _profile(
         require_plotly()
     chosen = load_target(target or DEFAULT_TARGET)
     models = [model, *([] if other is None else [other])]
-    found = measure(*models, target=chosen, runtime=runtime, data=data, rounds=runs, threads=threads)
+    if device is None:
+        found = measure(*models, target=chosen, runtime=runtime, data=data, rounds=runs, threads=threads)
+    else:
+        found = profile_on_device(*models, device=device, target=chosen, data=data, rounds=runs, threads=threads)
     for one in found.profiles:
         show_profile(console(), one, every=every)
     if other is not None:
