@@ -86,7 +86,7 @@ def test_every_import_is_declared() -> None:
     """In the dependencies or, for what is imported inside functions only, in an extra."""
     project = _PROJECT["project"]
     extras = project["optional-dependencies"]
-    names = ("cpu", "images", "litert", "mnn", "ncnn", "openvino", "dev")
+    names = ("cpu", "images", "litert", "mnn", "ncnn", "openvino", "report", "dev")
     of_extras = [requirement for name in names for requirement in extras[name]]
     declared = _required(project["dependencies"]) | _required(of_extras)
     missing = {

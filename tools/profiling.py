@@ -118,8 +118,9 @@ class Profile:
     """A model in a runtime.
 
     create_ms: CPU time to load the model there, converted where it must be; None where a device does not tell.
-    memory_bytes: by how much resident memory grew with loading and running it, or what all of a device's process holds. outside_ms: what the steps leave of the latency. predicted_ms: of the whole model,
-    at the pace of the measurement. pace: the machine's speed over that at which the target's estimate was measured.
+    memory_bytes: by how much resident memory grew with loading and running it; on a device, all that the process holds.
+    outside_ms: what the steps leave of the latency. predicted_ms: of the whole model, at the pace of the measurement.
+    pace: the machine's speed over that at which the target's estimate was measured.
     """
 
     model: str
@@ -206,8 +207,8 @@ def profile_on_device(
     device: such as `ssh://user@host` (`targets.devices`).
 
     Raises:
-        UsageError: no such target, device, or program on it. RuntimeRefusalError, DeviceError: it refuses a model, or is
-        gone. InputError: a model or data that cannot be used.
+        UsageError: no such target, device, or program on it. RuntimeRefusalError: it refuses a model. DeviceError: it
+        is gone. InputError: a model or data that cannot be used.
     """
     chosen = target if isinstance(target, Target) else load_target(target)
     there = open_device(device)

@@ -109,8 +109,7 @@ def _jobs(quantization: Quantization) -> Iterator[_Job]:
         precision = "int8" if integer else "float32"
         for part in batches(CONV_CHAINS, _CHAINS_AT_ONCE):
             yield _Job(f"convolutions in {precision}", _chains(part), integer)
-        # Weights that stay in the core's cache from run to run, one chain in a model, and weights that do not.
-        for part in [PRODUCT_CHAINS, *batches(PRODUCT_CHAINS, 1)]:
+        for part in batches(PRODUCT_CHAINS, 1):  # one at a time: whether weights stay in the cache is up to their size
             yield _Job(f"products in {precision}", _chains(part), integer)
         for name, work in ELEMENTWISE.items():
             if not integer or work.operator in carried:

@@ -21,7 +21,9 @@ from onnxpress.targets.base import target_names
 
 CommandLine = Callable[..., Any]
 
-_COMMANDS = ["compress", "inspect", "compare", "check", "pack", "unpack", "passes", "targets", "demo"]
+_COMMANDS = [
+    "compress", "inspect", "profile", "compare", "check", "calibrate", "pack", "unpack", "passes", "targets", "demo",
+]  # fmt: skip
 
 
 def test_help_comes_fast_and_loads_nothing_heavy() -> None:

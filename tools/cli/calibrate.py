@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from onnxpress.tools.cli.options import Force, Json, Target
+from onnxpress.ir.errors import UsageError
+from onnxpress.tools.cli.options import Force, Json, Output, Target
 
 __all__ = ["calibrate"]
 
 
 def calibrate(
-    output: Annotated[Path, typer.Option("-o", metavar="PROFILE.toml", help="Where the profile goes.")],
+    output: Output = None,
     target: Target = None,
     json: Json = None,
     force: Force = False,
@@ -22,6 +18,8 @@ def calibrate(
 
     It takes over the rules of --target, by default those of this machine, and is used as any: --target PROFILE.toml.
     """
+    if output is None:
+        raise UsageError("-o is missing. Say where the profile goes: onnxpress calibrate -o my-machine.toml")
     from onnxpress.tools.calibration import calibrate as measure
     from onnxpress.tools.outputs import check_outputs, write_text
     from onnxpress.tools.report.console import console

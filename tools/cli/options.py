@@ -22,7 +22,7 @@ __all__ = [
 DEFAULT_TARGET = "host-cpu"
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)]
-Output = Annotated[Path | None, typer.Option("-o", metavar="OUT", help="Where the model goes.", show_default=False)]
+Output = Annotated[Path | None, typer.Option("-o", metavar="OUT", help="Where the result goes.", show_default=False)]
 Target = Annotated[
     str | None,
     typer.Option(

@@ -1,0 +1,209 @@
+"""profile and calibrate: what is told, by node, beside another model, over runtimes, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxpress.ir.errors import UsageError
+from onnxpress.targets.base import Target, load_target
+from onnxpress.targets.runtimes.registry import RUNTIMES
+from onnxpress.targets.runtimes.timing import Latency
+from onnxpress.tools.bench import profiles
+from onnxpress.tools.calibration import calibrate
+from onnxpress.tools.compress import compress
+from onnxpress.tools.profiling import Profile, Step, Times, pinned, profile
+from onnxpress.tools.report.trace import trace_events
+from onnxpress.tools.runtimes import compare_runtimes
+from tests.tools.conftest import CommandLine
+
+
+def test_times_are_summed_up() -> None:
+    times = Times.of(Latency(tuple(map(float, range(1, 102))), tuple(2.0 * value for value in range(1, 102))))
+    assert (times.median, times.cpu_median, times.wall_median, times.rounds) == (102, 102, 51, 101)
+    assert (times.p10, times.p90, times.p99) == pytest.approx((22, 182, 200))
+    assert times.spread == pytest.approx(100 / 102)
+    assert Times.of(Latency((3.0, 1.0, 2.0))).cpu_median is None
+
+
+def test_steps_are_told_by_the_models_names(demo_files: Path) -> None:
+    (found,) = profile(demo_files / "digits.onnx", target="x86-vnni", rounds=10).profiles
+    steps = {step.name: step for step in found.steps}
+    assert steps["block_2_conv"].fused == ("block_2_norm", "block_add", "block_relu")
+    assert steps["block_2_conv"].macs == found.macs - sum(
+        step.macs for step in found.steps if step.name != "block_2_conv"
+    )
+    assert sum(step.share for step in found.steps) == pytest.approx(1)
+    assert steps["widen_conv"].moved_bytes == 4 * (32 * 256 + 64 * 256) + _weight_bytes(steps["widen_conv"], demo_files)
+    assert all(step.predicted_ms is not None for step in found.steps if step.macs)
+    assert found.predicted_ms is not None and found.params == 112682 and found.batch == 1
+    assert found.times.median > 0 and found.create_ms is not None and found.create_ms > 0
+
+
+def _weight_bytes(step: Step, folder: Path) -> int:
+    from onnxpress.ir.analysis.cost import cost
+    from onnxpress.ir.model_io import load
+
+    mine = {step.name, *step.fused}
+    return sum(node.weight_bytes for node in cost(load(folder / "digits.onnx")).nodes if node.name in mine)
+
+
+def test_the_command_writes_json_and_a_trace(cli: CommandLine, folder: Path) -> None:
+    ran = cli("profile", "digits.onnx", "--runs", 10, "--json", "-", "--trace", "trace.json")
+    assert ran.status == 0, ran.err
+    found = json.loads(ran.out)
+    assert found["runtime"] == "onnxruntime-cpu" and found["threads"] == 1
+    assert {"milliseconds", "share", "macs", "moved_bytes", "gflops", "gb_per_s", "fused"} <= set(found["steps"][0])
+    assert "widen_conv" in ran.err and "█" in ran.err and "GFLOP/s" in ran.err
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    timed = [event for event in events if event["ph"] == "X"]
+    assert [event["name"] for event in timed] == [step["name"] for step in found["steps"]]
+    assert all(b["ts"] == pytest.approx(a["ts"] + a["dur"]) for a, b in itertools.pairwise(timed))
+
+
+def test_two_models_stand_side_by_side(cli: CommandLine, folder: Path) -> None:
+    compress("digits.onnx", data="calibration.npz").save("small.onnx")
+    ran = cli("profile", "digits.onnx", "--compare", "small.onnx", "--runs", 10, "--json", "-")
+    assert ran.status == 0, ran.err
+    found = json.loads(ran.out)
+    assert [one["model"] for one in found["models"]] == ["digits.onnx", "small.onnx"] and found["speedup"] > 0
+    assert re.search(r"^ widen_conv\s+Conv\s+QLinearConv\s", ran.err, re.MULTILINE)
+
+
+def test_a_page_holds_all_that_it_shows(cli: CommandLine, folder: Path) -> None:
+    pytest.importorskip("plotly", reason="needs plotly: pip install 'onnxpress[report]'")
+    assert cli("profile", "digits.onnx", "--runs", 5, "--report", "page.html").status == 0
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and "widen_conv" in page and "Roofline" in page
+    assert not re.search(r'<(script|link)[^>]+(src|href)="http', page)
+
+
+def test_without_plotly_nothing_is_measured(cli: CommandLine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    ran = cli("profile", "digits.onnx", "--report", "page.html")
+    assert ran.status == 2 and ran.error == (
+        "error: --report draws with plotly, which is not installed: pip install 'onnxpress[report]'"
+    )
+    assert not (folder / "page.html").exists()
+
+
+def test_every_runtime_has_a_row(folder: Path) -> None:
+    rows = compare_runtimes("digits.onnx", data="evaluation.npz", rounds=5)
+    assert [row.runtime for row in rows] == list(RUNTIMES)
+    for row in rows:
+        assert (row.times is None) == bool(row.status), row
+        assert row.times is None or (row.samples, row.agreement) == (200, 100.0)
+    own = next(row for row in rows if row.runtime == "onnxruntime-cpu")
+    assert own.ratio == 1 and own.error == 0
+
+
+def test_what_makes_no_sense_is_refused(cli: CommandLine, folder: Path) -> None:
+    ran = cli("profile", "digits.onnx", "--runtime", "lite-rt")
+    assert ran.status == 2 and ran.error.startswith("error: unknown runtime 'lite-rt'. Did you mean 'litert'")
+    ran = cli("profile", "digits.onnx", "--runtime", "all", "--compare", "digits.onnx")
+    assert ran.error == "error: --compare: --runtime all makes a table, and has no use for it. Name one runtime."
+    ran = cli("profile", "digits.onnx", "--runtime", "litert", "--device", "ssh://nobody@localhost")
+    assert ran.error == "error: --device: it runs models in its onnxruntime. Leave --runtime out."
+    ran = cli("profile", "digits.onnx", "--device", "shh://nobody@localhost")
+    assert ran.status == 2 and "ssh://" in ran.error
+    ran = cli("profile", "digits.onnx", "--trace", "digits.onnx")
+    assert ran.status == 2 and "digits.onnx" in ran.error
+    ran = cli("profile", "digits.onnx", "--target", "tensorrt")
+    assert ran.status == 2 and "trtexec" in ran.error
+    assert sorted(path.name for path in folder.iterdir()) == ["calibration.npz", "digits.onnx", "evaluation.npz"]
+
+
+def test_a_refusal_keeps_the_runtimes_words(cli: CommandLine, folder: Path) -> None:
+    import onnx
+
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2,3] x) => (float[4,4] y) { [bad] y = MatMul(x, x) }'
+    )
+    (folder / "bad.onnx").write_bytes(model.SerializeToString())
+    ran = cli("profile", "bad.onnx", "--runs", 5)
+    assert ran.status in (1, 3) and "bad" in ran.error
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no process")
+def test_pinning_is_undone() -> None:
+    before = os.sched_getaffinity(0)
+    with pinned(1):
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+# Calibration.
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("calibrated") / "My Desk.toml"
+    path.write_text(calibrate(path.stem).text, encoding="utf-8")
+    return path
+
+
+def test_a_calibrated_profile_is_a_target(calibrated: Path, demo_files: Path) -> None:
+    target = load_target(calibrated)
+    assert target.name == "my-desk" and target.is_here and target.profile.machine is not None
+    (found,) = profile(demo_files / "digits.onnx", target=target, rounds=10).profiles
+    assert found.predicted_ms is not None and found.pace > 0 and found.notes == ()
+
+
+def test_a_profile_of_another_machine_says_so(calibrated: Path, demo_files: Path) -> None:
+    text = re.sub(r'^processor = ".*"$', 'processor = "Difference Engine"', calibrated.read_text(), flags=re.MULTILINE)
+    other = demo_files / "other.toml"
+    other.write_text(text, encoding="utf-8")
+    target = load_target(other)
+    assert not target.is_here
+    (found,) = profile(demo_files / "digits.onnx", target=target, rounds=5).profiles
+    assert found.notes == ("measured on this machine, which is not Difference Engine, of my-desk",)
+
+
+def test_calibration_needs_a_place_to_start_and_a_free_path(cli: CommandLine, folder: Path) -> None:
+    ran = cli("calibrate", "-o", "digits.onnx")
+    assert ran.status == 2 and "exists" in ran.error
+    ran = cli("calibrate", "-o", "trt.toml", "--target", "tensorrt")
+    assert ran.status == 2 and ran.error == (
+        "error: calibrate: tensorrt has no roofline to start from. Give --target x86-vnni or mobile-cpu"
+    )
+    with pytest.raises(UsageError, match="unknown target 'desk'"):
+        calibrate("x", target="desk")
+
+
+# The benchmark.
+
+
+def test_the_summary_is_of_rows_with_numbers() -> None:
+    rows = [
+        profiles.Row("a", "x", 1.0, 1.1, 10.0, 5.0),
+        profiles.Row("b", "x", 2.0, 1.6, -20.0, 15.0),
+        profiles.Row("c", "x", 4.0, 4.0, 0.0, 10.0),
+        profiles.Row("d", "x", status="it failed"),
+    ]
+    found = profiles.summarize(rows)
+    assert found == profiles.Summary(3, 10.0, 20.0, pytest.approx(1.0), 10.0)  # type: ignore[arg-type]
+    assert profiles.summarize(rows[:1]) is None
+
+
+def test_traces_hold_a_process_for_each_model() -> None:
+    times = Times.of(Latency((1.0,)))
+    one = Profile("m", "t", "r", "1", 1, 1, times, 1.0, 0, 0, 0, 0, 0, (Step("a", "Conv", 0.5, 1.0),))
+    events = trace_events([one, one])["traceEvents"]
+    assert [event["pid"] for event in events] == [1, 1, 2, 2]
+    assert [event.get("dur") for event in events if event["ph"] == "X"] == [500.0, 500.0]
+
+
+def test_targets_without_an_estimate_predict_nothing(demo_files: Path) -> None:
+    base = load_target("x86-vnni").profile
+    target = Target(base.model_copy(update={"roofline": None, "name": "bare"}))
+    (found,) = profile(demo_files / "digits.onnx", target=target, rounds=5).profiles
+    assert found.predicted_ms is None and all(step.predicted_ms is None for step in found.steps)
+    assert found.notes == ("bare has no cost estimate: nothing is predicted",)
+    assert np.isfinite(found.times.median)
