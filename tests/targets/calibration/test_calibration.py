@@ -79,7 +79,7 @@ def _true(profile: Profile) -> Profile:
 def _measured(profile: Profile) -> Measurement:
     """Times that follow the formula at the numbers of `profile`, one in ten of them twice as long."""
     assert profile.roofline is not None
-    samples = []
+    samples: list[Sample] = []
     for part in [*batches(CONV_CHAINS, 6), *batches(PRODUCT_CHAINS, 5)]:
         paid = charges(chain_model(part), profile)
         costs = RooflineCost(profile.roofline, profile.quantization, paid.working_set_bytes)
