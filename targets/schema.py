@@ -181,6 +181,11 @@ class Storage(_Table):
         default=False,
         description="an Add goes into the Conv before it: that Conv's result stays float, the other operand does not",
     )
+    exact_padding: bool = pydantic.Field(
+        default=True,
+        description="integers are padded as ONNX says; else an AveragePool that counts its padding, and a Conv of "
+        "kernel 1 that steps over it, get a Pad of their own",
+    )
     rounds_float_weights: bool = pydantic.Field(
         default=True, description="the runtime rounds a float weight between integers, unless a Clip stands before it"
     )
