@@ -162,7 +162,8 @@ def _check_bias_scale(site: Site) -> str | None:
     """Reads `tolerance`: how far, relatively, a bias's scale may be from data scale x weight scale."""
     node = site.node
     bias = dequantize_of(node.inputs[2]) if len(node.inputs) > 2 else None
-    data, weight = dequantize_of(node.inputs[0]), quantized_weight(node)
+    data = None if bias is None else dequantize_of(node.inputs[0])
+    weight = quantized_weight(node)
     if bias is None or data is None or weight is None:
         return None
     actual, factor, scale = constant_numbers(bias.inputs[1]), scalar(data.inputs[1]), constant_numbers(weight.inputs[1])
@@ -183,6 +184,8 @@ def _check_shared_signed(site: Site) -> str | None:
     node = site.node
     uses = len(node.outputs[0].uses())
     zero_point = node.inputs[2] if len(node.inputs) > 2 else None
+    if node.op_type != "DequantizeLinear":
+        return None
     kind = element_type(node.inputs[0]) or element_type(zero_point)
     if kind != "int8" or uses < 2 or is_stored(node.inputs[0]):
         return None

@@ -26,8 +26,8 @@ _ONNX = ("", "ai.onnx")
 _QUANTIZED = frozenset(
     {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits", "QuantizeLinear"}
 )
-# XNNPACK, which LiteRT loads a model with, takes these with its own limit of axes (XNN_MAX_TENSOR_DIMS, xnnpack.h), and
-# refuses the model beyond; others it leaves to LiteRT's kernels. Measured with seven axes on each operator written here.
+# XNNPACK, which LiteRT loads a model with, has a limit of axes (XNN_MAX_TENSOR_DIMS, xnnpack.h). With more of them it
+# refuses these operators and the model, and others are left to LiteRT's kernels: measured on each that is written here.
 _MOST_AXES = 6
 _LIMITED = frozenset(
     {"Concat", "Gemm", "LayerNormalization", "MatMul", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Softmax",
