@@ -298,3 +298,14 @@ def test_padding_that_its_integer_kernels_get_wrong_is_a_pad_of_its_own() -> Non
     (expected,), (got,) = run(result, feeds), _run(result, feeds)
     np.testing.assert_allclose(expected, got, atol=0.01 * np.abs(expected).max())
     np.testing.assert_allclose(run(model, feeds)[0], got, atol=0.05 * np.abs(expected).max())
+
+
+def test_a_model_beyond_what_a_message_holds_is_read_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = pytest.importorskip("openvino").Core
+    sources, read = [], core.read_model
+    monkeypatch.setattr(core, "read_model", lambda self, source: sources.append(source) or read(self, source))
+    monkeypatch.setattr("onnxpress.targets.runtimes.onnxruntime_session._PROTOBUF_LIMIT_BYTES", 0)
+    model = _model("y = Conv(x, wf)")
+    feeds = random_feeds(model)
+    np.testing.assert_allclose(_run(model, feeds)[0], run(model, feeds)[0], atol=1e-4)
+    assert [isinstance(source, str) for source in sources] == [True]
