@@ -103,8 +103,9 @@ def _without_annotations(model: onnx.ModelProto, *, keep_interfaces: bool = Fals
         del graph.value_info[:]
     for output in (output for body in bodies for output in body.output):
         output.ClearField("type")
+    given = {value.name for value in bare.graph.input}  # onnx takes the shape of an output that is one from there
     for value in (*bare.graph.output, *(value for body in bodies for value in body.input)):
-        if value.type.HasField("tensor_type") and not keep_interfaces:
+        if value.name not in given and value.type.HasField("tensor_type") and not keep_interfaces:
             value.type.tensor_type.ClearField("shape")
     return bare
 

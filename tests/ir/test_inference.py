@@ -182,3 +182,8 @@ def test_windows_apart_that_round_up_are_not_counted_beyond_the_image() -> None:
     body = "(float[1,3,5,6] x) => (float[1,3,H,W] y) { y = MaxPool<kernel_shape=[1,1], strides=[3,5], ceil_mode=1>(x) }"
     model = _pooled(body)
     assert _shapes(model, "y")[1] == list(run(model, random_feeds(model))[0].shape) == [1, 3, 2, 2]
+
+
+def test_an_input_that_is_an_output_too_has_the_shape_that_it_declares() -> None:
+    model = _load("g (float[N,8] x) => (float[N,8] x, float[A,B] y) { y = Relu(x) }")
+    assert _shapes(model, "y")[1] == ["N", 8]

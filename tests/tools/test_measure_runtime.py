@@ -135,9 +135,9 @@ def test_scores_of_another_shape_are_of_no_class() -> None:
 
     data = open_data({"x": np.arange(20, dtype=np.float32).reshape(5, 4) + 1})
     counted = Metrics(params=1, macs=2, size_bytes=3, bits_per_weight=4.0)
-    fakes = [_Narrow({"y": 0.0, "z": 0.0}) for _ in range(2)]
+    first, second = _Narrow({"y": 0.0, "z": 0.0}), _Narrow({"y": 0.0, "z": 0.0})
     runtime = load_runtime("onnxruntime-cpu")
-    pair = measure_runtime.measure_on(runtime, _subject(), *fakes, counted=counted, data=data, effort=Effort(rounds=5))
+    pair = measure_runtime.measure_on(runtime, _subject(), first, second, counted, data, Effort(rounds=5))
     assert pair.after.agreement == 0.0 and pair.after.sqnr_db == -np.inf
 
 
