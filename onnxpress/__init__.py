@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onnxpress.tools.container import open_session, pack, unpack
     from onnxpress.tools.inspection import inspect
     from onnxpress.tools.legality import check
+    from onnxpress.tools.profiling import profile
     from onnxpress.tools.recipe import Recipe
 
     __version__: str
@@ -40,6 +41,7 @@ __all__ = [
     "load",
     "open_session",
     "pack",
+    "profile",
     "register_pass",
     "save",
     "unpack",
@@ -56,6 +58,7 @@ _HOMES = {
     "load": "onnxpress.ir.model_io",
     "open_session": "onnxpress.tools.container",
     "pack": "onnxpress.tools.container",
+    "profile": "onnxpress.tools.profiling",
     "register_pass": "onnxpress.passes.registry",
     "save": "onnxpress.ir.model_io",
     "unpack": "onnxpress.tools.container",

@@ -17,6 +17,7 @@ import onnx_ir
 
 from onnxpress.ir.errors import UsageError, near_names
 from onnxpress.passes.constraints import Constraints, QuantizationScheme
+from onnxpress.targets.calibration.machine import this_machine
 from onnxpress.targets.costmodel import RooflineCost
 from onnxpress.targets.legality import Illegal, check_model
 from onnxpress.targets.lowering.report import LoweringReport
@@ -57,6 +58,8 @@ class Target:
     @property
     def is_here(self) -> bool:
         """Whether this machine is what the profile describes, so that times taken here are the target's."""
+        if self.profile.machine is not None:
+            return this_machine().processor == self.profile.machine.processor
         if self.profile.runtime == "openvino":
             return platform.machine().lower() in _X86
         return self.name in (HOST, host_kind())

@@ -103,11 +103,18 @@ class _Work:
 class RooflineCost:
     """The cost estimator of a profile: implements `passes.constraints.CostEstimator`."""
 
-    def __init__(self, roofline: Roofline, quantization: Quantization) -> None:
+    def __init__(self, roofline: Roofline, quantization: Quantization, working_set_bytes: int | None = None) -> None:
+        """working_set_bytes: what a whole model reads in each run; None where a node is looked at alone."""
         self._roofline = roofline
+        self._working_set = working_set_bytes
         self._integer = quantization.compute | quantization.carry
         self._padded_to = quantization.input_channel_multiple
         self._into_range = quantization.fused_activations
+
+    @property
+    def call_seconds(self) -> float:
+        """What running a model costs, whatever it computes."""
+        return self._roofline.call_us * 1e-6
 
     def node_seconds(self, node: onnx_ir.Node, precision: Precision = "float32") -> float:
         """Return the predicted time of `node` at batch 1; `math.inf` where that precision has no kernel.
@@ -148,7 +155,7 @@ class RooflineCost:
 
     def explain(self, node: onnx_ir.Node, precision: Precision = "float32", *, fuses_add: bool = True) -> CostBreakdown:
         """Return what `node_seconds` is made of. fuses_add: whether a Conv may take over an Add of its result."""
-        if self._is_absorbed(node, precision):
+        if self._is_absorbed(node, precision, fuses_add):
             return CostBreakdown("absorbed", 0.0)
         if precision == "int8" and (node.op_type not in self._integer or _has_left_weight(node)):
             return CostBreakdown("no kernel", math.inf)
@@ -164,18 +171,16 @@ class RooflineCost:
             return CostBreakdown("unknown shape", overhead, overhead=overhead)
         return self._explain_work(work, precision, overhead)
 
-    def _is_absorbed(self, node: onnx_ir.Node, precision: Precision) -> bool:
+    def _is_absorbed(self, node: onnx_ir.Node, precision: Precision, fuses_add: bool) -> bool:
         if not _is_standard(node):
             return False
         if precision == "int8" and node.op_type in self._into_range:
             return True
         producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        return (
-            node.op_type in self._roofline.absorbed
-            and producer is not None
-            and _is_linear(producer)
-            and len(producer.outputs[0].uses()) == 1
-        )
+        if node.op_type not in self._roofline.absorbed or producer is None or len(producer.outputs[0].uses()) != 1:
+            return False
+        fuses_add = fuses_add and self._roofline.fused_add_ns is not None and precision == "float32"
+        return _is_linear(producer) or (fuses_add and _is_fused_add(producer))
 
     def _explain_elements(self, node: onnx_ir.Node, precision: Precision, overhead: float) -> CostBreakdown:
         rates = self._roofline.elements
@@ -210,9 +215,10 @@ class RooflineCost:
         )
 
     def _bandwidth(self, moved: int) -> float:
-        """GB/s at which a node that moves so many bytes gets them."""
+        """GB/s at which a node gets so many bytes: what one run leaves in the cache, the next one finds there."""
         roofline = self._roofline
-        if roofline.cache_gb_per_s is None or moved > roofline.cache_kib * 1024:
+        size = moved if self._working_set is None else max(moved, self._working_set)
+        if roofline.cache_gb_per_s is None or size > roofline.cache_kib * 1024:
             return roofline.bandwidth_gb_per_s
         return roofline.cache_gb_per_s
 

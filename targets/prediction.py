@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir
 
-from onnxpress.ir.linear import constant_tensor
 from onnxpress.passes.constraints import Precision
 from onnxpress.targets.costmodel import CostBreakdown, RooflineCost
 from onnxpress.targets.patterns import dequantize_of
@@ -45,30 +44,36 @@ class Prediction:
     """A model's predicted time, one thread, batch 1.
 
     nodes: by the model's names; a node that vanishes into another costs 0. conversions: of changing a value's layout,
-    by the value's name, which no node of the model accounts for.
+    by the value's name, which no node of the model accounts for. call_seconds: of running a model at all.
     """
 
     nodes: dict[str, CostBreakdown]
     conversions: dict[str, CostBreakdown]
+    call_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of the whole model."""
-        return sum(each.seconds for each in (*self.nodes.values(), *self.conversions.values()))
+        return self.call_seconds + sum(each.seconds for each in (*self.nodes.values(), *self.conversions.values()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Charges:
-    """What a model pays for, whatever the prices: by node and by value, as `Prediction`."""
+    """What a model pays for, whatever the prices: by node and by value, as `Prediction`.
+
+    working_set_bytes: all its weights. From run to run, a core's cache keeps them or does not.
+    """
 
     nodes: dict[str, Charge]
     conversions: dict[str, Charge]
+    working_set_bytes: int
 
     def at(self, costs: RooflineCost) -> Prediction:
         """Return the prediction at the prices of `costs`."""
         return Prediction(
             {name: charge(costs) for name, charge in self.nodes.items()},
             {name: charge(costs) for name, charge in self.conversions.items()},
+            costs.call_seconds,
         )
 
 
@@ -79,7 +84,8 @@ def predict(model: onnx_ir.Model, profile: Profile) -> Prediction | None:
     """
     if profile.roofline is None:
         return None
-    return charges(model, profile).at(RooflineCost(profile.roofline, profile.quantization))
+    paid = charges(model, profile)
+    return paid.at(RooflineCost(profile.roofline, profile.quantization, paid.working_set_bytes))
 
 
 def charges(model: onnx_ir.Model, profile: Profile) -> Charges:
@@ -93,14 +99,17 @@ class _Graph:
         assert profile.roofline is not None, "there are prices"
         self._has_blocks = profile.roofline.blocked_layout
         self._step = profile.roofline.aligned_channels
+        tensors = (value.const_value for value in graph.initializers.values())
+        self._weight_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
         self._nodes = list(_computed(graph))
+        self._data = {value for node in self._nodes for value in node.outputs} | set(graph.inputs)
         self._integer = {node for node in self._nodes if self._is_integer(node)}
         self._blocked: set[onnx_ir.Value] = set()
         self._moved: dict[str, Charge] = {}
 
     def charges(self) -> Charges:
         found = {node.name or "": self._charge(node) for node in self._nodes}
-        return Charges(found, self._moved)
+        return Charges(found, self._moved, self._weight_bytes)
 
     def _charge(self, node: onnx_ir.Node) -> Charge:
         if node.op_type == "QuantizeLinear":
@@ -120,7 +129,7 @@ class _Graph:
         scheme = self._scheme
         if node.op_type not in scheme.compute | scheme.carry or node.op_type in _BORDERS:
             return False
-        data = [value for value in node.inputs[:2] if value is not None and _is_float(value)]
+        data = [value for value in node.inputs[:2] if value in self._data and _is_float(value)]
         if not data or any(dequantize_of(value) is None for value in data):
             return False
         return node.op_type in scheme.float_outputs or _is_quantized(_behind(node, scheme.fused_activations))
@@ -148,7 +157,7 @@ class _Graph:
         """Note which layout the node's output has, pay for those of its inputs; return whether it is a fused sum."""
         if not self._has_blocks:
             return True
-        data = [value for value in node.inputs if value is not None and constant_tensor(value) is None]
+        data = [value for value in node.inputs if value in self._data]
         is_conv = node.op_type == "Conv" and self._takes_blocks(node)
         blocked = [value in self._blocked for value in data]
         runs_blocked = is_conv or (node.op_type in _BLOCKED and bool(blocked) and all(blocked))

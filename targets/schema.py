@@ -21,6 +21,7 @@ __all__ = [
     "EncodingName",
     "Integer",
     "IrVersion",
+    "MachineTable",
     "OpsetRange",
     "Peaks",
     "Profile",
@@ -323,6 +324,7 @@ class Roofline(_Table):
         default=None, description="the same of what a core's own cache holds; None is as memory"
     )
     cache_kib: Whole = pydantic.Field(default=1024, ge=1, description="bytes of that cache, in KiB")
+    call_us: NotNegative = pydantic.Field(default=0.0, description="cost of running a model at all, microseconds")
     overhead_us: Rates = pydantic.Field(description="cost of calling any kernel, microseconds")
     input_step: Steps = pydantic.Field(description="input channels are computed in steps of this many")
     output_step: Steps = pydantic.Field(description="output channels are computed in steps of this many")
@@ -363,6 +365,10 @@ class Roofline(_Table):
         default=False, description="float convolutions compute on blocks of channels, as onnxruntime's do on x86-64"
     )
 
+    yardstick_ms: Positive | None = pydantic.Field(
+        default=None,
+        description="what a small fixed network took when this was measured: how fast the machine was then",
+    )
     converted_tap_ns: dict[str, NotNegative] = pydantic.Field(
         default_factory=dict,
         description="operators that are slow on integers fresh from a conversion: "
@@ -375,6 +381,14 @@ class Roofline(_Table):
         if "default" not in elements:
             raise ValueError("has no entry `default`")
         return elements
+
+
+class MachineTable(_Table):
+    """Where a profile was measured."""
+
+    architecture: str = pydantic.Field(min_length=1, description="such as x86_64 or aarch64")
+    processor: str = pydantic.Field(min_length=1, description="as its system tells it")
+    runtime_version: str = pydantic.Field(min_length=1, description="of the runtime that was timed")
 
 
 class Profile(_Table):
@@ -398,6 +412,7 @@ class Profile(_Table):
     quantization: Quantization
     rules: tuple[Rule, ...] = ()
     roofline: Roofline | None = None
+    machine: MachineTable | None = None
 
     @pydantic.model_validator(mode="after")
     def _unique(self) -> Profile:

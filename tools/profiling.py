@@ -23,6 +23,8 @@ from onnxpress.ir.analysis.cost import ModelCost, cost
 from onnxpress.ir.data import open_data
 from onnxpress.ir.shapes import size_bytes
 from onnxpress.targets.base import Target, load_target
+from onnxpress.targets.calibration.yardstick import Yardstick
+from onnxpress.targets.devices.device import open_device
 from onnxpress.targets.prediction import Prediction, predict
 from onnxpress.targets.runtimes.base import Feeds, NodeTime, Prepared, Runtime, race
 from onnxpress.targets.runtimes.registry import load_runtime
@@ -33,7 +35,7 @@ from onnxpress.tools.memory import rss_bytes
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Profile", "Race", "Step", "Times", "pinned", "profile"]
+__all__ = ["Profile", "Race", "Step", "Times", "pinned", "profile", "profile_on_device"]
 
 _WARMUP_ROUNDS = 5
 _STEP_ROUNDS = 30  # at most, of runs under the profiler
@@ -115,8 +117,9 @@ class Step:
 class Profile:
     """A model in a runtime.
 
-    create_ms: CPU time to load the model there, converted where it must be. memory_bytes: by how much resident memory
-    grew with loading and running it. outside_ms: what the steps leave of the latency. predicted_ms: of the whole model.
+    create_ms: CPU time to load the model there, converted where it must be; None where a device does not tell.
+    memory_bytes: by how much resident memory grew with loading and running it, or what all of a device's process holds. outside_ms: what the steps leave of the latency. predicted_ms: of the whole model,
+    at the pace of the measurement. pace: the machine's speed over that at which the target's estimate was measured.
     """
 
     model: str
@@ -126,7 +129,7 @@ class Profile:
     threads: int
     batch: int | None
     times: Times
-    create_ms: float
+    create_ms: float | None
     memory_bytes: int
     size_bytes: int
     params: int
@@ -134,6 +137,7 @@ class Profile:
     peak_activation_bytes: int
     steps: tuple[Step, ...] = ()
     predicted_ms: float | None = None
+    pace: float = 1.0
     notes: tuple[str, ...] = ()
 
     @property
@@ -156,6 +160,12 @@ class Race:
 
     profiles: tuple[Profile, ...]
     speedup: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one model's profile; of two, both under `models`, with the `speedup`."""
+        if len(self.profiles) == 1:
+            return self.profiles[0].to_json()
+        return {"models": [each.to_json() for each in self.profiles], "speedup": self.speedup}
 
 
 def profile(
@@ -183,6 +193,59 @@ def profile(
         return _race(_names(models, loaded), loaded, chosen, where, _Effort(data, rounds, threads))
 
 
+def profile_on_device(
+    *models: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model,
+    device: str,
+    target: str | os.PathLike[str] | Target = "host-cpu",
+    data: Any = None,
+    rounds: int = 100,
+    threads: int = 1,
+) -> Race:
+    """Measure one model or several side by side on another machine. Arguments: as `profile`.
+
+    device: such as `ssh://user@host` (`targets.devices`).
+
+    Raises:
+        UsageError: no such target, device, or program on it. RuntimeRefusalError, DeviceError: it refuses a model, or is
+        gone. InputError: a model or data that cannot be used.
+    """
+    chosen = target if isinstance(target, Target) else load_target(target)
+    there = open_device(device)
+    loaded = [model_io.load(model) for model in models]
+    feeds = _Effort(data, rounds, threads).feeds(loaded[0])
+    keys = [str(index) for index in range(len(loaded))]
+    found = there.run(
+        dict(zip(keys, loaded, strict=True)), feeds, rounds=rounds, warmup=_WARMUP_ROUNDS, threads=threads,
+        node_times=True, max_seconds=_SECONDS,
+    )  # fmt: skip
+    profiles = []
+    for name, key, model in zip(_names(models, loaded), keys, loaded, strict=True):
+        one, counted = found.models[key], cost(model)
+        predicted = predict(model, chosen.profile)
+        profiles.append(
+            Profile(
+                model=name,
+                target=chosen.name,
+                runtime=device,
+                version=found.machine.runtime,
+                threads=threads,
+                batch=next((int(array.shape[0]) for array in feeds.values() if array.ndim), None),
+                times=Times.of(one.latency),
+                create_ms=None if one.load_seconds is None else one.load_seconds * 1e3,
+                memory_bytes=found.peak_rss_bytes or 0,
+                size_bytes=model_io.size_bytes(model),
+                params=counted.params,
+                macs=counted.macs,
+                peak_activation_bytes=counted.peak_activation_bytes,
+                steps=tuple(_steps(model, one.node_times, counted, predicted, 1.0)),
+                predicted_ms=None if predicted is None else predicted.seconds * 1e3,
+                notes=(f"measured on {found.machine.cpu or found.machine.board or device}, {found.machine.os}",),
+            )
+        )
+    gain = speedup(found.models["0"].latency, found.models["1"].latency) if len(loaded) > 1 else None
+    return Race(tuple(profiles), gain)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Effort:
     data: Any
@@ -199,16 +262,45 @@ def _race(
 ) -> Race:
     ready = [_Ready.make(model, runtime, effort) for model in models]
     keys = [str(index) for index in range(len(ready))]
-    latencies = race(
-        runtime, dict(zip(keys, (each.prepared for each in ready), strict=True)), threads=effort.threads,
-        rounds=effort.rounds, warmup=_WARMUP_ROUNDS, max_seconds=_SECONDS,
-    )  # fmt: skip
+    entries = dict(zip(keys, (each.prepared for each in ready), strict=True))
+    with _Pace.of(target, runtime, effort.threads) as pace:
+        latencies = race(
+            runtime, entries, threads=effort.threads, rounds=effort.rounds, warmup=_WARMUP_ROUNDS, max_seconds=_SECONDS
+        )
     profiles = [
-        each.profile(name, latencies[key], target, runtime, effort)
+        each.profile(name, latencies[key], target, runtime, effort, pace.value)
         for name, key, each in zip(names, keys, ready, strict=True)
     ]
     gain = speedup(latencies["0"], latencies["1"]) if len(ready) > 1 else None
     return Race(tuple(profiles), gain)
+
+
+class _Pace:
+    """The machine's speed while something is measured, over that at which the target's estimate was; 1 if unknown.
+
+    The yardstick runs before and behind, not in between: it is small, and would find its cache emptied.
+    """
+
+    def __init__(self, yardstick: Yardstick | None, usual_ms: float) -> None:
+        self._yardstick, self._usual_ms, self.value = yardstick, usual_ms, 1.0
+
+    @classmethod
+    def of(cls, target: Target, runtime: Runtime, threads: int) -> _Pace:
+        roofline = target.profile.roofline
+        usual = None if roofline is None else roofline.yardstick_ms
+        if usual is None or runtime.name != target.profile.runtime or threads != 1:
+            return cls(None, 1.0)
+        return cls(Yardstick(runtime), usual)
+
+    def __enter__(self) -> _Pace:
+        self._before = self._measured()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.value = 2 * self._usual_ms / (self._before + self._measured())
+
+    def _measured(self) -> float:
+        return self._usual_ms if self._yardstick is None else self._yardstick.milliseconds()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,10 +322,13 @@ class _Ready:
         prepared.compute()
         return cls(model, prepared, feeds, created * 1e3, max(0, rss_bytes() - before))
 
-    def profile(self, name: str, latency: Latency, target: Target, runtime: Runtime, effort: _Effort) -> Profile:
+    def profile(
+        self, name: str, latency: Latency, target: Target, runtime: Runtime, effort: _Effort, pace: float
+    ) -> Profile:
         counted, times = cost(self.model), Times.of(latency)
         predicted = predict(self.model, target.profile)
-        measured = self.prepared.node_times(max(5, min(_STEP_ROUNDS, effort.rounds)))
+        with _Pace.of(target, runtime, effort.threads) as pace_of_steps:
+            measured = self.prepared.node_times(max(5, min(_STEP_ROUNDS, effort.rounds)))
         return Profile(
             model=name,
             target=target.name,
@@ -248,8 +343,9 @@ class _Ready:
             params=counted.params,
             macs=counted.macs,
             peak_activation_bytes=counted.peak_activation_bytes,
-            steps=tuple(_steps(self.model, measured, counted, predicted, target)),
-            predicted_ms=None if predicted is None else predicted.seconds * 1e3,
+            steps=tuple(_steps(self.model, measured, counted, predicted, pace_of_steps.value)),
+            predicted_ms=None if predicted is None else predicted.seconds * 1e3 / pace,
+            pace=pace,
             notes=tuple(_notes(target, runtime, predicted)),
         )
 
@@ -260,7 +356,9 @@ def _notes(target: Target, runtime: Runtime, predicted: Prediction | None) -> It
     elif runtime.name != target.profile.runtime:
         yield f"the prediction is of {target.profile.runtime}, the measurement of {runtime.name}"
     elif not target.is_here:
-        yield f"measured on this machine, which is not what {target.name} describes"
+        machine = target.profile.machine
+        what = f"what {target.name} describes" if machine is None else f"{machine.processor}, of {target.name}"
+        yield f"measured on this machine, which is not {what}"
 
 
 # Steps.
@@ -271,7 +369,7 @@ def _steps(
     measured: Sequence[NodeTime],
     counted: ModelCost,
     predicted: Prediction | None,
-    target: Target,
+    pace: float,
 ) -> Iterator[Step]:
     total = sum(one.milliseconds for one in measured)
     costs = {node.name: node for node in counted.nodes}
@@ -289,16 +387,16 @@ def _steps(
             macs=sum(node.macs for node in mine),
             moved_bytes=moved,
         )
-        yield step if predicted is None else _with_prediction(step, predicted, one.origins)
+        yield step if predicted is None else _with_prediction(step, predicted, one.origins, pace)
 
 
-def _with_prediction(step: Step, predicted: Prediction, origins: Sequence[str]) -> Step:
+def _with_prediction(step: Step, predicted: Prediction, origins: Sequence[str], pace: float) -> Step:
     found = [predicted.nodes[name] for name in origins if name in predicted.nodes]
     if not found:
         return step
-    seconds = sum(each.seconds for each in found)
+    seconds = sum(each.seconds for each in found) / pace
     largest = max(found, key=lambda each: each.seconds)
-    least = sum(max(each.ideal_compute, each.memory) for each in found)
+    least = sum(max(each.ideal_compute, each.memory) for each in found) / pace
     return dataclasses.replace(
         step,
         predicted_ms=seconds * 1e3,

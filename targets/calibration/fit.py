@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.passes.constraints import Precision
-from onnxpress.targets.calibration.measure import Sample
+from onnxpress.targets.calibration.measure import Measurement, Sample
 from onnxpress.targets.costmodel import RooflineCost
 from onnxpress.targets.schema import Profile, Rates, Roofline
 
@@ -27,6 +27,7 @@ _Array = npt.NDArray[np.float64]
 _CLOCK_SECONDS = 1.0e-6  # what the runtime's profiler resolves
 _SCALE = 0.15  # residuals above this share count by their size, not by its square
 _DIGITS = 3
+_STEPS = 40  # of the minimization, at most
 # Numbers for each precision, with where a fit starts that knows nothing: GFLOP/s, nanoseconds, microseconds, channels.
 _RATES = {
     "conv": None, "pointwise": None, "depthwise": None, "grouped": None, "gemm": None, "overhead_us": None,
@@ -50,6 +51,13 @@ class Fit:
         """Median of the errors' sizes."""
         return float(np.median(np.abs(self.errors)))
 
+    def errors_by_kind(self) -> dict[str, tuple[int, float]]:
+        """Return how many samples there are of each kernel, and the median of their errors' sizes."""
+        found: dict[str, list[float]] = {}
+        for sample, error in zip(self.samples, self.errors, strict=True):
+            found.setdefault(sample.kind, []).append(abs(error))
+        return {kind: (len(errors), float(np.median(errors))) for kind, errors in sorted(found.items())}
+
 
 @dataclasses.dataclass(frozen=True)
 class _Number:
@@ -61,33 +69,40 @@ class _Number:
     start: float = 1.0
 
 
-def fit(profile: Profile, samples: Sequence[Sample]) -> Fit:
-    """Return the roofline of `profile` with its numbers fitted to `samples`; numbers that no sample needs are kept."""
+def fit(profile: Profile, measurement: Measurement) -> Fit:
+    """Return the roofline of `profile` with its numbers fitted; those that no sample needs are kept."""
     from scipy.optimize import least_squares
 
     assert profile.roofline is not None, "a roofline says what there is to fit"
-    roofline = profile.roofline
+    roofline, samples = profile.roofline, measurement.samples
     weights = np.array([each.seconds / (each.seconds + _CLOCK_SECONDS) for each in samples])
     measured = np.array([each.seconds for each in samples])
-    numbers = [each for each in _numbers(roofline) if _matters(each, roofline, profile, samples)]
+    enters = {each: _enters(each, roofline, profile, samples) for each in _numbers(roofline)}
+    numbers = [each for each, where in enters.items() if where.any()]  # others would wander
 
     def residuals(logs: _Array) -> _Array:
-        costs = RooflineCost(_changed(roofline, numbers, np.exp(logs)), profile.quantization)
-        found: _Array = weights * np.log(np.maximum(_predicted(costs, samples), 1e-9) / measured)
+        predicted = _predicted(_changed(roofline, numbers, np.exp(logs)), profile, samples)
+        found: _Array = weights * np.log(np.maximum(predicted, 1e-9) / measured)
         return found
 
     start = np.log([each.start for each in numbers])
     found = least_squares(
         residuals, start, bounds=(start - np.log(_RANGE), start + np.log(_RANGE)), loss="soft_l1", f_scale=_SCALE,
-        max_nfev=40,
+        jac_sparsity=np.stack([enters[each] for each in numbers], axis=1), max_nfev=_STEPS,
     )  # fmt: skip
-    fitted = _changed(roofline, numbers, np.exp(found.x), digits=_DIGITS)
-    predicted = _predicted(RooflineCost(fitted, profile.quantization), samples)
+    fitted = _changed(roofline, numbers, np.exp(found.x), round_off=True)
+    measured_once = {"yardstick_ms": measurement.yardstick_ms, "call_us": measurement.call_ms * 1e3}
+    fitted = fitted.model_copy(update={name: _rounded(value) for name, value in measured_once.items()})
+    predicted = _predicted(fitted, profile, samples)
     return Fit(fitted, tuple((predicted / measured - 1).tolist()), tuple(samples))
 
 
-def _predicted(costs: RooflineCost, samples: Sequence[Sample]) -> _Array:
-    return np.array([sum(charge(costs).seconds for charge in each.charges) for each in samples])
+def _predicted(roofline: Roofline, profile: Profile, samples: Sequence[Sample]) -> _Array:
+    costs = {
+        size: RooflineCost(roofline, profile.quantization, size)
+        for size in {each.working_set_bytes for each in samples}
+    }
+    return np.array([sum(charge(costs[each.working_set_bytes]).seconds for charge in each.charges) for each in samples])
 
 
 def _numbers(roofline: Roofline) -> Iterator[_Number]:
@@ -107,17 +122,22 @@ def _numbers(roofline: Roofline) -> Iterator[_Number]:
                 yield _Number("elements", precision, operator, value)
 
 
-def _matters(number: _Number, roofline: Roofline, profile: Profile, samples: Sequence[Sample]) -> bool:
-    """Whether a number enters any sample's time: others would wander."""
-    changed = [_changed(roofline, [number], np.array([number.start * factor])) for factor in (0.2, 5.0)]
-    low, high = (_predicted(RooflineCost(each, profile.quantization), samples) for each in changed)
-    return bool(np.any(low != high))
+def _enters(number: _Number, roofline: Roofline, profile: Profile, samples: Sequence[Sample]) -> npt.NDArray[np.bool_]:
+    """Return which samples' times a number enters, [samples]."""
+    changed = [_changed(roofline, [number], np.array([number.start * factor])) for factor in (1 / _RANGE, _RANGE)]
+    low, high = (_predicted(each, profile, samples) for each in changed)
+    found: npt.NDArray[np.bool_] = low != high
+    return found
 
 
-def _changed(roofline: Roofline, numbers: Sequence[_Number], values: _Array, digits: int | None = None) -> Roofline:
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _changed(roofline: Roofline, numbers: Sequence[_Number], values: _Array, *, round_off: bool = False) -> Roofline:
     update: dict[str, Any] = {}
     for number, value in zip(numbers, values.tolist(), strict=True):
-        rounded = value if digits is None else float(f"{value:.{digits}g}")
+        rounded = _rounded(value) if round_off else value
         if number.operator is not None:
             elements = update.setdefault("elements", dict(roofline.elements))
             held = elements[number.operator]

@@ -20,6 +20,7 @@ from onnxpress.ir.model_io import load
 __all__ = [
     "CONV_CHAINS",
     "ELEMENTWISE",
+    "ONCE",
     "PRODUCT_CHAINS",
     "Chain",
     "Elementwise",
@@ -28,6 +29,7 @@ __all__ = [
     "elementwise_model",
 ]
 
+ONCE = "once"  # how names of chains of a single layer begin
 _OPSET = 17
 _SEED = 0
 
@@ -125,7 +127,7 @@ ELEMENTWISE: dict[str, Elementwise] = {
 
 def chain_model(chains: Sequence[Chain]) -> onnx_ir.Model:
     """Return a model of one input and one output for each chain. Weights are seeded; nodes are named `c3_0_there`."""
-    parts = [_Part(f"c{index}", chain) for index, chain in enumerate(chains)]
+    parts = [_Part(f"{ONCE if chain.once else 'c'}{index}", chain) for index, chain in enumerate(chains)]
     graph = helper.make_graph(
         [node for part in parts for node in part.nodes],
         "chains",

@@ -51,6 +51,7 @@ class MnnSession:
     def __init__(self, fixed: FixedModel, path: Path, threads: int) -> None:
         """path: of the .mnn file. Errors: see `Converter.open`."""
         self._mnn, self._fixed, self._threads = _require(), fixed, threads
+        self.ports = fixed.inputs
         self.size_bytes = path.stat().st_size
         self._interpreter = self._mnn.Interpreter(str(path))
         settings = {"backend": "CPU", "numThread": threads, "precision": "high"}
@@ -62,7 +63,7 @@ class MnnSession:
     def feed(self, feeds: Feeds) -> None:
         self._fed = [
             (self._inputs[name], self._host_tensor(narrow(name, array, _TITLE)))
-            for name, array in fit_feeds(feeds, self._fixed.inputs).items()
+            for name, array in fit_feeds(feeds, self.ports).items()
             if name in self._inputs  # else nothing reads it
         ]
 

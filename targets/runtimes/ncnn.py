@@ -45,6 +45,7 @@ class NcnnNet:
     def __init__(self, fixed: FixedModel, folder: Path, threads: int) -> None:
         """Errors: see `Converter.open`."""
         self._ncnn, self._fixed, self._threads = _require(), fixed, threads
+        self.ports = fixed.inputs
         self._axes = read_batch_axes(folder)
         self.size_bytes = sum((folder / name).stat().st_size for name in FILES)
         self._net = _load(self._ncnn, folder, threads)
@@ -54,7 +55,7 @@ class NcnnNet:
         self._results: list[Any] = []
 
     def feed(self, feeds: Feeds) -> None:
-        fitted = fit_feeds(feeds, self._fixed.inputs)
+        fitted = fit_feeds(feeds, self.ports)
         self._mats = {f"in{index}": self._mat(index, *item) for index, item in enumerate(fitted.items())}
 
     def _mat(self, index: int, name: str, array: Array) -> Any:

@@ -8,6 +8,7 @@ taken off again (`timing.without_overhead`).
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import pathlib
 import statistics
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir
 
 from onnxpress.ir import model_io
@@ -31,6 +34,7 @@ __all__ = ["CPU", "CUDA", "OnnxRuntime", "PreparedSession"]
 
 _CPU = "CPUExecutionProvider"
 _WARMUP = 3  # runs that no median sees: the first ones fill caches and arenas
+_EMPTY_INPUT = "x"
 _KERNEL_TIME = "_kernel_time"  # how events of a node's own computing are called
 
 
@@ -66,20 +70,39 @@ class PreparedSession:
                 self._model, threads=self._threads, providers=self._providers, optimized_path=path,
                 profile_path=pathlib.Path(folder) / "profile",
             )  # fmt: skip
-            walls, plain = [], []
+            walls, plain, empty = [], [], []
+            nothing = open_session(_empty_model())
             for _ in range(rounds + _WARMUP):
-                walls.append(self._timed(session))
-                plain.append(self._timed(self._session))
+                walls.append(_seconds(session, self._feeds))
+                plain.append(_seconds(self._session, self._feeds))
+                empty.append(_seconds(nothing, {_EMPTY_INPUT: np.zeros(1, np.float32)}))
             events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
             origins = find_origins(self._model, onnx_ir.load(path))
-        total = statistics.median(plain[run] for run in quiet_runs(plain, _WARMUP))
-        return _median_times(events, quiet_runs(walls, _WARMUP), origins, total * 1e3)
+        of_nodes = _quiet_median(plain) - _quiet_median(empty)
+        return _median_times(events, quiet_runs(walls, _WARMUP), origins, max(0.0, of_nodes) * 1e3)
 
-    def _timed(self, session: Any) -> float:
-        """Run once, and return the seconds that it took."""
-        start = time.perf_counter()
-        run_session(session, self._feeds)
-        return time.perf_counter() - start
+
+def _seconds(session: Any, feeds: Feeds) -> float:
+    """Run once, and return the seconds that it took."""
+    start = time.perf_counter()
+    run_session(session, feeds)
+    return time.perf_counter() - start
+
+
+def _quiet_median(seconds: Sequence[float]) -> float:
+    return statistics.median(seconds[run] for run in quiet_runs(seconds, _WARMUP))
+
+
+@functools.cache
+def _empty_model() -> bytes:
+    """A model that hands on one number: what a call costs that computes nothing."""
+    value = onnx.helper.make_tensor_value_info(_EMPTY_INPUT, onnx.TensorProto.FLOAT, [1])
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", [_EMPTY_INPUT], ["y"])], "empty", [value], [result]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 def _median_times(
@@ -87,7 +110,7 @@ def _median_times(
 ) -> list[NodeTime]:
     """Return the median of each node's times over `runs`, in the order in which they first ran.
 
-    total_ms: of a run without the profiler, which its cost is taken off by.
+    total_ms: of all nodes in a run without the profiler, so that its cost can be taken off.
     """
     times: dict[tuple[str, str], list[float]] = {}
     for event in events:

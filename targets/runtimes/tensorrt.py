@@ -57,6 +57,7 @@ class Engine:
     def __init__(self, model: onnx_ir.Model, feeds: Feeds) -> None:
         """Errors: see `Runtime.prepare`."""
         self._fixed = fix_shapes(model, feeds)
+        self.ports = self._fixed.inputs
         self._temporary = tempfile.TemporaryDirectory(prefix="onnxpress-")
         self._folder = Path(self._temporary.name)
         self._inputs, self._outputs = _rename(self._fixed)
@@ -66,7 +67,7 @@ class Engine:
         self.feed(feeds)
 
     def feed(self, feeds: Feeds) -> None:
-        for name, array in fit_feeds(feeds, self._fixed.inputs).items():
+        for name, array in fit_feeds(feeds, self.ports).items():
             (self._folder / f"{self._inputs[name]}.bin").write_bytes(array.tobytes())
 
     def compute(self) -> float:

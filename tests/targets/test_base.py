@@ -203,7 +203,7 @@ _RULE = 'check = "present"\nops = ["Erf"]\nsource = "s"\nadvice = "a"\n'
         (
             _HEAD + "channels = 3",
             "unknown key channels. Did you mean 'channel_multiple'? Known here: channel_multiple, "
-            "encodings, extends, ir_version, lowering, name, opset, pipeline, quantization, roofline, "
+            "encodings, extends, ir_version, lowering, machine, name, opset, pipeline, quantization, roofline, "
             "rules, runtime, storage, summary, whole_models, without_rules",
         ),
         (

@@ -78,13 +78,13 @@ def test_times_and_the_worst_output_are_told_of_the_right_model(monkeypatch: pyt
 
 
 def test_without_data_only_time_is_told() -> None:
-    fakes = [_Fake({"y": 0.0, "z": 0.0}) for _ in range(2)]
+    first, second = _Fake({"y": 0.0, "z": 0.0}), _Fake({"y": 0.0, "z": 0.0})
     counted = Metrics(params=1, macs=2, size_bytes=3, bits_per_weight=4.0)
     runtime = load_runtime("onnxruntime-cpu")
-    pair = measure_runtime.measure_on(runtime, _subject(), *fakes, counted=counted, data=None, effort=Effort(rounds=5))
+    pair = measure_runtime.measure_on(runtime, _subject(), first, second, counted, None, Effort(rounds=5))
     assert pair.after.sqnr_db is None and pair.samples == 0 and pair.after.latency_ms is not None
     assert pair.notes == ("latency: both in onnxruntime on the CPU",)
-    assert all(fake.fed == 1 and (fake.x == 0.5).all() for fake in fakes)
+    assert all(fake.fed == 1 and (fake.x == 0.5).all() for fake in (first, second))
 
 
 def _numbers(*shape: int) -> Array:
@@ -157,7 +157,7 @@ def test_openvino_is_measured_in_openvino(calibration: tuple[Path, Path]) -> Non
     assert any("latency: both in OpenVINO on the CPU" in note for note in report.notes)
     loaded = model_io.load(model)
     name = str(loaded.graph.inputs[0].name)
-    feeds = {name: np.zeros([1, *list(loaded.graph.inputs[0].shape or ())[1:]], np.float32)}
+    feeds = {name: np.zeros((1, 1, 16, 16), np.float32)}
     assert len(openvino.inspect_kernels(loaded, feeds).left_float) == 7
 
 

@@ -5,7 +5,9 @@ python -m onnxpress.tools.bench prune [MODEL ...] [--times 1.25,1.5,2,3] [--by C
 python -m onnxpress.tools.bench factorize [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
 python -m onnxpress.tools.bench lowbit [MODEL ...] [--by PIPELINE,...] [the same options]
 python -m onnxpress.tools.bench targets [MODEL ...] [--by PASS,...] [--targets T,...] [--markdown FILE] [the same]
+python -m onnxpress.tools.bench profile [MODEL ...] [--by VARIANT,...] [--target T] [the same]
 python -m onnxpress.tools.bench openvino [MODEL ...] [the same options]
+python -m onnxpress.tools.bench arm64 [MODEL ...] [--targets T,...] [--device DEVICE] [the same options]
 python -m onnxpress.tools.bench pack [MODEL ...] [--json FILE|-]
 """
 
@@ -44,11 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
     targets.add_argument("--by", help="passes to run, with commas between; all by default")
     targets.add_argument("--targets", help="targets to lower to, with commas between; all by default")
     targets.add_argument("--markdown", type=Path, help="write the table as a page")
+    profile = benchmarks.add_parser("profile", parents=[shared], help="predicted beside measured time")
+    profile.add_argument("--by", help="variants to time, with commas between; all by default")
+    profile.add_argument("--target", default="host-cpu", help="whose estimate predicts: a name, or a profile")
     benchmarks.add_parser("openvino", parents=[shared], help="int8 beside float, both on OpenVINO")
+    arm64 = benchmarks.add_parser("arm64", parents=[shared], help="mobile-cpu's results on emulated Arm64 beside here")
+    arm64.add_argument("--targets", default="mobile-cpu", help="targets to lower to, with commas between")
+    arm64.add_argument("--device", help="another device to compare with; by default emulation is set up below --keep")
     benchmarks.add_parser("pack", parents=[shared], help="the .onnxp container beside xz")
     options = parser.parse_args(arguments)
     try:
-        bench = {"ptq": _ptq, "lowbit": _lowbit, "targets": _targets, "openvino": _openvino, "pack": _pack}
+        bench = {
+            "ptq": _ptq, "lowbit": _lowbit, "targets": _targets, "openvino": _openvino, "pack": _pack,
+            "profile": _profile, "arm64": _arm64,
+        }  # fmt: skip
         rows, headings = bench.get(options.benchmark, _reduction)(options)
     except OnnxpressError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -118,11 +129,41 @@ def _targets(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
     return [dataclasses.asdict(row) for row in rows], HEADINGS
 
 
+def _profile(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+    from onnxpress.tools.bench.assets import select
+    from onnxpress.tools.bench.profiles import HEADINGS, VARIANTS, run, summarize
+    from onnxpress.tools.bench.reduction import parse_compilers
+
+    rows = run(
+        select(options.models, "ptq"),
+        parse_compilers(options.by, VARIANTS, what="variant"),
+        target=options.target, rounds=options.rounds, keep=options.keep, tell=_tell,
+    )  # fmt: skip
+    summary = summarize(rows)
+    if summary is not None:
+        _tell(", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in dataclasses.asdict(summary).items()))
+    return [dataclasses.asdict(row) for row in rows], HEADINGS
+
+
 def _openvino(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
     from onnxpress.tools.bench.assets import select
     from onnxpress.tools.bench.openvino import HEADINGS, run
 
     rows = run(select(options.models, "ptq"), rounds=options.rounds, limit=options.limit, keep=options.keep, tell=_tell)
+    return [dataclasses.asdict(row) for row in rows], HEADINGS
+
+
+def _arm64(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+    from onnxpress.tools.bench.arm64 import HEADINGS, MODELS, TARGETS, run
+    from onnxpress.tools.bench.arm64_system import make_system
+    from onnxpress.tools.bench.assets import select, working_folder
+    from onnxpress.tools.bench.reduction import parse_compilers
+
+    targets = parse_compilers(options.targets, TARGETS, option="--targets", what="target")
+    with working_folder(options.keep) as folder:
+        device = options.device or make_system(folder / "arm64", _tell)
+        assets = select(options.models or list(MODELS), "ptq")
+        rows = run(assets, targets, device, limit=options.limit, keep=folder, tell=_tell)
     return [dataclasses.asdict(row) for row in rows], HEADINGS
 
 

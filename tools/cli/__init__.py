@@ -16,6 +16,7 @@ import typer
 import typer.core
 
 from onnxpress.ir.errors import OnnxpressError, UsageError, near_names
+from onnxpress.tools.cli.calibrate import calibrate
 from onnxpress.tools.cli.check import check
 from onnxpress.tools.cli.compare import compare
 from onnxpress.tools.cli.compress import compress
@@ -23,6 +24,7 @@ from onnxpress.tools.cli.demo import demo
 from onnxpress.tools.cli.inspect import inspect
 from onnxpress.tools.cli.pack import pack
 from onnxpress.tools.cli.passes import passes
+from onnxpress.tools.cli.profile import profile
 from onnxpress.tools.cli.targets import targets
 from onnxpress.tools.cli.unpack import unpack
 
@@ -49,7 +51,7 @@ class _Commands(typer.core.TyperGroup):
 
 # Plain help (no markup): pipelines hold brackets and braces, and help must come fast.
 app = typer.Typer(cls=_Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for _command in (compress, inspect, compare, check, pack, unpack, passes, targets, demo):
+for _command in (compress, inspect, profile, compare, check, calibrate, pack, unpack, passes, targets, demo):
     app.command()(_command)
 
 

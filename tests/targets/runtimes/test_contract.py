@@ -7,7 +7,7 @@ import onnx_ir
 import pytest
 
 from onnxpress.ir.errors import InputError, UsageError
-from onnxpress.targets.runtimes.base import Runtime, race
+from onnxpress.targets.runtimes.base import Runtime, race, run_samples
 from onnxpress.targets.runtimes.registry import RUNTIMES, load_runtime
 from tests.passes.residual_net import residual_net
 from tests.support import Array, random_feeds, run
@@ -87,6 +87,16 @@ def test_wrong_feeds_are_named(runtime: Runtime, net: onnx_ir.Model) -> None:
     prepared = runtime.prepare(net, feeds)
     with pytest.raises(InputError, match=f"input {name!r} has no data. Given: nothing"):
         prepared.feed({})
+
+
+def test_inputs_are_told_and_any_number_of_samples_runs(runtime: Runtime, net: onnx_ir.Model) -> None:
+    feeds = random_feeds(net, batch=5)
+    prepared = runtime.prepare(net, _feeds(net))
+    assert {name: port.shape for name, port in prepared.ports.items()} == {
+        name: (1, *array.shape[1:]) for name, array in feeds.items()
+    }
+    (found,), (expected,) = run_samples(prepared, feeds).values(), run(net, feeds)
+    assert np.abs(found - expected).max() <= _RELATIVE_ERROR * np.abs(expected).max()
 
 
 def test_models_take_turns(runtime: Runtime, net: onnx_ir.Model) -> None:

@@ -28,6 +28,7 @@ class _Engine:
         self._factor, self._refusal = factor, refusal
 
     def convert(self, fixed: FixedModel, folder: Path) -> None:
+        self.ports = fixed.inputs
         self._type = next(iter(fixed.inputs.values())).dtype
 
     def open(self, fixed: FixedModel, folder: Path, threads: int) -> _Engine:

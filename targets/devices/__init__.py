@@ -1,0 +1,1 @@
+"""Run and time models on other machines: over ssh, over adb, under emulation."""

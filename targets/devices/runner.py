@@ -1,0 +1,425 @@
+"""Run and time models on the device that this file is sent to. It needs Python 3.8 or later, numpy and onnxruntime.
+
+Standard input:  one line of JSON, the job; then the files that it lists, one after the other, with nothing between.
+                 It stays open: its end means that whoever asked has gone.
+Standard output: one line of JSON, the answer; nothing where nobody waits for it any more.
+Standard error:  a line `onnxpress-step: ...` for each thing that is begun.
+
+Two processes, so that nothing stays behind whatever happens. This one receives the files, waits, and removes their
+folder; a fork of it computes. If the fork crashes or is killed, that is an answer. If whoever asked goes away, or time
+is up, the fork is killed. If this process is killed, the fork removes the folder and ends.
+
+Nothing of the project is imported here, and no syntax or function is younger than Python 3.8. The way of timing is that
+of `targets/runtimes/timing.py`, and the settings of sessions are those of `onnxruntime_session.py`: tests compare them.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import platform
+import random
+import re
+import select
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+__all__ = ["FORMAT", "MARK", "STEP_PREFIX", "main", "median_times", "take_turns"]
+
+FORMAT = 1  # of the job and of the answer
+MARK = "onnxpress_runner"  # the key that tells the answer from what a login shell prints
+STEP_PREFIX = "onnxpress-step: "
+
+_CHUNK_BYTES = 1 << 20
+_LEAST_ROUNDS = 5
+_PROFILE_WARMUP = 3  # runs that no median sees: the first ones fill caches and arenas
+_KERNEL_TIME = "_kernel_time"  # how events of a node's own computing are called
+_SMALL_BYTES = "256"  # weights below this stay in the optimized graph, which is sent back
+_FLOATS = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+_FREQUENCY = "/sys/devices/system/cpu/cpu{}/cpufreq/cpuinfo_max_freq"
+
+
+class _Answer(Exception):  # noqa: N818  # an end of the work, which need not be a fault
+    """What is answered instead of results. kind: what `job.read_answer` tells apart."""
+
+    def __init__(self, kind: str, message: object, **more: str) -> None:
+        super().__init__(kind)
+        self.error = dict(more, kind=kind, message=str(message))
+
+
+def main() -> None:
+    """Do the job that standard input holds."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="onnxpress-device-"))
+    answer: dict[str, Any] | None = None
+    try:
+        answer = _supervise(folder)
+    except _Answer as found:
+        answer = {"error": found.error}
+    except OSError as error:  # a full disk, most of all
+        answer = {"error": {"kind": "failed", "message": str(error)}}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if answer is not None:
+        answer[MARK] = FORMAT
+        print(json.dumps(answer), flush=True)
+
+
+def _step(text: str) -> None:
+    print(STEP_PREFIX + text, file=sys.stderr, flush=True)
+
+
+# The process that receives and waits.
+
+
+def _supervise(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Return the answer; None where nobody waits for it."""
+    _step("receiving the models")
+    stdin = sys.stdin.buffer
+    line = stdin.readline()
+    if not line:
+        return None
+    job = json.loads(line)
+    if not all(_receive(stdin, folder, file["digest"], file["bytes"]) for file in job["files"]):
+        return None
+    # Of each pipe only one process holds the far end, and the system closes it however that process ends.
+    parent_gone, parent_holds = os.pipe()
+    child_gone, child_holds = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(parent_holds)
+        os.close(child_gone)
+        _work(job, folder, parent_gone)
+    os.close(parent_gone)
+    os.close(child_holds)
+    try:
+        ended = _wait(child_gone, stdin, time.monotonic() + job["deadline_seconds"])
+        return _collect(child, folder) if ended else None
+    finally:
+        _kill(child)
+
+
+def _receive(stdin: BinaryIO, folder: pathlib.Path, digest: str, size: int) -> bool:
+    """Write the next `size` bytes to a file; False where they end early."""
+    found = hashlib.sha256()
+    with (folder / digest).open("wb") as file:
+        while size:
+            chunk = stdin.read(min(size, _CHUNK_BYTES))
+            if not chunk:
+                return False
+            found.update(chunk)
+            file.write(chunk)
+            size -= len(chunk)
+    if found.hexdigest() != digest:
+        raise _Answer("failed", "a file arrived damaged: its digest is not the one that was announced")
+    return True
+
+
+def _wait(child_gone: int, stdin: BinaryIO, deadline: float) -> bool:
+    """Return whether the child ended by itself: in time, and before standard input did."""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise _Answer("timeout", "time is up")
+        ready = select.select([child_gone, stdin.fileno()], [], [], left)[0]
+        if child_gone in ready:
+            return True
+        if ready and not os.read(stdin.fileno(), 1):
+            return False
+
+
+def _collect(child: int, folder: pathlib.Path) -> dict[str, Any]:
+    status = os.waitpid(child, 0)[1]
+    try:
+        answer: dict[str, Any] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
+        return answer
+    except (OSError, ValueError):
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        raise _Answer("died", signal.Signals(number).name if number else f"exit status {status >> 8}") from None
+
+
+def _kill(child: int) -> None:
+    try:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    except (ProcessLookupError, ChildProcessError):  # it has ended, and was waited for
+        pass
+
+
+# The process that computes.
+
+
+def _work(job: dict[str, Any], folder: pathlib.Path, parent_gone: int) -> None:
+    """Leave the answer in the folder and end the process."""
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        # onnxruntime 1.32 leaves `.ses` in the first and a database in a cache below one of the others.
+        os.environ.update(dict.fromkeys(("TMPDIR", "HOME", "XDG_CACHE_HOME"), str(folder)))
+        silence = os.open(os.devnull, os.O_RDWR)
+        os.dup2(silence, 0)
+        os.dup2(silence, 1)
+        threading.Thread(target=_end_with_parent, args=(parent_gone, folder), daemon=True).start()
+        try:
+            answer = _measure(job, folder)
+        except _Answer as found:
+            answer = {"error": found.error}
+        except Exception as error:
+            answer = {"error": {"kind": "failed", "message": f"{type(error).__name__}: {error}"}}
+        (folder / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+    finally:
+        os._exit(0)
+
+
+def _end_with_parent(parent_gone: int, folder: pathlib.Path) -> None:
+    os.read(parent_gone, 1)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+def _measure(job: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    runtime, given = _start(folder / job["feeds"])
+    cores = _keep_to_fast_cores(job["threads"])
+    models: dict[str, dict[str, Any]] = {}
+    runs: dict[str, Callable[[], Any]] = {}
+    for name, digest in job["models"].items():
+        start = time.perf_counter()
+        session = _open(name, folder / digest, job["threads"])
+        models[name] = {"load_seconds": time.perf_counter() - start}
+        feeds = _fit(name, session, given)
+        results = _run_first(name, session, feeds)
+        if job["outputs"]:
+            models[name]["outputs"] = [
+                [value.name, _pack(results[index])] for index, value in enumerate(session.get_outputs())
+            ]
+        runs[name] = functools.partial(session.run, None, feeds)
+    _step(f"timing {', '.join(map(repr, runs))} in {job['rounds']} rounds")
+    times = take_turns(
+        runs, rounds=job["rounds"], warmup=job["warmup"], seed=job["seed"], max_seconds=job["max_seconds"],
+        cpu_clock=time.thread_time if job["threads"] == 1 else None,
+    )  # fmt: skip
+    for name, (wall_ms, cpu_ms) in times.items():
+        models[name].update(wall_ms=wall_ms, cpu_ms=cpu_ms)
+    peak = _peak_rss_bytes()  # before the profiler takes its share
+    if job["node_times"]:
+        for name, digest in job["models"].items():
+            models[name].update(_profile(name, folder / digest, given, job))
+    return {"machine": _machine(runtime, cores), "models": models, "peak_rss_bytes": peak}
+
+
+def _start(feeds_path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
+    """Return onnxruntime, and the arrays to feed."""
+    _step("starting onnxruntime")
+    try:
+        import numpy
+        import onnxruntime
+    except ImportError as error:
+        raise _Answer("missing", error, python=f"Python {platform.python_version()}, {sys.executable}") from error
+    # It would keep its records in a folder that goes, and tell others what runs on a machine that is not ours.
+    getattr(onnxruntime, "disable_telemetry_events", lambda: None)()
+    with numpy.load(feeds_path, allow_pickle=False) as arrays:
+        return onnxruntime, {name: arrays[name] for name in arrays.files}
+
+
+def take_turns(
+    runs: dict[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int,
+    seed: int,
+    max_seconds: float | None,
+    cpu_clock: Callable[[], float] | None,
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Return wall and CPU times in milliseconds, one entry per round, by name, as `timing.take_turns` does."""
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(warmup):
+        for run in runs.values():
+            run()
+    order, shuffler = list(runs), random.Random(seed)
+    clock = cpu_clock or time.perf_counter
+    deadline = None if max_seconds is None else time.perf_counter() + max_seconds
+    for done in range(rounds):
+        if deadline is not None and done >= _LEAST_ROUNDS and time.perf_counter() > deadline:
+            break
+        shuffler.shuffle(order)
+        for name in order:
+            run = runs[name]
+            cpu_start, wall_start = clock(), time.perf_counter()
+            run()
+            wall_end, cpu_end = time.perf_counter(), clock()
+            wall[name].append((wall_end - wall_start) * 1e3)
+            cpu[name].append((cpu_end - cpu_start) * 1e3)
+    return {name: (wall[name], cpu[name] if cpu_clock is not None else []) for name in runs}
+
+
+def _open(name: str, path: pathlib.Path, threads: int, folder: pathlib.Path | None = None) -> Any:
+    """Return a session. folder: where its profile and the optimized graph go; None for neither."""
+    import onnxruntime
+
+    _step(f"loading model {name!r}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if folder is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
+        prefix = "session.optimized_model_external_initializers_"
+        options.add_session_config_entry(prefix + "file_name", "optimized.data")
+        options.add_session_config_entry(prefix + "min_size_in_bytes", _SMALL_BYTES)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _Answer("refused", error, model=name, act="load", version=onnxruntime.__version__) from error
+
+
+def _run_first(name: str, session: Any, feeds: dict[str, Any]) -> list[Any]:
+    import onnxruntime
+
+    _step(f"running model {name!r}")
+    try:
+        results: list[Any] = session.run(None, feeds)
+    except Exception as error:
+        raise _Answer("refused", error, model=name, act="run", version=onnxruntime.__version__) from error
+    return results
+
+
+def _fit(name: str, session: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the feeds of the session's inputs, floats cast to the type that each has."""
+    feeds = {}
+    for value in session.get_inputs():
+        if value.name not in given:
+            told = ", ".join(given) or "nothing"
+            raise _Answer("feeds", f"input {value.name!r} of model {name!r} has no data. Given: {told}")
+        array = given[value.name]
+        if value.type in _FLOATS and array.dtype.kind == "f":
+            array = array.astype(_FLOATS[value.type], order="C", copy=False)
+        feeds[value.name] = array
+    return feeds
+
+
+def _pack(result: Any) -> str:
+    """Return an array as the base64 text of an .npy file; strings keep their characters."""
+    import numpy
+
+    array = numpy.asarray(result)
+    content = io.BytesIO()
+    numpy.save(content, array.astype(str) if array.dtype.kind == "O" else array, allow_pickle=False)
+    return base64.b64encode(content.getvalue()).decode("ascii")
+
+
+def _profile(name: str, path: pathlib.Path, given: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """Return the median time of each node in order, and the graph that they are nodes of, without its weights."""
+    folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent))
+    session = _open(name, path, job["threads"], folder)
+    feeds = _fit(name, session, given)
+    _step(f"timing the nodes of model {name!r}")
+    for _ in range(job["rounds"] + _PROFILE_WARMUP):
+        session.run(None, feeds)
+    events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
+    graph = base64.b64encode((folder / "optimized.onnx").read_bytes()).decode("ascii")
+    return {"node_times": median_times(events), "graph": graph}
+
+
+def median_times(events: list[dict[str, Any]]) -> list[list[Any]]:
+    """Return [name, kind, milliseconds] of each node in a profile of onnxruntime, warm-up left out."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith(_KERNEL_TIME):
+            key = (name[: -len(_KERNEL_TIME)], str(event["args"].get("op_name", "")))
+            times.setdefault(key, []).append(event["dur"] / 1e3)
+    return [[*key, statistics.median(each[_PROFILE_WARMUP:] or each)] for key, each in times.items()]
+
+
+# What the device is.
+
+
+def _keep_to_fast_cores(threads: int) -> list[int]:
+    """Where cores differ in speed, keep this process and its threads on the fastest ones; return the cores it has.
+
+    On a phone the scheduler moves a thread between cores that differ threefold, which no median sees through.
+    """
+    if not hasattr(os, "sched_setaffinity"):  # not Linux
+        return list(range(os.cpu_count() or 1))
+    cores = sorted(os.sched_getaffinity(0))
+    speeds = {core: _number(_FREQUENCY.format(core)) for core in cores}
+    needed = sorted(speeds.values(), reverse=True)[: max(threads, 1)][-1]
+    chosen = [core for core in cores if speeds[core] >= needed]
+    if len(chosen) < len(cores):
+        try:
+            os.sched_setaffinity(0, chosen)
+        except OSError:
+            return cores
+    return chosen
+
+
+def _number(path: str) -> int:
+    try:
+        return int(_text(path) or 0)
+    except ValueError:
+        return 0
+
+
+def _text(path: str) -> str:
+    try:
+        return pathlib.Path(path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def _machine(runtime: Any, cores: list[int]) -> dict[str, Any]:
+    return {
+        "cpu": _cpu_name(),
+        "board": _text("/proc/device-tree/model"),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "cores_used": cores,
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "runtime": f"onnxruntime {runtime.__version__}",
+    }
+
+
+def _cpu_name() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    if found is not None:
+        return found[1].strip()
+    try:  # Arm's cores have numbers in /proc/cpuinfo, and lscpu knows their names
+        said = subprocess.run(["lscpu"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False)
+        names = re.findall(rb"^Model name:\s*(\S.*)$", said.stdout, re.MULTILINE)
+    except (OSError, subprocess.SubprocessError):
+        names = []
+    return " + ".join(name.decode("utf-8", "replace").strip() for name in names) or platform.processor()
+
+
+def _peak_rss_bytes() -> int:
+    """Return the most resident memory of this process so far; 0 where the system does not tell."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", _text("/proc/self/status"), re.MULTILINE)
+    if found is not None:
+        return int(found[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The cost estimate against the clock: predicted beside measured, for every asset and what passes make of it.
+
+Passes run as quickly as they can be had, mostly without data: time depends on shapes and types, not on how well weights
+were fitted. Times are those of `onnxpress profile`, one thread, batch 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx_ir
+
+from onnxpress.ir import model_io
+from onnxpress.ir.data import open_data
+from onnxpress.ir.errors import OnnxpressError
+from onnxpress.passes.base import Context
+from onnxpress.passes.manager import PassManager
+from onnxpress.passes.pipeline import build
+from onnxpress.targets.base import Target, load_target
+from onnxpress.tools.bench.assets import Asset, prepare, working_folder
+from onnxpress.tools.profiling import Profile, profile
+
+__all__ = ["HEADINGS", "VARIANTS", "Row", "Summary", "run", "summarize"]
+
+_CUT = "score=l2,allocation=uniform,repair=false"
+VARIANTS = {
+    "float32": "",
+    "prune": f"prune-channels{{macs=0.6,{_CUT}}}",
+    "low-rank": "low-rank{energy=0.9,allocation=modelled}",
+    "separable": "separable{energy=0.8,allocation=modelled}",
+    "int8": "quantize-int8",
+    "prune+int8": f"prune-channels{{macs=0.6,{_CUT}}}, quantize-int8",
+    "low-rank+int8": "low-rank{energy=0.9,allocation=modelled}, quantize-int8",
+    "ternary": "ternarize{method=rtn}",
+    "ternary+int8": "ternarize{method=rtn}, quantize-int8",
+}
+HEADINGS = {
+    "compiler": "variant", "measured_ms": "measured ms", "predicted_ms": "predicted ms", "error_percent": "error %",
+    "node_error_percent": "node error %", "steps_percent": "steps, % of total", "pace": "pace", "status": "status",
+}  # fmt: skip
+
+_SAMPLES = 16  # that give activations a range
+_LEAST_SHARE = 0.01  # of the time, of steps whose error counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One model. error_percent: predicted over measured time, less one. node_error_percent: median of the sizes of that
+    over steps above 1 % of the time. steps_percent: the steps' sum and the runtime's own call, of the measured time.
+    pace: the machine's speed over that of the calibration. status: why there are no numbers.
+    """
+
+    model: str
+    compiler: str
+    measured_ms: float | None = None
+    predicted_ms: float | None = None
+    error_percent: float | None = None
+    node_error_percent: float | None = None
+    steps_percent: float | None = None
+    pace: float | None = None
+    status: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Of all rows with numbers. spearman: rank correlation of predicted and measured time."""
+
+    models: int
+    median_error_percent: float
+    worst_error_percent: float
+    spearman: float
+    median_node_error_percent: float
+
+
+def run(
+    assets: list[Asset],
+    variants: Sequence[str] = tuple(VARIANTS),
+    *,
+    target: str = "host-cpu",
+    rounds: int = 100,
+    keep: Path | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
+    """Return a row for each asset and variant. keep: where prepared data stays."""
+    chosen = load_target(target)
+    rows = []
+    with working_folder(keep) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of few samples: the numbers do not matter here
+        for asset in assets:
+            for name in variants:
+                tell(f"{asset.model}, {name} ...")
+                row = Row(asset.model, name)
+                try:
+                    rows.append(_measured(row, _variant(asset, name, chosen, folder), chosen, rounds))
+                except OnnxpressError as error:
+                    rows.append(dataclasses.replace(row, status=" ".join(str(error).split())))
+    return rows
+
+
+def _variant(asset: Asset, name: str, target: Target, folder: Path) -> onnx_ir.Model:
+    path, calibration, _ = prepare(asset, folder, limit=1)
+    original = model_io.load(path)
+    text = ", ".join(filter(None, ("cleanup, fold-batchnorm", VARIANTS[name])))
+    data = None
+    if "int8" in name:
+        head = open_data(calibration, model=original).head(_SAMPLES)
+        data = open_data(dict(head.feeds), model=original)
+    model, _ = PassManager(build(text)).run(original, Context(constraints=target.constraints, data=data))
+    target.lower(model)
+    return model
+
+
+def _measured(row: Row, model: onnx_ir.Model, target: Target, rounds: int) -> Row:
+    (found,) = profile(model, target=target, rounds=rounds).profiles
+    if found.predicted_ms is None:
+        return dataclasses.replace(row, measured_ms=found.times.median, status=f"{target.name} estimates no time")
+    return dataclasses.replace(
+        row,
+        measured_ms=found.times.median,
+        predicted_ms=found.predicted_ms,
+        error_percent=100 * (found.predicted_ms / found.times.median - 1),
+        node_error_percent=_node_error(found),
+        steps_percent=_steps_percent(found),
+        pace=found.pace,
+    )
+
+
+def _node_error(found: Profile) -> float | None:
+    errors = [
+        abs(step.predicted_ms / step.milliseconds - 1)
+        for step in found.steps
+        if step.predicted_ms is not None and step.milliseconds and step.share > _LEAST_SHARE
+    ]
+    return 100 * statistics.median(errors) if errors else None
+
+
+def _steps_percent(found: Profile) -> float | None:
+    if not found.steps:
+        return None
+    return 100 * sum(step.milliseconds for step in found.steps) / found.times.median
+
+
+def summarize(rows: Sequence[Row]) -> Summary | None:
+    """Return the summary; None where no row has numbers to compare."""
+    from scipy.stats import spearmanr
+
+    known = [row for row in rows if row.error_percent is not None]
+    if len(known) < 2:
+        return None
+    errors = [abs(row.error_percent or 0.0) for row in known]
+    pairs = [(row.measured_ms, row.predicted_ms) for row in known]
+    nodes = [row.node_error_percent for row in known if row.node_error_percent is not None]
+    return Summary(
+        len(known),
+        statistics.median(errors),
+        max(errors),
+        float(spearmanr(*zip(*pairs, strict=True)).statistic),
+        statistics.median(nodes),
+    )

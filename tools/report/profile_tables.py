@@ -1,0 +1,171 @@
+"""Profiles for people: where the time goes, two models by node, a table over runtimes, and what a calibration found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from onnxpress.tools.report.facts import show_facts
+from onnxpress.tools.report.numbers import describe_speed, milliseconds, three_digits
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxpress.tools.calibration import Calibration
+    from onnxpress.tools.profiling import Profile, Step
+    from onnxpress.tools.runtimes import RuntimeRow
+
+__all__ = ["show_calibration", "show_comparison_by_node", "show_profile", "show_runtimes"]
+
+_TOP = 15
+_BAR = 12  # characters of the longest bar
+_NONE = "-"
+
+
+def show_profile(console: Console, found: Profile, *, every: bool = False) -> None:
+    """Print one model: totals, then the steps that take the most time. every: all of them, in the order they run."""
+    times = found.times
+    clock = "CPU time" if times.cpu_median is not None else "elapsed time"
+    predicted = None
+    if found.predicted_ms is not None:
+        off = f"{100 * (found.predicted_ms / times.median - 1):+.0f} %"
+        predicted = f"{milliseconds(found.predicted_ms)} ({off}), by the estimate of {found.target}"
+    facts = {
+        "model": found.model,
+        "runtime": f"{found.runtime} {found.version}, {found.threads} thread{'s' if found.threads > 1 else ''}, "
+        f"batch {found.batch or 1}",
+        "latency": f"{milliseconds(times.median)} {clock}, median of {times.rounds}; 10 to 90 %: "
+        f"{three_digits(times.p10)} to {three_digits(times.p90)}; 99 %: {three_digits(times.p99)}; "
+        f"quartiles {100 * times.spread:.0f} % apart",
+        "elapsed": f"{milliseconds(times.wall_median)} median",
+        "predicted": predicted,
+        "machine": None if found.pace == 1 else f"at {found.pace:.2f} of the speed of the estimate",
+        "created in": None if found.create_ms is None else f"{milliseconds(found.create_ms)} of CPU time",
+        "memory": f"{found.memory_bytes / 2**20:.1f} MiB resident, {found.peak_activation_bytes:,} bytes of values",
+        "bytes": f"{found.size_bytes:,}",
+        "MACs": f"{found.macs:,} ({three_digits(2 * found.macs / times.median / 1e6)} GFLOP/s)",
+        "parameters": f"{found.params:,}",
+    }
+    show_facts(facts)
+    if found.steps:
+        _show_steps(console, found, every=every)
+    else:
+        console.print(f"{found.runtime} tells no times by node")
+    for line in found.notes:
+        console.print(line)
+
+
+def _show_steps(console: Console, found: Profile, *, every: bool) -> None:
+    table = _table("step", "kernel", "", text=3)
+    for heading in ("ms", "share", "predicted", "bound by", "GFLOP/s", "GB/s", "of roofline", "fused"):
+        table.add_column(heading, justify="left" if heading in ("bound by", "fused") else "right", overflow="fold")
+    ordered = list(found.steps) if every else sorted(found.steps, key=lambda step: -step.milliseconds)[:_TOP]
+    longest = max(step.milliseconds for step in found.steps) or 1.0
+    for step in ordered:
+        table.add_row(
+            step.name,
+            step.kind,
+            "█" * round(_BAR * step.milliseconds / longest),
+            three_digits(step.milliseconds),
+            f"{100 * step.share:.1f} %",
+            _NONE if step.predicted_ms is None else three_digits(step.predicted_ms),
+            step.bound or "",
+            three_digits(step.gflops) if step.macs else "",
+            three_digits(step.gigabytes_per_second),
+            "" if step.roofline is None or not step.macs else f"{100 * step.roofline:.0f} %",
+            _short(step.fused),
+        )
+    console.print(table)
+    if (rest := len(found.steps) - len(ordered)) > 0:
+        console.print(f"  ... and {rest} more: --all, or --json", style="dim")
+    if found.outside_ms is not None:
+        console.print(
+            f"{len(found.steps)} steps take {milliseconds(sum(step.milliseconds for step in found.steps))} of elapsed "
+            f"time; {milliseconds(max(0.0, found.outside_ms))} are the runtime's own"
+        )
+
+
+def show_comparison_by_node(console: Console, first: Profile, second: Profile, speedup: float | None) -> None:
+    """Print two models side by side, by the node that each step mostly is."""
+    table = _table("node", "kernel A", "kernel B", text=3)
+    for heading in ("ms A", "ms B", "change"):
+        table.add_column(heading, justify="right")
+    pairs = _pairs(first.steps, second.steps)
+    pairs.sort(key=lambda pair: -max(each.milliseconds for each in pair if each is not None))
+    for a, b in pairs[:_TOP]:
+        name = (a or b).name  # type: ignore[union-attr]
+        table.add_row(
+            name, a.kind if a else _NONE, b.kind if b else _NONE, *(_ms(each) for each in (a, b)),
+            describe_speed(a.milliseconds, b.milliseconds) if a and b and a.milliseconds and b.milliseconds else "",
+        )  # fmt: skip
+    console.print(table)
+    if len(pairs) > _TOP:
+        console.print(f"  ... and {len(pairs) - _TOP} more: --json", style="dim")
+    if speedup is not None:
+        gain = describe_speed(first.times.median, second.times.median)
+        console.print(f"A {milliseconds(first.times.median)}, B {milliseconds(second.times.median)}: {gain}")
+
+
+def _pairs(first: Sequence[Step], second: Sequence[Step]) -> list[tuple[Step | None, Step | None]]:
+    left = {step.name: step for step in second}
+    found: list[tuple[Step | None, Step | None]] = [(step, left.pop(step.name, None)) for step in first]
+    return [*found, *((None, step) for step in left.values())]
+
+
+def show_runtimes(console: Console, rows: Sequence[RuntimeRow]) -> None:
+    """Print one model in every runtime."""
+    table = _table("runtime", "version", text=2)
+    for heading in ("ms", "of onnxruntime", "spread", "same top-1 class", "largest error", "bytes", "prepared in s"):
+        table.add_column(heading, justify="right")
+    for row in (row for row in rows if row.times is not None):
+        assert row.times is not None
+        agreement = "" if row.agreement is None else f"{row.agreement:.1f} % of {row.samples}"
+        table.add_row(
+            row.runtime, row.version, three_digits(row.times.median),
+            "" if row.ratio is None else f"{row.ratio:.2f}", f"{100 * row.times.spread:.0f} %", agreement,
+            "" if row.error is None else f"{row.error:.1e}", f"{row.size_bytes or 0:,}",
+            f"{row.prepare_seconds or 0:.1f}",
+        )  # fmt: skip
+    console.print(table)
+    for row in (row for row in rows if row.times is None):
+        console.print(f"{row.runtime}: {row.status}")
+    console.print("ms: median at batch 1, CPU time of one thread where one computes; error: over the largest output.")
+
+
+def show_calibration(console: Console, found: Calibration, path: str | os.PathLike[str]) -> None:
+    """Print what was measured and how well the estimate fits it."""
+    show_facts(
+        {
+            "profile": os.fspath(path),
+            "target": f"{found.name}, which extends {found.base}",
+            "machine": found.machine.processor,
+            "samples": f"{len(found.fitted.samples)}",
+            "fit": f"half of them within {100 * found.fitted.median_error:.0f} %",
+        }
+    )
+    table = _table("kernel", text=1)
+    for heading in ("samples", "half within"):
+        table.add_column(heading, justify="right")
+    for kind, (count, median) in found.fitted.errors_by_kind().items():
+        table.add_row(kind, f"{count}", f"{100 * median:.0f} %")
+    console.print(table)
+    console.print(f"{found.seconds:.0f} s. Use it: --target {os.fspath(path)}")
+
+
+def _ms(step: Step | None) -> str:
+    return _NONE if step is None else three_digits(step.milliseconds)
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(names[:2]) + (f" +{len(names) - 2}" if len(names) > 2 else "")
+
+
+def _table(*columns: str, text: int) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < text else "right", overflow="fold")
+    return table
