@@ -52,6 +52,15 @@ def test_a_fixed_batch_is_filled_up() -> None:
     np.testing.assert_array_equal(found, 2 * samples)
 
 
+def test_a_batch_that_the_model_leaves_free_is_that_of_the_file() -> None:
+    from onnxpress.targets.runtimes.litert import LiteRtSession
+
+    samples = np.arange(35, dtype=np.float32).reshape(5, 7)
+    model = text_model('<ir_version: 8, opset_import: ["" : 17]> g (float[N,7] x) => (float[N,7] y) { y = Add(x, x) }')
+    runner = sample_runner(model, LiteRtSession(_content(batch=2)))
+    np.testing.assert_array_equal(runner.run(Batch({"x": samples}))["y"], 2 * samples)
+
+
 def test_samples_of_whole_feeds_run_one_by_one() -> None:
     from onnxpress.targets.runtimes.litert import LiteRtSession
 
