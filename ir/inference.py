@@ -6,7 +6,8 @@ them first, from its inputs, weights and operators alone, and what that gives is
 where it leaves gaps (behind custom operators, where shapes are computed) are annotations taken, as far as they do not
 contradict each other.
 
-onnx refuses a model as a whole. Here a refusal costs only what cannot be known.
+onnx refuses a model as a whole. Here a refusal costs only what cannot be known. Pools that round up get the sizes that
+runtimes compute (see `pooling`).
 
 What the model's own inputs and outputs declare is never changed. What outputs declare proves nothing either, for
 runtimes only warn of others; what inputs declare does, for runtimes refuse others.
@@ -20,6 +21,7 @@ import onnx
 import onnx_ir
 
 from onnxpress.ir import onnx_file
+from onnxpress.ir.pooling import settle_pools
 
 __all__ = ["infer_shapes", "is_beyond", "is_consistent", "proven_shape", "take_shape"]
 
@@ -33,6 +35,7 @@ _GENERATED_SYMBOL = "unk__"  # onnx/defs/shape_inference.h, SymbolTable
 def infer_shapes(model: onnx_ir.Model) -> None:
     """Infer types and shapes of all inner values in place, subgraphs included. Weights are not touched."""
     annotated = onnx_file.probe(onnx_file.of_model(model))
+    settle_pools(annotated, lambda proto: _try_infer(_without_annotations(proto), strict=False))
     bare = _without_annotations(annotated)
     strict = _try_infer(bare, strict=True)
     found = strict or _try_infer(bare, strict=False)
@@ -100,8 +103,9 @@ def _without_annotations(model: onnx.ModelProto, *, keep_interfaces: bool = Fals
         del graph.value_info[:]
     for output in (output for body in bodies for output in body.output):
         output.ClearField("type")
+    given = {value.name for value in bare.graph.input}  # onnx takes the shape of an output that is one from there
     for value in (*bare.graph.output, *(value for body in bodies for value in body.input)):
-        if value.type.HasField("tensor_type") and not keep_interfaces:
+        if value.name not in given and value.type.HasField("tensor_type") and not keep_interfaces:
             value.type.tensor_type.ClearField("shape")
     return bare
 

@@ -388,7 +388,7 @@ _LOOKS_LIKE: Mapping[bytes, str] = {
     b"{": "JSON. Save the model in ONNX's binary form first.",
 }
 _LOOKS_LIKE_AT_4: Mapping[bytes, str] = {
-    b"TFL3": "a TensorFlow Lite model. Convert it to ONNX first.",
+    b"TFL3": "a file for LiteRT (TensorFlow Lite), written already. Give the ONNX model that it was made from.",
     b"ORTM": "an onnxruntime .ort model. Give the ONNX model that it was made from.",
 }
 

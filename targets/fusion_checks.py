@@ -7,6 +7,7 @@ optimized graphs and their outputs.
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir
 
 from onnxpress.ir.linear import constant_numbers, constant_tensor
 from onnxpress.targets.patterns import dequantize_of, is_quantize, is_stored, quantizers_of
@@ -25,6 +26,8 @@ from onnxpress.targets.site import (
 )
 
 __all__ = ["FUSION_CHECKS"]
+
+_DECODED_TYPES = ("int8", "uint8", "int4", "uint4")
 
 
 # Checks: does the runtime take it at all?
@@ -159,7 +162,8 @@ def _check_bias_scale(site: Site) -> str | None:
     """Reads `tolerance`: how far, relatively, a bias's scale may be from data scale x weight scale."""
     node = site.node
     bias = dequantize_of(node.inputs[2]) if len(node.inputs) > 2 else None
-    data, weight = dequantize_of(node.inputs[0]), quantized_weight(node)
+    data = None if bias is None else dequantize_of(node.inputs[0])
+    weight = quantized_weight(node)
     if bias is None or data is None or weight is None:
         return None
     actual, factor, scale = constant_numbers(bias.inputs[1]), scalar(data.inputs[1]), constant_numbers(weight.inputs[1])
@@ -180,6 +184,8 @@ def _check_shared_signed(site: Site) -> str | None:
     node = site.node
     uses = len(node.outputs[0].uses())
     zero_point = node.inputs[2] if len(node.inputs) > 2 else None
+    if node.op_type != "DequantizeLinear":
+        return None
     kind = element_type(node.inputs[0]) or element_type(zero_point)
     if kind != "int8" or uses < 2 or is_stored(node.inputs[0]):
         return None
@@ -235,6 +241,38 @@ def _check_float_data(site: Site) -> str | None:
     return "its weight is quantized and its data are not"
 
 
+def _check_decoded_weight(site: Site) -> str | None:
+    """Reads `limit`: inputs from which on a product of float data may have no weight that is merely scaled integers."""
+    node = site.node
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if weight is None or weight.shape is None or len(weight.shape) < 2 or dequantize_of(node.inputs[0]) is not None:
+        return None
+    inputs = weight.shape[-1] if node.op_type == "Gemm" and is_transposed(node) else weight.shape[-2]
+    if isinstance(inputs, int) and inputs < site.limit:
+        return None
+    kind = _scaled_from(weight)
+    return None if kind is None else f"its weight is decoded from {kind} and its data are float"
+
+
+def _scaled_from(weight: onnx_ir.Value) -> str | None:
+    """Return the stored type of a weight that a Cast and a Mul, or a DequantizeLinear, decodes; a Transpose may follow.
+
+    None where anything else decodes it, or nothing scales it.
+    """
+    node = weight.producer()
+    if node is not None and node.op_type == "Transpose":
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node is not None and node.op_type == "Mul":
+        casts = [value.producer() for value in node.inputs if value is not None and constant_tensor(value) is None]
+        node = casts[0] if len(casts) == 1 else None
+        if node is None or node.op_type != "Cast":
+            return None
+    elif node is None or node.op_type != "DequantizeLinear":
+        return None
+    kind = element_type(node.inputs[0])
+    return kind if constant_tensor(node.inputs[0]) is not None and kind in _DECODED_TYPES else None
+
+
 FUSION_CHECKS: dict[str, Check] = {
     "accuracy-level": Check(_check_accuracy_level),
     "activation-zero-point": Check(_check_activation_zero_point),
@@ -242,6 +280,7 @@ FUSION_CHECKS: dict[str, Check] = {
     "between-integers": Check(_check_between_integers),
     "bias-scale": Check(_check_bias_scale, ("tolerance",)),
     "clip-range": Check(_check_clip_range),
+    "decoded-weight": Check(_check_decoded_weight, ("limit",)),
     "float-data": Check(_check_float_data),
     "float-weight": Check(_check_float_weight),
     "kernel": Check(_check_kernel),

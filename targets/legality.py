@@ -23,12 +23,13 @@ from onnxpress.targets.operator_checks import OPERATOR_CHECKS
 from onnxpress.targets.scale_checks import SCALE_CHECKS
 from onnxpress.targets.schema import Profile, Rule, Severity
 from onnxpress.targets.site import Check, Site, is_meant
+from onnxpress.targets.window_checks import WINDOW_CHECKS
 
 __all__ = ["CHECKS", "MODEL_CHECKS", "Illegal", "check_model", "model_check"]
 
 
 # Every check that looks at a node, by the name that rules give it.
-CHECKS: dict[str, Check] = {**FUSION_CHECKS, **OPERATOR_CHECKS, **SCALE_CHECKS}
+CHECKS: dict[str, Check] = {**FUSION_CHECKS, **OPERATOR_CHECKS, **SCALE_CHECKS, **WINDOW_CHECKS}
 
 # And those that look at a whole model: functions that return places with node, op_type and reason. Each is loaded where
 # a profile names it.

@@ -173,6 +173,8 @@ def _check_static_shape(site: Site) -> str | None:
 
 def _check_branches(site: Site) -> str | None:
     """The two branches of an If give outputs of the same ranks, under different names."""
+    if site.node.op_type != "If":
+        return None
     graphs = [site.node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
     for then, other in zip(*(graph.outputs for graph in graphs), strict=False):
         if then.name == other.name:
@@ -184,7 +186,10 @@ def _check_branches(site: Site) -> str | None:
 
 def _check_loop(site: Site) -> str | None:
     """A Loop that collects outputs runs a constant number of times, and carries values of constant shape."""
-    node, body = site.node, site.node.attributes["body"].as_graph()
+    node = site.node
+    if node.op_type != "Loop":
+        return None
+    body = node.attributes["body"].as_graph()
     carried = len(node.inputs) - 2
     for before, after in zip(body.inputs[2:], body.outputs[1 : 1 + carried], strict=False):
         if before.shape is not None and after.shape is not None and before.shape.dims != after.shape.dims:

@@ -36,6 +36,7 @@ LOWERINGS = {
     "float16-graph": "onnxpress.targets.lowering.float16_graph:lower_float16_graph",
 }
 
+_LONGEST_CHAIN = 16  # files that extend one another
 _LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
 HOST = "host-cpu"
 _ARM = ("aarch64", "arm64")
@@ -83,14 +84,7 @@ def host_kind() -> str:
 
 def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str, Any]:
     """Read a profile and what it extends. above: the files that led here, to find circles."""
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"target profile {path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"target profile {path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"target profile {path}: not TOML: {error}") from None
+    raw = _parse(path)
     base = raw.pop("extends", None)
     if base is None and "without_rules" not in raw:
         return raw
@@ -105,6 +99,23 @@ def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str,
     return _extend(extended, raw, f"target profile {path}")
 
 
+def _parse(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"target profile {path}: there is no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a null character in the path
+        raise UsageError(f"target profile {path}: cannot be read: {error}") from None
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise UsageError(f"target profile {path}: not TOML that can be read: it is nested too deeply") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"target profile {path}: not TOML: {error}") from None
+    except ValueError:  # Python reads 4300 digits
+        raise UsageError(f"target profile {path}: not TOML that can be read: a number has too many digits") from None
+
+
 def _read_base(base: str, path: pathlib.Path, above: tuple[pathlib.Path, ...]) -> dict[str, Any]:
     if base in BUILT_IN:
         return _built_in(base)
@@ -113,6 +124,10 @@ def _read_base(base: str, path: pathlib.Path, above: tuple[pathlib.Path, ...]) -
             f"target profile {path}: extends = {base!r}: no such target.{near_names(base, BUILT_IN)} "
             f"There are: {', '.join(BUILT_IN)}; or give the path of a .toml file"
         )
+    if "\0" in base:
+        raise UsageError(f"target profile {path}: extends = {base!r}: a path holds no null character")
+    if len(above) > _LONGEST_CHAIN:
+        raise UsageError(f"target profile {path}: extends = {base!r}: more than {_LONGEST_CHAIN} files in a row")
     other = path.parent / base
     if other.resolve() in above:
         raise UsageError(f"target profile {path}: extends = {base!r}: leads back to itself")
@@ -122,8 +137,9 @@ def _read_base(base: str, path: pathlib.Path, above: tuple[pathlib.Path, ...]) -
 def _extend(base: Mapping[str, Any], raw: dict[str, Any], origin: str) -> dict[str, Any]:
     """Return the profile `base` changed by `raw`, which may leave out rules of `base` by id."""
     without = raw.pop("without_rules", [])
-    if not isinstance(without, list):
-        raise UsageError(f"{origin}: without_rules = {without!r}: must be a list")
+    if not isinstance(without, list) or not all(isinstance(name, str) for name in without):
+        raise UsageError(f"{origin}: without_rules = {without!r}: must be a list of ids")
+    _check_own_rules(raw.get("rules"), origin)
     rules = base.get("rules", [])
     inherited = [str(rule.get("id")) for rule in rules] if _are_tables(rules) else []
     for name in without:
@@ -134,6 +150,21 @@ def _extend(base: Mapping[str, Any], raw: dict[str, Any], origin: str) -> dict[s
     return _merge(base, raw)
 
 
+def _check_own_rules(rules: Any, origin: str) -> None:
+    """Raise a UsageError for what merging would hide: a rule without an id, and two of one.
+
+    Once merged, they are counted with those of the base, and the last of two is all that is left.
+    """
+    ids = [rule.get("id") for rule in rules] if _are_tables(rules) else []
+    for index, name in enumerate(ids):
+        if name is None:
+            raise UsageError(f"{origin}: key rules.{index}.id is missing")
+        if not isinstance(name, str):
+            raise UsageError(f"{origin}: rules.{index}.id = {name!r}: must be a valid string")
+        if name in ids[:index]:
+            raise UsageError(f"{origin}: rules: id {name!r} appears twice")
+
+
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with `changes` laid over it: tables key by key, rules by id, the rest replaced."""
     merged = dict(base)
@@ -142,10 +173,19 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         if isinstance(old, dict) and isinstance(value, dict):
             merged[key] = _merge(old, value)
         elif key == "rules" and _are_tables(old) and _are_tables(value):
-            merged[key] = list({rule.get("id"): rule for rule in [*old, *value]}.values())
+            merged[key] = _merge_rules([*old, *value])
         else:
             merged[key] = value
     return merged
+
+
+def _merge_rules(rules: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rules of which a later one has taken the place of an earlier one with its id."""
+    merged: dict[str | int, dict[str, Any]] = {}
+    for index, rule in enumerate(rules):
+        name = rule.get("id")
+        merged[name if isinstance(name, str) else index] = rule  # what is no id is told when the whole is checked
+    return list(merged.values())
 
 
 def _are_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
@@ -227,12 +267,17 @@ def _entries(raw: Any, location: Iterable[int | str]) -> Iterator[tuple[int | st
 
 def _locate(raw: Any, location: Iterable[int | str]) -> list[int | str]:
     """Return a key's place with rules by their id: their numbers differ where a file extends another."""
-    return [entry.get("id", part) for part, entry in _entries(raw, location)]
+    return [_told(entry, ("id",), part) for part, entry in _entries(raw, location)]
 
 
 def _spell(raw: Any, location: Iterable[int | str]) -> str:
     """Return a key with its tables. Entries of a list of tables go by their id or name, not by their place."""
-    return ".".join(str(entry.get("id", entry.get("name", part))) for part, entry in _entries(raw, location))
+    return ".".join(str(_told(entry, ("id", "name"), part)) for part, entry in _entries(raw, location))
+
+
+def _told(entry: Mapping[str, Any], keys: Iterable[str], part: int | str) -> int | str:
+    """Return the first text that `entry` holds under one of `keys`; `part`, its place, where there is none."""
+    return next((entry[key] for key in keys if isinstance(entry.get(key), str)), part)
 
 
 def _explain(raw: Mapping[str, Any], error: pydantic.ValidationError) -> str:

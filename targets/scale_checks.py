@@ -83,8 +83,8 @@ def _check_activation_scale(site: Site) -> str | None:
 def _check_scale_count(site: Site) -> str | None:
     """There are as many scales as channels along the axis."""
     data, scale = _input(site.node, 0), _input(site.node, 1)
-    axis = scale_axis(site.node)
-    if data is None or data.shape is None or scale is None or axis is None:
+    axis = None if data is None or scale is None else scale_axis(site.node)
+    if data is None or data.shape is None or axis is None:
         return None
     channels, count = data.shape[axis], _count(scale)
     if not isinstance(channels, int) or count is None or channels == count:

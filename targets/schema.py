@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import onnx_ir
 import pydantic
 
+from onnxpress.ir.errors import near_names
 from onnxpress.passes.constraints import IntegerScheme, Precision, QuantizationScheme
 
 __all__ = [
@@ -45,10 +47,18 @@ EncodingName = Literal[
     "float16", "sparse", "dense",
 ]  # fmt: skip
 RuntimeName = Literal["litert", "onnxruntime-cpu", "onnxruntime-cuda", "openvino", "tensorrt"]
-Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+# TOML has types of its own, so that "8", 8.0 and true are no whole numbers, and 1 and "yes" no flags.
+Flag = Annotated[bool, pydantic.Strict()]
+Whole = Annotated[int, pydantic.Strict()]
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False, strict=True)]
 # Sorted when dumped: the order of a set changes from run to run.
 Names = Annotated[frozenset[str], pydantic.PlainSerializer(sorted, return_type=list[str])]
-NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False, strict=True)]
+Position = Annotated[Whole, pydantic.Field(ge=0)]
+# As `site.element_type` spells them.
+_ELEMENT_TYPES = frozenset(
+    {"FLOAT": "float32", "DOUBLE": "float64"}.get(each.name, each.name.lower()) for each in onnx_ir.DataType
+)
 
 
 class _Table(pydantic.BaseModel):
@@ -59,8 +69,8 @@ class OpsetRange(_Table):
     """Versions of the default operator domain that the runtime loads."""
 
     source: str = pydantic.Field(min_length=1, description="where these limits are written down or measured")
-    min: int = pydantic.Field(ge=1, description="lowest opset version")
-    max: int = pydantic.Field(ge=1, description="highest opset version")
+    min: Whole = pydantic.Field(ge=1, description="lowest opset version")
+    max: Whole = pydantic.Field(ge=1, description="highest opset version")
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> OpsetRange:
@@ -73,15 +83,15 @@ class IrVersion(_Table):
     """Versions of the ONNX file format that the runtime loads; without this table, any."""
 
     source: str = pydantic.Field(min_length=1, description="where this limit is written down or measured")
-    max: int = pydantic.Field(ge=3, description="highest IR version")
+    max: Whole = pydantic.Field(ge=3, description="highest IR version")
 
 
 class Integer(_Table):
     """One integer type: `real = (integer - zero_point) * scale`; symmetric means that zero_point is 0."""
 
-    bits: int = pydantic.Field(default=8, description="8: the only width that passes and lowerings know so far")
-    signed: bool
-    symmetric: bool
+    bits: Whole = pydantic.Field(default=8, description="8: the only width that passes and lowerings know so far")
+    signed: Flag
+    symmetric: Flag
 
     @pydantic.field_validator("bits")
     @classmethod
@@ -110,8 +120,8 @@ class Quantization(_Table):
 
     activation: Integer = pydantic.Field(description="the integers of activations; symmetric: zero_point is 0")
     weight: WeightInteger = pydantic.Field(description="the integers of weights: signed, symmetric")
-    weight_per_channel: bool = pydantic.Field(default=True, description="a weight has a scale for each output channel")
-    weight_pair_limit: int | None = pydantic.Field(
+    weight_per_channel: Flag = pydantic.Field(default=True, description="a weight has a scale for each output channel")
+    weight_pair_limit: Whole | None = pydantic.Field(
         default=None,
         ge=127,
         description="where kernels add two products in 16 bits: largest |sum| of two neighbouring weights' integers",
@@ -120,7 +130,7 @@ class Quantization(_Table):
         default="float32",
         description="how a bias is stored: plain, or DequantizeLinear of int32 at scale x*w",
     )
-    input_channel_multiple: int = pydantic.Field(
+    input_channel_multiple: Whole = pydantic.Field(
         default=1, ge=1, description="integer Conv kernels want a multiple of this many input channels"
     )
     compute: Names = pydantic.Field(description="operators with an integer kernel worth entering for")
@@ -168,40 +178,45 @@ class Storage(_Table):
     by ordinary operators. Other defaults are those of onnxruntime's CPU provider too.
     """
 
-    folds: bool = pydantic.Field(
+    folds: Flag = pydantic.Field(
         default=True, description="what follows from constants is computed once, at load, so that weights may be packed"
     )
-    folds_integers: bool = pydantic.Field(
+    folds_integers: Flag = pydantic.Field(
         default=True, description="also before a DequantizeLinear, so that weights beside integers may be packed"
     )
-    integer_moves: bool = pydantic.Field(
+    integer_moves: Flag = pydantic.Field(
         default=True,
         description="operators that move or compare values run on integers; otherwise between Dequantize and Quantize",
     )
-    adds_in_accumulator: bool = pydantic.Field(
+    adds_in_accumulator: Flag = pydantic.Field(
         default=False,
         description="an Add goes into the Conv before it: that Conv's result stays float, the other operand does not",
     )
-    rounds_float_weights: bool = pydantic.Field(
+    exact_padding: Flag = pydantic.Field(
+        default=True,
+        description="integers are padded as ONNX says; else an AveragePool that counts its padding, and a Conv of "
+        "kernel 1 that steps over it, get a Pad of their own",
+    )
+    rounds_float_weights: Flag = pydantic.Field(
         default=True, description="the runtime rounds a float weight between integers, unless a Clip stands before it"
     )
-    integer_gemm_bias: bool = pydantic.Field(
+    integer_gemm_bias: Flag = pydantic.Field(
         default=True, description="a Gemm that writes float is fused only with an int32 bias"
     )
     matmul_nbits: tuple[Literal[2, 4, 8], ...] = pydantic.Field(
         default=(), description="bits of blocked weights that MatMulNBits multiplies fast with float data, for one row"
     )
-    int4_dequantize: bool = pydantic.Field(
+    int4_dequantize: Flag = pydantic.Field(
         default=False, description="4-bit weights go as INT4 into a DequantizeLinear, which takes them as they are"
     )
-    int4_blocks: tuple[int, ...] = pydantic.Field(
+    int4_blocks: tuple[Annotated[Whole, pydantic.Field(ge=1)], ...] = pydantic.Field(
         default=(), description="and only in blocks of these sizes along input channels, symmetric; empty for any form"
     )
     int4_readers: Names = pydantic.Field(default=frozenset(), description="and only for these operators; empty for all")
-    two_of_four: bool = pydantic.Field(
+    two_of_four: Flag = pydantic.Field(
         default=False, description="zeros in two of every four input channels are not multiplied, if asked for"
     )
-    float16_graph: bool = pydantic.Field(
+    float16_graph: Flag = pydantic.Field(
         default=False, description="float16 weights mean that activations between them are float16 too"
     )
     float32_ops: Names = pydantic.Field(
@@ -236,20 +251,27 @@ class Rule(_Table):
         default_factory=dict, description="and of them only nodes whose attributes have these values"
     )
     domains: Names = pydantic.Field(default=frozenset(), description="operator domains")
-    inputs: dict[int, Names] = pydantic.Field(
+    inputs: dict[Annotated[int, pydantic.Field(ge=0)], Names] = pydantic.Field(
         default_factory=dict, description="allowed element types by input position, such as float32"
     )
     tolerance: Positive | None = pydantic.Field(default=None, description="a relative error")
     types: Names = pydantic.Field(default=frozenset(), description="element types, such as float32")
     known: Names = pydantic.Field(default=frozenset(), description="operators")
-    positions: tuple[int, ...] = pydantic.Field(default=(), description="input positions, from 0")
-    numbers: tuple[int, ...] = pydantic.Field(default=(), description="whole numbers that are allowed: ranks, sizes")
-    limit: int | None = pydantic.Field(default=None, description="the most or the least that is allowed")
+    positions: tuple[Position, ...] = pydantic.Field(default=(), description="input positions, from 0")
+    numbers: tuple[Whole, ...] = pydantic.Field(default=(), description="whole numbers that are allowed: ranks, sizes")
+    limit: Whole | None = pydantic.Field(default=None, description="the most or the least that is allowed")
     attributes: dict[str, tuple[int | str, ...]] = pydantic.Field(
         default_factory=dict, description="allowed values by attribute; none where it must not be set"
     )
     source: str = pydantic.Field(min_length=1, description="where this is written down or measured")
     advice: str = pydantic.Field(min_length=1, description="what a user can do about it")
+
+    @pydantic.model_validator(mode="after")
+    def _has_types(self) -> Rule:
+        for name in sorted(self.types.union(*self.inputs.values())):
+            if name not in _ELEMENT_TYPES:
+                raise ValueError(f"there is no element type {name!r}.{near_names(name, _ELEMENT_TYPES)}")
+        return self
 
 
 class Rates(_Table):
@@ -277,8 +299,8 @@ class Peaks(Rates):
 class Steps(_Table):
     """A whole number of channels for each precision."""
 
-    float32: int = pydantic.Field(ge=1)
-    int8: int = pydantic.Field(ge=1)
+    float32: Whole = pydantic.Field(ge=1)
+    int8: Whole = pydantic.Field(ge=1)
 
     def of(self, precision: Precision) -> int:
         """Return the number of a precision."""
@@ -301,24 +323,24 @@ class Roofline(_Table):
     cache_gb_per_s: Positive | None = pydantic.Field(
         default=None, description="the same of what a core's own cache holds; None is as memory"
     )
-    cache_kib: int = pydantic.Field(default=1024, ge=1, description="bytes of that cache, in KiB")
+    cache_kib: Whole = pydantic.Field(default=1024, ge=1, description="bytes of that cache, in KiB")
     call_us: NotNegative = pydantic.Field(default=0.0, description="cost of running a model at all, microseconds")
     overhead_us: Rates = pydantic.Field(description="cost of calling any kernel, microseconds")
     input_step: Steps = pydantic.Field(description="input channels are computed in steps of this many")
     output_step: Steps = pydantic.Field(description="output channels are computed in steps of this many")
     half_peak_channels: Rates = pydantic.Field(description="output channels at which half the peak is reached")
-    output_set: int = pydantic.Field(
+    output_set: Whole = pydantic.Field(
         default=64, ge=1, description="output channels that a kernel computes at once, from one read of its input"
     )
     set_channels: Rates = pydantic.Field(
         default=Rates(float32=0), description="cost of that read for each such set of a Conv, in output channels"
     )
-    aligned_channels: int = pydantic.Field(ge=1, description="input channels should be a multiple of this")
+    aligned_channels: Whole = pydantic.Field(ge=1, description="input channels should be a multiple of this")
     unaligned_factor: Rates = pydantic.Field(description="cost factor of a Conv where they are not")
     unaligned_tap_ns: Rates = pydantic.Field(
         description="and nanoseconds for each output position and kernel position, in kernels above 1x1"
     )
-    group_step: int = pydantic.Field(
+    group_step: Whole = pydantic.Field(
         default=1, ge=1, description="channels of a group, in and out, that a grouped Conv should be a multiple of"
     )
     unaligned_group_ns: Rates = pydantic.Field(
@@ -339,7 +361,7 @@ class Roofline(_Table):
     )
     convert_ns: Rates = pydantic.Field(description="changing a value's precision, nanoseconds per element")
     layout_ns: Rates = pydantic.Field(description="and its layout, where it is an image, nanoseconds per element")
-    blocked_layout: bool = pydantic.Field(
+    blocked_layout: Flag = pydantic.Field(
         default=False, description="float convolutions compute on blocks of channels, as onnxruntime's do on x86-64"
     )
 
@@ -379,8 +401,8 @@ class Profile(_Table):
     lowering: tuple[str, ...] = pydantic.Field(default=(), description="lowering steps, in order")
     opset: OpsetRange
     ir_version: IrVersion | None = None
-    channel_multiple: int = pydantic.Field(default=1, ge=1, description="channel counts that waste nothing")
-    whole_models: bool = pydantic.Field(
+    channel_multiple: Whole = pydantic.Field(default=1, ge=1, description="channel counts that waste nothing")
+    whole_models: Flag = pydantic.Field(
         default=False, description="the runtime takes a model whole or not at all: no other one runs what it refuses"
     )
     encodings: tuple[EncodingName, ...] = pydantic.Field(
@@ -395,6 +417,7 @@ class Profile(_Table):
     @pydantic.model_validator(mode="after")
     def _unique(self) -> Profile:
         named: dict[str, list[str]] = {"rules: id": [rule.id for rule in self.rules], "encodings:": [*self.encodings]}
+        named["lowering:"] = [*self.lowering]
         for what, names in named.items():
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:

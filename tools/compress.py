@@ -38,6 +38,7 @@ from onnxpress.targets.runtimes.base import Feeds, Prepared, Runtime
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, inspect_kernels, smoke_run
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from onnxpress.targets.runtimes.registry import load_runtime
+from onnxpress.tools.legality import first_of
 from onnxpress.tools.measure import (
     Effort,
     Pair,
@@ -221,8 +222,7 @@ def _require_legal(target: Target, model: onnx_ir.Model) -> list[Illegal]:
     illegal = [found for found in findings if found.severity == "illegal"]
     if not illegal:
         return findings
-    more = f" And {len(illegal) - 1} more places." if len(illegal) > 1 else ""
-    raise BudgetError(f"the result is illegal on {target.name}: {illegal[0]}{more} Nothing is written.")
+    raise BudgetError(f"the result is illegal on {target.name}: {first_of(illegal)} Nothing is written.")
 
 
 def _fail_lowering(plan: Plan, model: onnx_ir.Model, context: Context, watch: Watch, error: Exception) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir
@@ -17,7 +18,7 @@ from onnxpress.targets.partition import Partition, partition
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Check", "check"]
+__all__ = ["Check", "check", "first_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +70,7 @@ class Check:
         """
         if self.legal:
             return
-        count = len(self.illegal)
-        more = f" And {count - 1} more {'places' if count > 2 else 'place'}." if count > 1 else ""
-        raise BudgetError(f"{self.model} is illegal on {self.target}: {self.illegal[0]}{more}")
+        raise BudgetError(f"{self.model} is illegal on {self.target}: {first_of(self.illegal)}")
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -82,6 +81,13 @@ class Check:
             "findings": [found.to_json() for found in self.findings],
             "partition": self.partition.to_json(),
         }
+
+
+def first_of(illegal: Sequence[Illegal]) -> str:
+    """Return the first place, and how many more there are."""
+    count = len(illegal) - 1
+    more = f" And {count} more {'places' if count > 1 else 'place'}." if count else ""
+    return f"{illegal[0]}{more}"
 
 
 def check(

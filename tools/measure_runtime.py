@@ -13,11 +13,11 @@ import onnx_ir
 
 from onnxpress.ir.analysis.compare import compare_runs, numeric_outputs
 from onnxpress.ir.analysis.execute import BatchRunner, Session
-from onnxpress.ir.data import Batch, DataSource, bind
+from onnxpress.ir.data import DataSource, bind
 from onnxpress.ir.errors import UsageError
 from onnxpress.passes.instrument import Progress
 from onnxpress.targets.base import Target
-from onnxpress.targets.runtimes.base import Prepared, Runtime, race, run_samples
+from onnxpress.targets.runtimes.base import Prepared, Runtime, race, sample_runner
 from onnxpress.targets.runtimes.registry import RUNTIMES, load_runtime
 from onnxpress.tools.measure import Effort, Pair, Subject
 from onnxpress.tools.metrics import Metrics
@@ -97,13 +97,10 @@ def _compared(
 ) -> Pair:
     names = numeric_outputs(original)
     runner = BatchRunner(original, Session(original, outputs=names, optimize=True))
-
-    def run(batch: Batch) -> dict[str, np.ndarray]:
-        return run_samples(result, {name: batch.feeds[name] for name in result.ports})
-
     found = compare_runs(
-        runner.run, run, bind(data, original), names, samples=effort.run, batch_size=_BATCH, progress=progress
-    )
+        runner.run, sample_runner(original, result).run, bind(data, original), names,
+        samples=effort.run, batch_size=_BATCH, progress=progress,
+    )  # fmt: skip
     worst = min((difference.sqnr_db for difference in found.outputs.values()), default=None)
     return dataclasses.replace(
         pair,

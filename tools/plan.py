@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 import time
@@ -22,6 +23,7 @@ from onnxpress.passes.manager import PassManager
 from onnxpress.passes.pipeline import build, format_pipeline, read_pipeline, to_spec
 from onnxpress.passes.selectors import Selection
 from onnxpress.targets.base import Target, load_target
+from onnxpress.targets.profile_files import BUILT_IN
 from onnxpress.tools.recipe import Recipe, installed_versions, portable
 
 if TYPE_CHECKING:
@@ -96,13 +98,14 @@ def prepare(
         model=Path(name).name,
         model_digest=model_io.digest(loaded),
         target=_spell(target) or chosen.name,
+        target_digest=_digest(chosen),
         pipeline=pipeline,
         seed=seed,
         data=_spell(data),
         data_digest=data_digest,
         eval_data=_spell(eval_data),
         max_drop=max_drop,
-        versions=installed_versions(),
+        versions=installed_versions(chosen.profile.runtime),
     )
     return Plan(
         source=model,
@@ -119,6 +122,13 @@ def prepare(
         recipe=recipe,
         seconds=time.perf_counter() - started,
     )
+
+
+def _digest(target: Target) -> str | None:
+    """Return sha256 of the profile, with what it extends; None for a target of this package."""
+    if target.name in BUILT_IN and target.profile == load_target(target.name).profile:
+        return None
+    return hashlib.sha256(target.profile.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
 def _check_numbers(max_drop: float | None, seed: int, *, has_data: bool) -> None:

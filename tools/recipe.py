@@ -6,11 +6,13 @@ and nothing else: no times, no paths. The recipe adds where the data was and wha
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -23,15 +25,18 @@ __all__ = ["MANIFEST_KEY", "Recipe", "installed_versions", "portable"]
 
 MANIFEST_KEY = "onnxpress.manifest"
 
-_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "ai-edge-litert")
-_MANIFEST_FIELDS = ("model_digest", "target", "pipeline", "seed", "data_digest", "versions")
+_ALWAYS = ("onnxpress", "onnx", "onnx-ir", "onnxscript")
+_ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+_OF_RUNTIME = {"litert": ("ai-edge-litert",)}  # what else shapes the results for a runtime
+_MANIFEST_FIELDS = ("model_digest", "target", "target_digest", "pipeline", "seed", "data_digest", "versions")
 _HEADER = "# Repeat with: onnxpress compress MODEL OUT --recipe THIS.toml\n"
 
 
 class Recipe(pydantic.BaseModel):
     """What a run was made of. Fields left out of a file are free: the command line, or the default, decides.
 
-    model: name of the input model's file, for people. model_digest, data_digest: sha256 in hex.
+    model: name of the input model's file, for people. model_digest, target_digest, data_digest: sha256 in hex; of a
+    target that comes with this package there is none, as its version says what it holds.
     data, eval_data: relative path, or module:function; None where the data was handed over in Python.
     versions: of everything that shapes the result, by distribution name.
     """
@@ -41,6 +46,7 @@ class Recipe(pydantic.BaseModel):
     model: str | None = None
     model_digest: str | None = None
     target: str | None = None
+    target_digest: str | None = None
     pipeline: str | None = None
     seed: int | None = pydantic.Field(default=None, ge=0)
     data: str | None = None
@@ -118,6 +124,18 @@ class Recipe(pydantic.BaseModel):
                 f"got {digest}. To use the recipe on another model, remove its line model_digest."
             )
 
+    def check_target(self, digest: str | None, name: str) -> None:
+        """Check that the target's profile is the one that the recipe was made with.
+
+        Raises:
+            InputError: it says something else.
+        """
+        if self.target_digest is not None and self.target_digest != digest:
+            raise InputError(
+                f"{name}: not the profile that the recipe was made with: expected sha256 {self.target_digest}, "
+                f"got {digest or 'none'}. To use the profile as it is now, remove the recipe's line target_digest."
+            )
+
     def check_data(self, digest: str, name: str) -> None:
         """Check that the calibration data at hand is what the recipe was made with.
 
@@ -132,7 +150,7 @@ class Recipe(pydantic.BaseModel):
 
     def other_versions(self) -> list[str]:
         """Say which installed versions differ from the recipe's, such as 'onnx 1.18.0 (here 1.19.1)'."""
-        here = installed_versions()
+        here = _versions(self.versions)
         return [
             f"{name} {version} (here {here.get(name, 'none')})"
             for name, version in sorted(self.versions.items())
@@ -140,14 +158,17 @@ class Recipe(pydantic.BaseModel):
         ]
 
 
-def installed_versions() -> dict[str, str]:
-    """Return the versions of everything that shapes a result, by distribution name."""
-    versions = {name: importlib.metadata.version(name) for name in ("onnxpress", "onnx", "onnx-ir", "onnxscript")}
-    for name in _RUNTIMES:
-        try:
+def installed_versions(runtime: str = "") -> dict[str, str]:
+    """Return the versions of everything that shapes a result for `runtime`, by distribution name."""
+    return _versions((*_ALWAYS, *_ONNXRUNTIMES, *_OF_RUNTIME.get(runtime, ())))
+
+
+def _versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those distributions that are installed."""
+    versions = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: an empty name
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 

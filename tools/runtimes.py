@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir
 
 from onnxpress.ir import model_io
-from onnxpress.ir.data import DataSource, open_data
+from onnxpress.ir.data import Batch, DataSource, open_data
 from onnxpress.ir.errors import InputError, UsageError
-from onnxpress.targets.runtimes.base import Array, Feeds, Runtime, race, run_samples
+from onnxpress.targets.runtimes.base import Array, Feeds, Prepared, Runtime, race, sample_runner
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from onnxpress.targets.runtimes.registry import RUNTIMES, load_runtime
 from onnxpress.tools.measure import Subject, first_feeds
@@ -75,7 +75,7 @@ def compare_runtimes(
     feeds = first_feeds(Subject(loaded, loaded, 0), source)
     samples = _samples(source, feeds)
     with pinned(threads):
-        reference = run_samples(load_runtime(_REFERENCE).prepare(loaded, feeds), samples)
+        reference = _run(loaded, load_runtime(_REFERENCE).prepare(loaded, feeds), samples)
         rows = [_row(load_runtime(name), loaded, feeds, samples, reference, rounds, threads) for name in runtimes]
     base = next((row.times for row in rows if row.runtime == _REFERENCE), None)
     return [
@@ -88,6 +88,10 @@ def _samples(source: DataSource | None, feeds: Feeds) -> Feeds:
     if source is None:
         return feeds
     return dict(source.head(_SAMPLES).feeds)
+
+
+def _run(model: onnx_ir.Model, prepared: Prepared, samples: Feeds) -> dict[str, Array]:
+    return sample_runner(model, prepared).run(Batch(dict(samples)))
 
 
 def _row(
@@ -105,7 +109,7 @@ def _row(
         started = time.perf_counter()
         prepared = runtime.prepare(model, feeds, threads=threads)
         prepared_in = time.perf_counter() - started
-        found = run_samples(prepared, samples)
+        found = _run(model, prepared, samples)
         prepared.feed(feeds)
         latency = race(
             runtime, {"": prepared}, threads=threads, rounds=rounds, warmup=_WARMUP_ROUNDS, max_seconds=_SECONDS

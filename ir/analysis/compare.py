@@ -38,6 +38,7 @@ __all__ = ["Comparison", "Difference", "compare", "compare_runs", "numeric_outpu
 _Array = npt.NDArray[Any]
 Run = Callable[[Batch], Mapping[str, _Array]]
 
+_NO_CLASS = -1  # of scores whose shape is not the other model's
 _PIECE = 1 << 18  # numbers that are widened to float64 at once
 
 
@@ -211,7 +212,9 @@ class _Classes:
         self._samples += batch.size
         if self._scores is None:
             return
-        first, second = _predicted(before[self._scores]), _predicted(after[self._scores])
+        scores, others = before[self._scores], after[self._scores]
+        first = _predicted(scores)
+        second = _predicted(others) if others.shape == scores.shape else np.full_like(first, _NO_CLASS)
         self._same += int((first == second).sum())
         labels = None if batch.labels is None else _label_classes(data_name, batch.labels, before[self._scores])
         if labels is not None:

@@ -34,6 +34,7 @@ __all__ = [
     "BatchRunner",
     "ProgressLike",
     "Session",
+    "SessionLike",
     "TaskLike",
     "batch_size_within",
     "fetchable",
@@ -180,6 +181,20 @@ class Session:
         return feeds[name] if name in feeds or constant is None else constant
 
 
+class SessionLike(Protocol):
+    """A loaded model of any runtime; see `Session`."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def constant_names(self) -> frozenset[str]: ...
+
+    def run(self, feeds: Mapping[str, _Array]) -> dict[str, _Array]:
+        """Run once."""
+        ...
+
+
 class BatchRunner:
     """Runs batches of samples through a session, whatever batch the model takes.
 
@@ -189,11 +204,11 @@ class BatchRunner:
     - Feeds with one axis more than the model's input, or inputs without a shared batch, run sample by sample.
     """
 
-    def __init__(self, model: onnx_ir.Model, session: Session) -> None:
-        """session: of `model`, with any outputs."""
+    def __init__(self, model: onnx_ir.Model, session: SessionLike, *, batch: int | None = None) -> None:
+        """session: of `model`, with any outputs. batch: the one that it takes, where the model leaves it free."""
         self._session = session
         self._ranks = {str(value.name): len(value.shape) for value in model.graph.inputs if value.shape is not None}
-        self._fixed = batch_dimension(model)
+        self._fixed = batch_dimension(model) or batch
         outputs = {str(value.name): value for value in model.graph.outputs}
         self._leading = [name for name in session.output_names if name in outputs]
         own_lengths = any(map(_has_own_length, outputs.values()))

@@ -69,7 +69,8 @@ def _add_dequantize(graph: FlowGraph, unit: Unit, readers: Collection[Unit], cos
 
 def _nanoseconds(seconds: float) -> int | None:
     """Whole numbers: the cut does not depend on the order of additions. None is infinite."""
-    return None if math.isinf(seconds) else round(seconds * 1e9)
+    nanoseconds = seconds * 1e9  # infinite too where a profile's number is near the largest
+    return None if math.isinf(nanoseconds) else round(nanoseconds)
 
 
 def _reason(unit: Unit, costs: CostEstimator) -> str:

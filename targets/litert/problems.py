@@ -26,6 +26,13 @@ _ONNX = ("", "ai.onnx")
 _QUANTIZED = frozenset(
     {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits", "QuantizeLinear"}
 )
+# XNNPACK, which LiteRT loads a model with, has a limit of axes (XNN_MAX_TENSOR_DIMS, xnnpack.h). With more of them it
+# refuses these operators and the model, and others are left to LiteRT's kernels: measured on each that is written here.
+_MOST_AXES = 6
+_LIMITED = frozenset(
+    {"Concat", "Gemm", "LayerNormalization", "MatMul", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Softmax",
+     "Split"}
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +171,14 @@ def _reason(node: onnx_ir.Node, opset: int) -> str | None:
         reason = _reason_of_value(value, kinds)
         if reason is not None:
             return reason
-    return rule.problem(node, opset) or _reason_of_data(node, rule)
+    return rule.problem(node, opset) or _reason_of_axes(node, rule) or _reason_of_data(node, rule)
+
+
+def _reason_of_axes(node: onnx_ir.Node, rule: Rule) -> str | None:
+    most = max((len(shape(value)) for value in (*rule.data(node), node.outputs[0])), default=0)
+    if node.op_type not in _LIMITED or most <= _MOST_AXES:
+        return None
+    return f"its data have {most} axes, and XNNPACK takes {_MOST_AXES}"
 
 
 def _reason_of_data(node: onnx_ir.Node, rule: Rule) -> str | None:

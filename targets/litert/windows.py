@@ -8,10 +8,11 @@ Source: tensorflow/lite/kernels/padding.h, ComputePaddingWithOffset; ONNX Conv-2
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import onnx_ir
+
+from onnxpress.ir.pooling import count_windows
 
 __all__ = ["Windows", "find_windows"]
 
@@ -76,7 +77,8 @@ def find_windows(node: onnx_ir.Node, size: Sequence[int], kernel: Sequence[int])
         pads = [0] * 2 * count
     begin, end = pads[:count], pads[count:]
     rounds_up = bool(node.attributes.get_int("ceil_mode", 0))
-    output = [_count(*numbers, rounds_up) for numbers in zip(size, extent, strides, begin, end, strict=True)]
+    axes = zip(size, extent, strides, begin, end, strict=True)
+    output = [count_windows(*numbers, rounds_up=rounds_up) for numbers in axes]
     reached = [
         (positions - 1) * stride + reach - length - before
         for positions, stride, reach, length, before in zip(output, strides, extent, size, begin, strict=True)
@@ -84,13 +86,6 @@ def find_windows(node: onnx_ir.Node, size: Sequence[int], kernel: Sequence[int])
     return Windows(
         tuple(size), tuple(kernel), strides, dilations, tuple(begin), tuple(reached), tuple(end), tuple(output)
     )
-
-
-def _count(size: int, extent: int, stride: int, begin: int, end: int, rounds_up: bool) -> int:
-    """Return the number of windows along an axis; none begins in the padding at the end."""
-    free = size + begin + end - extent
-    count = (math.ceil(free / stride) if rounds_up else free // stride) + 1
-    return count - 1 if rounds_up and (count - 1) * stride >= size + begin else count
 
 
 def _same_pads(size: int, extent: int, stride: int) -> tuple[int, int]:

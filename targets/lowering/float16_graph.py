@@ -10,7 +10,7 @@ A model without a float16 weight is left alone: no lowering rounds what no pass 
 
 A node stays in float32 when
     its operator has no float16 form in ONNX, makes floats from nothing (Cast, ConstantOfShape, Range), or is one of
-    the target's `float32_ops`; it has a body, or is quantized;
+    the target's `float32_ops`; it has a body, or reads what is quantized, or makes it of float32;
     a number in it was measured (`ir.magnitudes`) beyond a quarter of 65504: samples that were not seen may be larger;
     it reads a constant that float16 cannot hold: beyond 65504, or so small that it would become zero.
 The last two are told with the numbers. Nodes in bodies of If, Loop and Scan stay.
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import ml_dtypes
 import numpy as np
@@ -37,7 +37,7 @@ from onnxpress.ir.inference import infer_shapes
 from onnxpress.ir.linear import ONNX_DOMAINS, constant_tensor
 from onnxpress.ir.magnitudes import magnitude_of
 from onnxpress.ir.opset import default_opset, require_opset
-from onnxpress.ir.quantization import quantization_of
+from onnxpress.ir.quantization import clear, note, quantization_of
 from onnxpress.passes.constraints import QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
 from onnxpress.targets.lowering.int4 import takes_int4
@@ -81,16 +81,30 @@ def lower_float16_graph(
             require_opset(model, INT4_OPSET, reason="the form of a weight")
     if any(value.dtype is None for node in model.graph for value in node.outputs):
         infer_shapes(model)
-    chosen = {}
+    chosen: dict[onnx_ir.Node, _Ports] = {}
     for node in model.graph:
         found = _ports(node, model.opset_imports.get("", 1), storage)
         if isinstance(found, _Ports):
-            chosen[node] = found
+            if not _is_fused_into_integers(node, found, chosen):
+                chosen[node] = found
         elif found:
             report.notes.append(f"{node.name!r} ({node.op_type}) stays in float32: {found}")
     _Converter(model, chosen, storage, report).convert()
     _say_measured(model.graph, report)
     return report
+
+
+def _is_fused_into_integers(node: onnx_ir.Node, ports: _Ports, chosen: Collection[onnx_ir.Node]) -> bool:
+    """Whether the result is quantized and float32 data go in, as into the activation behind a quantized Conv.
+
+    A float16 weight says that the node was meant to compute in float16.
+    """
+    if all(quantization_of(node.outputs[index]) is None for index in ports.outputs):
+        return False
+    data = [value for index in ports.inputs if (value := node.inputs[index]) is not None]
+    if any(_half_codes(value) is not None for value in data):
+        return False
+    return any(constant_tensor(value) is None and value.producer() not in chosen for value in data)
 
 
 def _say_measured(graph: onnx_ir.Graph, report: LoweringReport) -> None:
@@ -111,10 +125,10 @@ def _ports(node: onnx_ir.Node, opset: int, storage: Storage) -> _Ports | str:
         return ""
     if node.op_type in storage.float32_ops:
         return "the target computes this operator in float32"
-    values = [*(node.inputs[index] for index in ports.inputs), *(node.outputs[index] for index in ports.outputs)]
-    if any(quantization_of(value) is not None for value in values):
+    inputs, outputs = [node.inputs[index] for index in ports.inputs], [node.outputs[index] for index in ports.outputs]
+    if any(quantization_of(value) is not None for value in inputs):
         return ""
-    for value in values:
+    for value in (*inputs, *outputs):
         largest = magnitude_of(value)
         if value is not None and largest is not None and largest > _LARGEST / _MARGIN:
             return f"{value.name!r} reached {largest:.4g} on calibration data, and float16 ends at 65504"
@@ -270,6 +284,10 @@ class _Converter:
         real = self.emit.value(f"{value.name}_float", _FLOAT, value.shape)
         producer = value.producer()
         assert producer is not None, "chosen nodes compute it"
+        noted = quantization_of(value)
+        if noted is not None:  # no chosen node reads it
+            note(real, noted)
+            clear(value)
         self.graph.insert_after(producer, self.emit.node("Cast", [value], real, {"to": _FLOAT.value}))
         for node, index in readers:
             node.replace_input_with(index, real)

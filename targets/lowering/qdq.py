@@ -4,6 +4,7 @@
     moves of noted values     =>   the same operator on the integers, and a DQ behind it; where the target asks, a pair
                                    (a Pad moves where it fills with zero, which the zero point stands for)
     Add(Conv(...), R) noted   =>   see `residuals`, where the target asks
+    padding of noted values   =>   see `padding`, where the target asks
     W encoded                 =>   see `qdq_weights`
 
 Forms that onnxruntime would leave unfused are never emitted (each was seen on its optimized graph): scales and
@@ -30,6 +31,7 @@ from onnxpress.ir.quantization import Quantization, clear, integer_parameters, q
 from onnxpress.passes.constraints import IntegerScheme, QuantizationScheme
 from onnxpress.targets.lowering.emit import Emitter
 from onnxpress.targets.lowering.int4 import takes_int4
+from onnxpress.targets.lowering.padding import write_padding_out
 from onnxpress.targets.lowering.qdq_weights import Integers, is_quantized, lower_weights
 from onnxpress.targets.lowering.reals import FLOAT8_OPSET, INT4_OPSET
 from onnxpress.targets.lowering.report import LoweringReport
@@ -66,6 +68,8 @@ def lower_qdq(
         leave_accumulators(model.graph, report)
     integers = _Values(emit, scheme.activation, report, moves=storage.integer_moves).lower()
     lower_weights(emit, scheme, integers, report, storage=storage, opset=default_opset(model))
+    if not storage.exact_padding:
+        write_padding_out(emit, integers, report)
     if storage.rounds_float_weights:
         _guard_float_weights(emit, scheme.activation, integers, report)
     _drop_unread(model.graph, integers)

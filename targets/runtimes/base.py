@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from onnxpress.ir.analysis.execute import BatchRunner
 from onnxpress.ir.errors import InputError
 from onnxpress.targets.runtimes.timing import Latency, take_turns
 
-__all__ = ["Array", "Feeds", "NodeTime", "Port", "Prepared", "Runtime", "fit_feeds", "race", "run_samples"]
+__all__ = ["Array", "Feeds", "NodeTime", "Port", "Prepared", "Runtime", "fit_feeds", "race", "sample_runner"]
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -148,27 +149,29 @@ def race(
     )  # fmt: skip
 
 
-def run_samples(prepared: Prepared, feeds: Feeds) -> dict[str, Array]:
-    """Return the outputs for any number of samples, stacked along the first axis.
+def sample_runner(model: onnx_ir.Model, prepared: Prepared) -> BatchRunner:
+    """Return what runs any number of samples, fed as to `model`, through what `prepared` is of it.
 
-    Feeds lead with the samples. A batch that the model was prepared for is filled up with repeats of the last sample,
-    and the results are cut; feeds of one axis more than the model's input run sample by sample.
-
-    Raises:
-        InputError: a feed does not fit. RuntimeRefusalError: the runtime fails.
+    Its `run` raises an InputError where a feed does not fit, and a RuntimeRefusalError where the runtime fails.
     """
-    count = len(next(iter(feeds.values())))
-    shapes = {name: port.shape for name, port in prepared.ports.items()}
-    alone = any(feeds[name].ndim > len(shape) for name, shape in shapes.items())
-    size = 1 if alone else next(iter(shapes.values()))[0]
-    found: dict[str, list[Array]] = {}
-    for start in range(0, count, size):
-        chosen = np.minimum(np.arange(start, start + size), count - 1)
-        prepared.feed({name: array[start] if alone else array[chosen] for name, array in feeds.items()})
-        prepared.compute()
-        for name, array in prepared.fetch().items():
-            found.setdefault(name, []).append(array[None] if alone else array[: count - start])
-    return {name: np.concatenate(arrays) for name, arrays in found.items()}
+    leading = [port.shape[0] for port in prepared.ports.values() if port.shape]
+    return BatchRunner(model, _AsSession(model, prepared), batch=min(leading, default=1))
+
+
+class _AsSession:
+    """A prepared model as what `BatchRunner` runs."""
+
+    def __init__(self, model: onnx_ir.Model, prepared: Prepared) -> None:
+        graph = model.graph
+        self._prepared = prepared
+        self.output_names = tuple(dict.fromkeys(str(value.name) for value in graph.outputs))
+        fed = {str(value.name) for value in graph.inputs}
+        self.constant_names = frozenset(set(self.output_names) & set(graph.initializers) - fed)
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        self._prepared.feed({name: feeds[name] for name in self._prepared.ports})
+        self._prepared.compute()
+        return self._prepared.fetch()
 
 
 def fit_feeds(feeds: Feeds, ports: Mapping[str, Port]) -> dict[str, Array]:

@@ -28,6 +28,7 @@ import numpy as np
 import onnx
 import onnx_ir
 
+from onnxpress.ir import model_io
 from onnxpress.ir.errors import InputError
 from onnxpress.targets.patterns import MOVES, dequantize_of, is_stored
 from onnxpress.targets.runtimes.onnxruntime_session import (
@@ -234,7 +235,7 @@ def _given(model: ModelLike) -> onnx_ir.Model:
         return onnx_ir.from_proto(onnx.load_from_string(model))
     if isinstance(model, onnx.ModelProto):
         return onnx_ir.from_proto(model)
-    return onnx_ir.load(model)
+    return model_io.load(model)
 
 
 def _nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:

@@ -17,7 +17,7 @@ import onnx_ir
 from onnxpress.ir.errors import InputError
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
 
-__all__ = ["NUMPY_TYPES", "ModelLike", "fit_session", "open_session", "run_session"]
+__all__ = ["NUMPY_TYPES", "ModelLike", "fit_session", "model_source", "open_session", "run_session"]
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
 
@@ -69,7 +69,7 @@ def open_session(
     if profile_path is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_path)
-    with _source(model) as source:
+    with model_source(model) as source:
         try:
             return runtime.InferenceSession(source, options, providers=list(providers))
         except Exception as error:  # the binding raises plain RuntimeErrors and its own classes
@@ -79,8 +79,8 @@ def open_session(
 
 
 @contextlib.contextmanager
-def _source(model: ModelLike) -> Iterator[str | bytes]:
-    """Give the model in a form that the runtime opens: a path or serialized bytes."""
+def model_source(model: ModelLike) -> Iterator[str | bytes]:
+    """Give the model in a form that runtimes of ONNX open: serialized bytes, or a path where those are too many."""
     if isinstance(model, bytes):
         yield model
         return

@@ -25,6 +25,7 @@ from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.ir.shapes import required_inputs
 from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port, fit_feeds
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, is_quantized_on_paper
+from onnxpress.targets.runtimes.onnxruntime_session import model_source
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
 from onnxpress.targets.runtimes.timing import quiet_runs
 
@@ -190,12 +191,13 @@ def _compile(model: onnx_ir.Model, feeds: Feeds, threads: int = 1, **settings: A
     if missing:
         raise InputError(f"input {missing[0]!r} has no data. Given: {', '.join(feeds) or 'nothing'}")
     core = openvino.Core()
-    try:
-        read = core.read_model(onnx_ir.to_proto(model).SerializeToString())
-        read.reshape({port.get_any_name(): list(feeds[port.get_any_name()].shape) for port in read.inputs})
-        return core.compile_model(read, "CPU", {**_SETTINGS, "INFERENCE_NUM_THREADS": threads, **settings})
-    except RuntimeError as error:
-        raise _refusal("load", error) from error
+    with model_source(model) as source:
+        try:
+            read = core.read_model(source)
+            read.reshape({port.get_any_name(): list(feeds[port.get_any_name()].shape) for port in read.inputs})
+            return core.compile_model(read, "CPU", {**_SETTINGS, "INFERENCE_NUM_THREADS": threads, **settings})
+        except RuntimeError as error:
+            raise _refusal("load", error) from error
 
 
 def _require() -> Any:

@@ -8,7 +8,7 @@ import pytest
 from onnxpress.ir.inference import infer_shapes, is_consistent, proven_shape, take_shape
 from onnxpress.ir.model_io import load, to_proto_bytes
 from onnxpress.ir.text import to_text
-from tests.support import text_model
+from tests.support import random_feeds, run, text_model
 
 
 def _load(graph: str) -> onnx_ir.Model:
@@ -137,3 +137,53 @@ def test_scalars_and_sequences_are_known_too() -> None:
     """)
     assert _shapes(model, "y") == ([], [])
     assert is_consistent(model)
+
+
+_ROUNDING = "kernel_shape=[2,2], strides=[2,2], pads=[1,1,1,1], ceil_mode=1"
+
+
+def _pooled(body: str, opset: int = 17) -> onnx_ir.Model:
+    return load(text_model(f'<ir_version: 8, opset_import: ["" : {opset}]> g {body}'))
+
+
+@pytest.mark.parametrize("opset", [11, 17, 19, 22])
+@pytest.mark.parametrize("pool", ["MaxPool", "AveragePool"])
+def test_no_window_of_a_pool_begins_in_the_padding_at_the_end(pool: str, opset: int) -> None:
+    body = f"(float[1,3,15,14] x) => (float[1,3,H,W] y) {{ p = {pool}<{_ROUNDING}>(x) y = Relu(p) }}"
+    model = _pooled(body, opset)
+    assert _shapes(model, "p")[1] == [1, 3, 8, 8]
+    assert _shapes(model, "y")[1] == list(run(model, random_feeds(model))[0].shape)
+
+
+def test_pools_that_round_up_are_right_in_a_chain_and_in_bodies() -> None:
+    model = _pooled(f"""
+        (float[1,3,29,29] x, bool c) => (float[1,3,H,W] y) {{
+            p = MaxPool<{_ROUNDING}>(x)
+            q = AveragePool<{_ROUNDING}>(p)
+            r = If(c) <then_branch = t () => (float[1,3,A,B] a) {{ a = MaxPool<{_ROUNDING}>(p) }},
+                       else_branch = e () => (float[1,3,C,D] b) {{ b = Neg(q) }}>
+            y = MaxPool<{_ROUNDING}>(r)
+        }}
+    """)
+    assert [_shapes(model, name)[1] for name in "pqaby"] == [
+        [1, 3, 15, 15], [1, 3, 8, 8], [1, 3, 8, 8], [1, 3, 8, 8], [1, 3, 5, 5]
+    ]  # fmt: skip
+    assert is_consistent(model)
+
+
+def test_a_pool_that_rounds_up_keeps_its_attributes() -> None:
+    model = _pooled(f"(float[1,3,15,15] x) => (float[1,3,H,W] y) {{ p = MaxPool<{_ROUNDING}>(x) y = Relu(p) }}")
+    assert model.graph[0].attributes.get_int("ceil_mode") == 1
+    assert list(model.graph[0].attributes.get_ints("pads") or ()) == [1, 1, 1, 1]
+
+
+def test_windows_apart_that_round_up_are_not_counted_beyond_the_image() -> None:
+    """Without padding too: a stride beyond the kernel steps over the end."""
+    body = "(float[1,3,5,6] x) => (float[1,3,H,W] y) { y = MaxPool<kernel_shape=[1,1], strides=[3,5], ceil_mode=1>(x) }"
+    model = _pooled(body)
+    assert _shapes(model, "y")[1] == list(run(model, random_feeds(model))[0].shape) == [1, 3, 2, 2]
+
+
+def test_an_input_that_is_an_output_too_has_the_shape_that_it_declares() -> None:
+    model = _load("g (float[N,8] x) => (float[N,8] x, float[A,B] y) { y = Relu(x) }")
+    assert _shapes(model, "y")[1] == ["N", 8]

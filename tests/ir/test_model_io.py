@@ -657,7 +657,8 @@ def test_external_data_of_a_proto_needs_its_path(tmp_path: Path) -> None:
         ),
         (
             b"\x1c\0\0\0TFL3rest",
-            "is not an ONNX model but looks like a TensorFlow Lite model. Convert it to ONNX first.",
+            "is not an ONNX model but looks like a file for LiteRT (TensorFlow Lite), written already. Give the "
+            "ONNX model that it was made from.",
         ),
         (
             b"<!DOCTYPE html>",

@@ -178,6 +178,7 @@ def test_a_file_extends_another_file_beside_it(tmp_path: Path) -> None:
 
 
 _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
+_RULE = 'check = "present"\nops = ["Erf"]\nsource = "s"\nadvice = "a"\n'
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,8 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
         ('extends = "phone.toml"', "extends = 'phone.toml': leads back to itself"),
         ("extends = 3", "extends = 3: must be a target's name or a path"),
         ("without_rules = []", "extends is missing: must be a target's name or a path"),
-        (_HEAD + "without_rules = 3", "without_rules = 3: must be a list"),
+        (_HEAD + "without_rules = 3", "without_rules = 3: must be a list of ids"),
+        (_HEAD + "without_rules = [3]", "without_rules = [3]: must be a list of ids"),
         (
             _HEAD + 'without_rules = ["signed"]',
             "without_rules: there is no rule 'signed'. Did you mean 'signed-residual'?",
@@ -305,6 +307,37 @@ _HEAD = 'extends = "host-cpu"\nname = "mine"\n'
             _HEAD + 'encodings = ["affine8"]',
             "encodings = ['affine8']: must hold 'dense': that is what a weight is until a pass encodes it",
         ),
+        (_HEAD + 'lowering = ["qdq", "qdq"]', "lowering: 'qdq' appears twice"),
+        (_HEAD + "channel_multiple = true", "channel_multiple = True: must be a valid integer"),
+        (_HEAD + 'channel_multiple = "8"', "channel_multiple = '8': must be a valid integer"),
+        (_HEAD + "channel_multiple = 8.0", "channel_multiple = 8.0: must be a valid integer"),
+        (_HEAD + 'storage.folds = "yes"', "storage.folds = 'yes': must be a valid boolean"),
+        (_HEAD + "storage.folds = 1", "storage.folds = 1: must be a valid boolean"),
+        (_HEAD + "storage.int4_blocks = [4, 0]", "storage.int4_blocks.1 = 0: must be greater than or equal to 1"),
+        (_HEAD + 'roofline.conv.float32 = "3"', "roofline.conv.float32 = '3': must be a valid number"),
+        (_HEAD + f"[[rules]]\n{_RULE}", "key rules.0.id is missing"),
+        (_HEAD + f'[[rules]]\nid = ["a"]\n{_RULE}', "rules.0.id = ['a']: must be a valid string"),
+        (_HEAD + f"[[rules]]\nid = {{ a = 1 }}\n{_RULE}", "rules.0.id = {'a': 1}: must be a valid string"),
+        (
+            _HEAD + f"[[rules]]\nid = 2020-01-01\n{_RULE}",
+            "rules.0.id = datetime.date(2020, 1, 1): must be a valid string",
+        ),
+        (_HEAD + f'[[rules]]\nid = "a"\n{_RULE}' * 2, "rules: id 'a' appears twice"),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "below"\npositions = [-1]\nlimit = 3\nsource = "s"\nadvice = "a"',
+            "rules.a.positions.0 = -1: must be greater than or equal to 0",
+        ),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "types"\ninputs = { 0 = ["int88"] }\nsource = "s"\nadvice = "a"',
+            "rules.a: there is no element type 'int88'. Did you mean 'int8' or 'uint8' or 'int4'?",
+        ),
+        (
+            _HEAD + '[[rules]]\nid = "a"\ncheck = "element-types"\ntypes = ["float"]\nsource = "s"\nadvice = "a"',
+            "rules.a: there is no element type 'float'. Did you mean 'float64' or 'float32' or 'float16'?",
+        ),
+        ('extends = "a\\u0000.toml"', "extends = 'a\\x00.toml': a path holds no null character"),
+        (f"channel_multiple = {'9' * 5000}", "not TOML that can be read: a number has too many digits"),
+        (f"a = {'[' * 5000}{']' * 5000}", "not TOML that can be read: it is nested too deeply"),
     ],
 )
 def test_a_broken_file_says_file_key_and_what_was_expected(tmp_path: Path, text: str, message: str) -> None:
@@ -369,6 +402,20 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     assert _error(tmp_path / "binary.toml").startswith(start)
     (tmp_path / "folder.toml").mkdir()
     assert re.match(r"target profile .*folder.toml: cannot be read: .*directory", _error(tmp_path / "folder.toml"))
+
+
+def test_files_extend_one_another_so_often_and_no_more(tmp_path: Path) -> None:
+    for number in range(20):
+        _file(tmp_path, f'extends = "{number + 1}.toml"\nname = "mine"', f"{number}.toml")
+    _file(tmp_path, 'extends = "host-cpu"\nname = "mine"', "20.toml")
+    assert load_target(tmp_path / "4.toml").name == "mine"
+    assert _error(tmp_path / "3.toml") == (
+        f"target profile {tmp_path}/19.toml: extends = '20.toml': more than 16 files in a row"
+    )
+
+
+def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+    assert re.search(r"cannot be read: .*null", _error("a\0b.toml"))
 
 
 # Plugins.

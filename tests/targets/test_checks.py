@@ -439,3 +439,24 @@ def test_output_dtype_says_what_is_quantized_to(call: str, broken: bool) -> None
 def test_a_scale_of_several_axes_means_blocks_without_a_block_size_too(call: str, broken: bool) -> None:
     found = _ask("block-type", f"[n] y = DequantizeLinear{call}", types=frozenset({"int4"}))
     assert found == ("int8 is scaled in blocks, only int4 may be" if broken else None)
+
+
+_ANY = """
+    [n] c = Constant<value = float {1.0}>() d = Neg(x)
+    i = If(true) <then_branch = t () => (float a) { a = Identity(c) }, else_branch = e () => (float b) { b = Neg(c) }>
+    l = Loop(trip, true, c) <body = turn (int64 k, bool go, float h) => (bool on, float m)
+        { on = Identity(go) m = Neg(h) }>
+"""
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_without_operators_looks_at_any_node(check: str) -> None:
+    """A rule need not name its operators, and then meets nodes without inputs, and bodies."""
+    model = _model(_ANY, _IMAGE, 17, {})
+    rule = Rule(
+        id="any", check=check, source="s", advice="a", limit=1, positions=(0,), numbers=(1,), tolerance=0.1,
+        inputs={0: frozenset({"int8"}), 1: frozenset({"int8"})}, domains=frozenset({""}), types=frozenset({"int8"}),
+    )  # fmt: skip
+    for node in model.graph.all_nodes():
+        reason = CHECKS[check].ask(Site(node, rule, 17))
+        assert reason is None or reason

@@ -351,9 +351,17 @@ def test_own_profile_is_a_target_and_travels_by_name(folder: Path, cli: CommandL
     Path("phone.toml").write_text('extends = "mobile-cpu"\nname = "phone"\npipeline = "cleanup"\n')
     ran = cli("compress", "digits.onnx", "out.onnx", "--target", folder / "phone.toml", "--save-recipe", "r.toml")
     assert ran.status == 0
-    assert 'target = "phone.toml"\npipeline = "cleanup"\n' in Path("r.toml").read_text()
+    recipe = Path("r.toml").read_text()
+    assert 'target = "phone.toml"\ntarget_digest = "' in recipe and '"\npipeline = "cleanup"\n' in recipe
     assert cli("compress", "digits.onnx", "b.onnx", "--recipe", "r.toml").status == 0
     assert Path("b.onnx").read_bytes() == Path("out.onnx").read_bytes()
+    Path("phone.toml").write_text(
+        'extends = "mobile-cpu"\nname = "phone"\npipeline = "cleanup"\nchannel_multiple = 2\n'
+    )
+    ran = cli("compress", "digits.onnx", "c.onnx", "--recipe", "r.toml")
+    assert ran.status == 3 and not Path("c.onnx").exists()
+    assert ran.error.startswith("error: phone.toml: not the profile that the recipe was made with: expected sha256 ")
+    assert cli("compress", "digits.onnx", "c.onnx", "--recipe", "r.toml", "--target", "phone.toml").status == 0
 
 
 # demo

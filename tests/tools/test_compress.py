@@ -19,7 +19,7 @@ from onnxpress.ir.errors import BudgetError, InternalError, UsageError
 from onnxpress.passes.base import Context, Declined, Pass, Rewrites, Site, SiteOptions
 from onnxpress.passes.selectors import Selection
 from onnxpress.targets.base import Target, load_target
-from onnxpress.targets.schema import IrVersion
+from onnxpress.targets.schema import IrVersion, Rule
 from onnxpress.tools.compress import compress
 from onnxpress.tools.plan import prepare
 from onnxpress.tools.recipe import MANIFEST_KEY
@@ -451,6 +451,23 @@ def test_illegal_result_is_refused(repository_demo: Path) -> None:
         compress(repository_demo / "digits.onnx", target=old, passes=[])
     assert str(caught.value).startswith("the result is illegal on host-cpu: the model: IR version ")
     assert str(caught.value).endswith(" Nothing is written.")
+
+
+def test_two_places_are_the_first_and_one_more(repository_demo: Path) -> None:
+    host = load_target("host-cpu").profile
+    rule = Rule(id="no-gemm", check="present", ops=frozenset({"Gemm"}), source="test", advice="None.")
+    old = host.model_copy(update={"ir_version": IrVersion(max=5, source="test"), "rules": (rule,)})
+    with pytest.raises(BudgetError) as caught:
+        compress(repository_demo / "digits.onnx", target=Target(old), passes=[])
+    assert str(caught.value).endswith(" And 1 more place. Nothing is written.")
+
+
+def test_recipes_know_a_profile_from_that_of_the_package(repository_demo: Path) -> None:
+    host = load_target("host-cpu")
+    assert compress(repository_demo / "digits.onnx", target=host, passes=[]).recipe.target_digest is None
+    other = Target(host.profile.model_copy(update={"channel_multiple": 3}))
+    digest = compress(repository_demo / "digits.onnx", target=other, passes=[]).recipe.target_digest
+    assert digest is not None and len(digest) == 64
 
 
 def test_failing_pass_leaves_a_reproducer(repository_demo: Path, tmp_path: Path) -> None:

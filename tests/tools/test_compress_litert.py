@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir
 import pytest
 
+from onnxpress.ir import model_io
+from onnxpress.ir.data import Batch
 from onnxpress.ir.errors import InputError
 from onnxpress.tools.compress import compress
 from tests.support import text_model
@@ -21,7 +23,7 @@ _TARGET = "mobile-cpu-litert"
 
 
 def test_a_file_is_written_and_measured(cli: CommandLine, demo_files: Path) -> None:
-    from onnxpress.targets.runtimes.base import run_samples
+    from onnxpress.targets.runtimes.base import sample_runner
     from onnxpress.targets.runtimes.litert import LiteRtSession
 
     out = demo_files / "digits.tflite"
@@ -41,7 +43,8 @@ def test_a_file_is_written_and_measured(cli: CommandLine, demo_files: Path) -> N
     session = LiteRtSession(out)
     ((name, port),) = session.ports.items()
     images = next(data[key] for key in data if data[key].ndim == len(port.shape))
-    (scores,) = run_samples(session, {name: images[:32]}).values()
+    runner = sample_runner(model_io.load(demo_files / "digits.onnx"), session)
+    (scores,) = runner.run(Batch({name: images[:32]})).values()
     labels = next(data[key] for key in data if data[key].ndim == 1)
     assert (scores.argmax(axis=1) == labels[:32]).mean() > 0.9
 

@@ -87,6 +87,60 @@ def test_without_data_only_time_is_told() -> None:
     assert all(fake.fed == 1 and (fake.x == 0.5).all() for fake in (first, second))
 
 
+def _numbers(*shape: int) -> Array:
+    return np.random.default_rng(5).standard_normal(shape).astype(np.float32)
+
+
+# What leads with no batch, or not all of it: every one runs in onnxruntime.
+_UNBATCHED = {
+    "to one number": ("(float[N,4] x) => (float y) { y = ReduceMean<keepdims = 0>(x) }", {"x": _numbers(20, 4)}),
+    "batch behind": ("(float[N,4] x) => (float[4,N] y) { y = Transpose<perm = [1, 0]>(x) }", {"x": _numbers(20, 4)}),
+    "other rows": (
+        "(float[N,4] x) => (float[M,2] y) { s = Constant<value_ints = [-1, 2]>() y = Reshape(x, s) }",
+        {"x": _numbers(20, 4)},
+    ),
+    "beside a row": (
+        "(float[N,4] x, float[4] z) => (float[N,4] y) { y = Mul(x, z) }",
+        {"x": _numbers(20, 4), "z": _numbers(20, 4)},
+    ),
+    "beside one": (
+        "(float[N,4] x, float[1] z) => (float[N,4] y) { y = Mul(x, z) }",
+        {"x": _numbers(20, 4), "z": _numbers(20, 1)},
+    ),
+    "beside a number": (
+        "(float[N,4] x, float z) => (float[N,4] y) { y = Mul(x, z) }",
+        {"x": _numbers(20, 4), "z": _numbers(20)},
+    ),
+    "a batch of two": ("(float[2,4] x) => (float[2,4] y) { y = Neg(x) }", {"x": _numbers(21, 4)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", _UNBATCHED)
+@pytest.mark.parametrize(
+    ("target", "needed"),
+    [("openvino", "openvino"), ("mobile-cpu-litert", "ai_edge_litert.interpreter"), ("host-cpu", "onnxruntime")],
+)
+def test_models_without_a_common_batch_are_measured(case: str, target: str, needed: str) -> None:
+    pytest.importorskip(needed)
+    text, data = _UNBATCHED[case]
+    model = text_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text}')
+    report = compress(model, target=target, passes="cleanup", data=open_data(data), latency_rounds=1).report
+    assert report.after.sqnr_db is not None and report.after.sqnr_db > 100, "float32 throughout"
+
+
+def test_scores_of_another_shape_are_of_no_class() -> None:
+    class _Narrow(_Fake):
+        def fetch(self) -> dict[str, Array]:
+            return {name: array[:, :2] for name, array in super().fetch().items()}
+
+    data = open_data({"x": np.arange(20, dtype=np.float32).reshape(5, 4) + 1})
+    counted = Metrics(params=1, macs=2, size_bytes=3, bits_per_weight=4.0)
+    first, second = _Narrow({"y": 0.0, "z": 0.0}), _Narrow({"y": 0.0, "z": 0.0})
+    runtime = load_runtime("onnxruntime-cpu")
+    pair = measure_runtime.measure_on(runtime, _subject(), first, second, counted, data, Effort(rounds=5))
+    assert pair.after.agreement == 0.0 and pair.after.sqnr_db == -np.inf
+
+
 @pytest.fixture
 def calibration(repository: Path) -> tuple[Path, Path]:
     folder = repository / "tools" / "demo"

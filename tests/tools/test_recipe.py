@@ -63,7 +63,7 @@ def test_toml_is_what_a_person_would_write() -> None:
         (
             'pipelin = "cleanup"',
             "recipe 'r.toml': unknown key 'pipelin'. Did you mean 'pipeline'? Keys: model, model_digest, "
-            "target, pipeline, seed, data, data_digest, eval_data, max_drop, versions",
+            "target, target_digest, pipeline, seed, data, data_digest, eval_data, max_drop, versions",
         ),
         ('seed = "1"', "recipe 'r.toml': key seed = '1': input should be a valid integer"),
         ("seed = -1", "recipe 'r.toml': key seed = -1: input should be greater than or equal to 0"),
@@ -138,6 +138,25 @@ def test_check_of_model_and_data() -> None:
         "d.npz: not the data that the recipe was made with: expected sha256 bb, got cc. "
         "To calibrate on other data, remove its line data_digest."
     )
+
+
+def test_check_of_the_target() -> None:
+    recipe = Recipe(target_digest="aa")
+    recipe.check_target("aa", "phone.toml")
+    Recipe().check_target("cc", "phone.toml")
+    with pytest.raises(InputError) as caught:
+        recipe.check_target("cc", "phone.toml")
+    assert str(caught.value) == (
+        "phone.toml: not the profile that the recipe was made with: expected sha256 aa, got cc. "
+        "To use the profile as it is now, remove the recipe's line target_digest."
+    )
+
+
+def test_a_runtime_is_recorded_for_its_own_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.0")
+    assert "ai-edge-litert" in installed_versions("litert")
+    assert "ai-edge-litert" not in installed_versions("onnxruntime-cpu")
+    assert Recipe(versions=installed_versions("litert")).other_versions() == []
 
 
 def test_versions_that_differ_are_told() -> None:

@@ -125,7 +125,7 @@ def compress(
         max_drop=_first(max_drop, given.max_drop),
         seed=_first(seed, given.seed, 0),
     )
-    _check_recipe(given, plan.recipe, data_given=data is not None)
+    _check_recipe(given, plan.recipe, target_given=target is not None, data_given=data is not None)
     compress_and_tell(
         plan,
         destination,
@@ -155,12 +155,14 @@ def _read_recipe(path: Path | None) -> Recipe:
     return Recipe() if path is None else Recipe.read(path)
 
 
-def _check_recipe(given: Recipe, planned: Recipe, *, data_given: bool) -> None:
+def _check_recipe(given: Recipe, planned: Recipe, *, target_given: bool, data_given: bool) -> None:
     """Check that the files at hand are the recipe's, and tell of versions that may change the result."""
     from onnxpress.tools.report.facts import say
 
     if planned.model_digest is not None:
         given.check_model(planned.model_digest, planned.model or "model")
+    if not target_given:
+        given.check_target(planned.target_digest, planned.target or "target")
     if given.data_digest is not None and planned.data_digest is not None and not data_given:
         given.check_data(planned.data_digest, planned.data or "data")
     if others := given.other_versions():

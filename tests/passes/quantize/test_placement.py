@@ -113,6 +113,14 @@ def test_an_operator_without_integer_kernel_says_so() -> None:
     assert {unit.name: reason for unit, reason in reasons.items()} == {"b": "the target has no int8 kernel for it"}
 
 
+def test_times_beyond_all_numbers_are_infinite() -> None:
+    """Of a profile whose numbers are finite, and no more than that."""
+    units, _ = find_units(_conv_net().graph, _SCHEME)
+    names = ("x", "av", "bv", "cv", "dv")
+    costs = _Table(dict.fromkeys(("a", "b", "add", "d"), (9, 1e308)), dict.fromkeys(names, (0, 0)))
+    assert {unit.name for unit in place(units, costs)} == {"a", "b", "add", "d"}
+
+
 def test_a_unit_left_in_float_gives_both_times() -> None:
     units, _ = find_units(_conv_net().graph, _SCHEME)
     costs = _Table(

@@ -57,13 +57,13 @@ def _top(array: Array) -> int:
 
 @pytest.mark.assets
 def test_int8_of_a_residual_network_stays_near(assets: Path) -> None:
-    from onnxpress.ir.data import open_data
+    from onnxpress.ir.data import Batch, open_data
     from onnxpress.passes.base import Context
     from onnxpress.passes.manager import PassManager
     from onnxpress.passes.pipeline import build
     from onnxpress.targets.base import load_target
     from onnxpress.targets.litert import emit
-    from onnxpress.targets.runtimes.base import run_samples
+    from onnxpress.targets.runtimes.base import sample_runner
     from onnxpress.targets.runtimes.litert import LiteRtSession
 
     model = model_io.load(assets / "models" / "resnet20_cifar10.onnx")
@@ -75,6 +75,7 @@ def test_int8_of_a_residual_network_stays_near(assets: Path) -> None:
     assert len(file.integer) == 20 and not file.real
     assert file.operators["QUANTIZE"] == 1  # the input: nothing in between goes through float
     floats, integers = LiteRtSession(emit(model).content), LiteRtSession(file.content)
-    expected, found = (run_samples(each, {"input": images})["logits"] for each in (floats, integers))
+    batch = Batch({"input": images})
+    expected, found = (sample_runner(model, each).run(batch)["logits"] for each in (floats, integers))
     noise = ((found - expected) ** 2).sum() / (expected**2).sum()
     assert noise < 10**-2.0  # 20 dB

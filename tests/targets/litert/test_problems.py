@@ -11,7 +11,7 @@ import pytest
 
 from onnxpress.ir.errors import InputError, UsageError
 from tests.support import Array
-from tests.targets.litert.files import body, named_graph
+from tests.targets.litert.files import body, both, named_graph
 
 
 def _ones(*shape: int) -> Array:
@@ -114,6 +114,28 @@ def test_a_reason_is_given(name: str) -> None:
     nodes, arrays, reason = _CASES[name]
     model = body(nodes, arrays, opset=_OPSETS.get(name, 17))
     assert _refusal(model) == _one_place(model, reason)
+
+
+_OF_MANY_AXES = {
+    "Concat": "y = Concat<axis = -1>(x, x)",
+    "LayerNormalization": "y = LayerNormalization(x, s)",
+    "MatMul": "y = MatMul(x, w)",
+    "ReduceMax": "y = ReduceMax<axes = [-1]>(x)",
+    "ReduceMean": "y = ReduceMean<axes = [-1]>(x)",
+    "ReduceMin": "y = ReduceMin<axes = [-1]>(x)",
+    "ReduceSum": "a = Constant<value_ints = [-1]>() y = ReduceSum(x, a)",
+    "Softmax": "y = Softmax(x)",
+    "Split": "y, z = Split<axis = -1>(x)",
+}
+
+
+@pytest.mark.parametrize("node", _OF_MANY_AXES.values(), ids=_OF_MANY_AXES)
+def test_more_axes_than_xnnpack_takes_are_refused(node: str) -> None:
+    arrays = {"s": _ones(4), "w": _ones(4, 5)}
+    (expected,), (found,) = both(body(node, arrays, (1, 2, 1, 3, 2, 4)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    seven = body(node, arrays, (1, 2, 1, 3, 2, 1, 4))
+    assert _refusal(seven) == _one_place(seven, "its data have 7 axes, and XNNPACK takes 6")
 
 
 _OLD_SOFTMAXES: dict[str, tuple[str, tuple[int, ...], str]] = {

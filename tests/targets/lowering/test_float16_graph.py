@@ -9,7 +9,7 @@ import pytest
 from onnxpress.ir.encodings import Codebook, Float16, Sparse, encoding_of
 from onnxpress.ir.inference import infer_shapes
 from onnxpress.ir.magnitudes import magnitude_of, note_magnitude
-from onnxpress.ir.quantization import Quantization, note
+from onnxpress.ir.quantization import Quantization, note, quantization_of
 from onnxpress.ir.verify import interface, verify
 from onnxpress.passes.base import Context
 from onnxpress.passes.constraints import Constraints, QuantizationScheme
@@ -22,6 +22,7 @@ from tests.support import Array, random_feeds, run, tensor_of, text_model
 
 _STORAGE = Storage(source="test", float16_graph=True, float32_ops=frozenset({"ReduceSum"}))
 _RNG = np.random.default_rng(3)
+_ONES = np.ones((6, 3), np.float32)
 _WEIGHT = _RNG.standard_normal((4, 6)).astype(np.float32)
 
 
@@ -176,7 +177,25 @@ def test_what_is_quantized_stays_for_the_next_step() -> None:
     model = _model("[a] c = MatMul(x, w) [b] r = Relu(c) [d] y = Abs(r)")
     note(_node(model, "b").outputs[0], Quantization(0.0, 1.0))
     _lower(model)
-    assert _operators(model) == ["Cast:f16", "MatMul:f16", "Cast:f32", "Relu:f32", "Abs:f32"]
+    assert _operators(model) == ["Cast:f16", "MatMul:f16", "Relu:f16", "Cast:f32", "Abs:f32"]
+    noted = [value.name for node in model.graph for value in node.outputs if quantization_of(value) is not None]
+    assert noted == ["r_float"], "QuantizeLinear reads float32, which the Cast makes"
+
+
+def test_a_product_with_a_float16_weight_may_be_quantized_behind() -> None:
+    model = _model("[a] c = MatMul(x, w) [b] y = Abs(c)")
+    note(_node(model, "a").outputs[0], Quantization(-1.0, 1.0))
+    _lower(model)
+    assert _operators(model) == ["Cast:f16", "MatMul:f16", "Cast:f32", "Abs:f32"]
+
+
+def test_what_is_fused_into_integers_stays_with_them() -> None:
+    """Casts around the activation of a quantized product would keep it from its kernel."""
+    model = _model("[a] c = MatMul(x, w) [q] p = MatMul(c, v) [b] r = Relu(p) [d] y = Abs(r)", v=_ONES)
+    note(_node(model, "a").outputs[0], Quantization(-1.0, 1.0))
+    note(_node(model, "b").outputs[0], Quantization(0.0, 1.0))
+    _lower(model)
+    assert _operators(model) == ["Cast:f16", "MatMul:f16", "Cast:f32", "MatMul:f32", "Relu:f32", "Abs:f32"]
 
 
 def test_zeros_of_a_pruned_weight_stay_zeros() -> None:

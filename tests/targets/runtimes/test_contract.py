@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir
 import pytest
 
+from onnxpress.ir.data import Batch
 from onnxpress.ir.errors import InputError, UsageError
-from onnxpress.targets.runtimes.base import Runtime, race, run_samples
+from onnxpress.targets.runtimes.base import Runtime, race, sample_runner
 from onnxpress.targets.runtimes.registry import RUNTIMES, load_runtime
 from tests.passes.residual_net import residual_net
 from tests.support import Array, random_feeds, run
@@ -95,7 +96,7 @@ def test_inputs_are_told_and_any_number_of_samples_runs(runtime: Runtime, net: o
     assert {name: port.shape for name, port in prepared.ports.items()} == {
         name: (1, *array.shape[1:]) for name, array in feeds.items()
     }
-    (found,), (expected,) = run_samples(prepared, feeds).values(), run(net, feeds)
+    (found,), (expected,) = sample_runner(net, prepared).run(Batch(feeds)).values(), run(net, feeds)
     assert np.abs(found - expected).max() <= _RELATIVE_ERROR * np.abs(expected).max()
 
 

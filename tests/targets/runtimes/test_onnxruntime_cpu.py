@@ -10,6 +10,7 @@ import onnx
 import onnx_ir
 import pytest
 
+from onnxpress.ir import model_io
 from onnxpress.ir.errors import BudgetError, InputError
 from onnxpress.targets.runtimes import onnxruntime_session
 from onnxpress.targets.runtimes.onnxruntime_cpu import (
@@ -79,7 +80,7 @@ def _saved(model: onnx_ir.Model, folder: Path) -> Path:
     return folder / "model.onnx"
 
 
-@pytest.mark.parametrize("form", ["model", "proto", "bytes", "path", "text path"])
+@pytest.mark.parametrize("form", ["model", "proto", "bytes", "path", "text path", "packed"])
 def test_models_come_in_every_form(form: str, tmp_path: Path) -> None:
     model = _two_convs()
     proto = onnx_ir.to_proto(model)
@@ -90,7 +91,9 @@ def test_models_come_in_every_form(form: str, tmp_path: Path) -> None:
         "bytes": proto.SerializeToString(),
         "path": path,
         "text path": str(path),
+        "packed": tmp_path / "model.onnxp",
     }
+    model_io.save(model, tmp_path / "model.onnxp")
     assert smoke_run(forms[form])
     assert inspect_kernels(forms[form]).integer == ("first", "second")
 
