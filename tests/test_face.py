@@ -17,6 +17,7 @@ _FIXED = {
     "save",
     "compress",
     "inspect",
+    "profile",
     "compare",
     "check",
     "Recipe",

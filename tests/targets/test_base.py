@@ -202,7 +202,7 @@ _RULE = 'check = "present"\nops = ["Erf"]\nsource = "s"\nadvice = "a"\n'
         ('name = "mine"', "key summary is missing"),
         (
             _HEAD + "channels = 3",
-            "unknown key channels. Did you mean 'channel_multiple'? Known here: channel_multiple, "
+            "unknown key channels. Did you mean 'channel_multiple' or 'machine'? Known here: channel_multiple, "
             "encodings, extends, ir_version, lowering, machine, name, opset, pipeline, quantization, roofline, "
             "rules, runtime, storage, summary, whole_models, without_rules",
         ),
@@ -348,7 +348,7 @@ def test_a_broken_file_says_file_key_and_what_was_expected(tmp_path: Path, text:
 @pytest.mark.parametrize(
     ("text", "line", "start"),
     [
-        ("channels = 3", 3, "unknown key channels. Did you mean 'channel_multiple'?"),
+        ("channels = 3", 3, "unknown key channels. Did you mean 'channel_multiple'"),
         ("# a comment\n\nopset = { min = 30 }", 5, "opset: min 30 is above max 26"),
         ("[quantization]\nweight_per_channel = true\nbias = 'int8'", 5, "quantization.bias = 'int8': must be"),
         ("encodings = [\n  'dense',\n  'affine7',\n]", 3, "encodings.1 = 'affine7': must be"),
