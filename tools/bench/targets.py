@@ -54,8 +54,8 @@ HEADINGS = {
 
 _PAGE = """# Every pass on every target
 
-Written by `python -m onnxpress.tools.bench targets --markdown docs/targets.md`. Each cell: points of top-1 accuracy
-lost against the original in onnxruntime; bytes of what the runtime reads, of the original file; speed over the float
+Written by `python -m onnxpress.tools.bench targets --markdown docs/targets.md`, evaluated on the first so many test
+images as it says (`--limit`). Each cell: points of top-1 accuracy lost against the original in onnxruntime; bytes of what the runtime reads, of the original file; speed over the float
 model in the same runtime, CPU time of one thread; and how near the runtime's outputs come to those of the compressed
 graph, as a signal-to-noise ratio. A cell says where nodes are illegal, or why there is no number. All passes run behind
 `cleanup, fold-batchnorm`, calibrated on 256 images (ImageNet nets: 100) and not fine-tuned. `gpu` and `tensorrt` were
@@ -75,7 +75,7 @@ class Row:
     """One model, pass and target.
 
     illegal: nodes that break a rule of the target. sqnr_db: of the first output on 16 images, against the compressed
-    graph. accuracy: top-1 in percent; drop: the original's in onnxruntime less this, in points. bytes_ratio: of what
+    graph. accuracy: top-1 in percent, on `images`; drop: the original's in onnxruntime less this, in points. bytes_ratio: of what
     the runtime reads over the original's file. speed: times faster than the float model in the same runtime; None where
     the device is not here. status: why there is no number.
     """
@@ -90,6 +90,7 @@ class Row:
     drop: float | None = None
     bytes_ratio: float | None = None
     speed: float | None = None
+    images: int = 0
     status: str = ""
 
 
@@ -183,6 +184,7 @@ class _Bench:
             accuracy=accuracy,
             drop=self._accuracy - accuracy,
             bytes_ratio=prepared.size_bytes / self._size,
+            images=len(self._labels),
         )
 
     def _feeds(self, index: int) -> Feeds:
@@ -226,7 +228,15 @@ def markdown(rows: Sequence[Row]) -> str:
     for model in dict.fromkeys(row.model for row in rows):
         mine = [row for row in rows if row.model == model]
         targets = list(dict.fromkeys(row.target for row in mine))
-        lines += [f"## {model}", "", f"| passes | {' | '.join(targets)} |", "|---|" + "---|" * len(targets)]
+        images = max(row.images for row in mine)
+        lines += [
+            f"## {model}",
+            "",
+            f"Accuracy on {images} images.",
+            "",
+            f"| passes | {' | '.join(targets)} |",
+            "|---|" + "---|" * len(targets),
+        ]
         for name in dict.fromkeys(row.compiler for row in mine):
             cells = {row.target: _cell(row) for row in mine if row.compiler == name}
             lines.append(f"| `{name}` | {' | '.join(cells[target] for target in targets)} |")
