@@ -55,12 +55,13 @@ HEADINGS = {
 _PAGE = """# Every pass on every target
 
 Written by `python -m onnxpress.tools.bench targets --markdown docs/targets.md`, evaluated on the first so many test
-images as it says (`--limit`). Each cell: points of top-1 accuracy lost against the original in onnxruntime; bytes of what the runtime reads, of the original file; speed over the float
-model in the same runtime, CPU time of one thread; and how near the runtime's outputs come to those of the compressed
-graph, as a signal-to-noise ratio. A cell says where nodes are illegal, or why there is no number. All passes run behind
-`cleanup, fold-batchnorm`, calibrated on 256 images (ImageNet nets: 100) and not fine-tuned. `gpu` and `tensorrt` were
-run by onnxruntime on the CPU, and so have no speed; `mobile-cpu` was timed on x86. On `mobile-cpu-litert` bytes are of
-the .tflite file, whose weights are int8 at the narrowest.
+images as each table says (`--limit`). Each cell: points of top-1 accuracy lost against the original in onnxruntime;
+bytes of what the runtime reads, of the original file; speed over the float model in the same runtime, CPU time of one
+thread; and how near the runtime's outputs come to those of the compressed graph, as a signal-to-noise ratio. A cell
+says where nodes are illegal, or why there is no number. All passes run behind `cleanup, fold-batchnorm`, calibrated on
+256 images (ImageNet nets: 100) and not fine-tuned. `gpu` and `tensorrt` were run by onnxruntime on the CPU, and so have
+no speed; `mobile-cpu` was timed on x86. On `mobile-cpu-litert` bytes are of the .tflite file, whose weights are int8 at
+the narrowest.
 """
 
 _FIRST = "cleanup, fold-batchnorm"
@@ -75,9 +76,9 @@ class Row:
     """One model, pass and target.
 
     illegal: nodes that break a rule of the target. sqnr_db: of the first output on 16 images, against the compressed
-    graph. accuracy: top-1 in percent, on `images`; drop: the original's in onnxruntime less this, in points. bytes_ratio: of what
-    the runtime reads over the original's file. speed: times faster than the float model in the same runtime; None where
-    the device is not here. status: why there is no number.
+    graph. accuracy: top-1 in percent, on `images`; drop: the original's in onnxruntime less this, in points.
+    bytes_ratio: of what the runtime reads over the original's file. speed: times faster than the float model in the same
+    runtime; None where the device is not here. status: why there is no number.
     """
 
     model: str
