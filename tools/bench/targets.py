@@ -77,7 +77,7 @@ class Row:
 
     illegal: nodes that break a rule of the target. sqnr_db: of the first output on 16 images, against the compressed
     graph. accuracy: top-1 in percent, on `images`; drop: the original's in onnxruntime less this, in points.
-    bytes_ratio: of what the runtime reads over the original's file. speed: times faster than the float model in the same
+    bytes_ratio: of what the runtime reads over the original's file. speed: times faster than the float model in that
     runtime; None where the device is not here. status: why there is no number.
     """
 
