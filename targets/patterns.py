@@ -10,7 +10,7 @@ import onnx_ir
 
 from onnxpress.ir.linear import constant_tensor
 
-__all__ = ["MOVES", "dequantize_of", "is_quantize", "is_stored", "quantizers_of"]
+__all__ = ["MOVES", "computed_nodes", "dequantize_of", "is_quantize", "is_stored", "quantizers_of"]
 
 # Operators that hand on the numbers they get.
 MOVES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "ReorderInput", "Squeeze", "Transpose", "Unsqueeze"})
@@ -45,3 +45,15 @@ def is_stored(value: onnx_ir.Value | None, _depth: int = _LONGEST_DECODING) -> b
     if node is None or node.op_type not in _DECODING or _depth == 0:
         return False
     return all(is_stored(each, _depth - 1) for each in node.inputs)
+
+
+def computed_nodes(graph: onnx_ir.Graph) -> list[onnx_ir.Node]:
+    """Return the nodes that data lead to, in order: not a Constant, nor the DequantizeLinear of a weight."""
+    constant = {value for value in graph.initializers.values() if not value.is_graph_input()}
+    found = []
+    for node in graph:
+        if all(value is None or value in constant for value in node.inputs):
+            constant.update(node.outputs)
+        else:
+            found.append(node)
+    return found

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import onnx_ir
 
 from onnxpress.passes.constraints import Precision
 from onnxpress.targets.costmodel import CostBreakdown, RooflineCost
-from onnxpress.targets.patterns import dequantize_of
+from onnxpress.targets.patterns import computed_nodes, dequantize_of
 from onnxpress.targets.schema import Profile
 
 __all__ = ["Charge", "Charges", "Prediction", "charges", "predict"]
@@ -101,7 +101,7 @@ class _Graph:
         self._step = profile.roofline.aligned_channels
         tensors = (value.const_value for value in graph.initializers.values())
         self._weight_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-        self._nodes = list(_computed(graph))
+        self._nodes = computed_nodes(graph)
         self._data = {value for node in self._nodes for value in node.outputs} | set(graph.inputs)
         self._integer = {node for node in self._nodes if self._is_integer(node)}
         self._blocked: set[onnx_ir.Value] = set()
@@ -195,16 +195,6 @@ def _channels(node: onnx_ir.Node) -> int | None:
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     found = shape[1] if shape is not None and len(shape) > 1 else None
     return found if isinstance(found, int) else None
-
-
-def _computed(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
-    """Yield the nodes that data lead to, in order."""
-    constant = {value for value in graph.initializers.values() if not value.is_graph_input()}
-    for node in graph:
-        if all(value is None or value in constant for value in node.inputs):
-            constant.update(node.outputs)
-        else:
-            yield node
 
 
 def _behind(node: onnx_ir.Node, activations: frozenset[str]) -> onnx_ir.Value:

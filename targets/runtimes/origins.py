@@ -13,6 +13,8 @@ from collections.abc import Iterable
 
 import onnx_ir
 
+from onnxpress.targets.patterns import computed_nodes
+
 __all__ = ["find_origins"]
 
 _ADDED = re.compile(r"(_nchwc)?(/MatMulAddFusion|_token_\d+)*(_nchwc)?$")
@@ -26,7 +28,7 @@ def find_origins(model: onnx_ir.Model, optimized: onnx_ir.Model) -> dict[str, tu
     The node that does most of the work comes first. Steps that the runtime put in, such as changes of layout, stand for
     none; nodes that it computed as it loaded belong to no step.
     """
-    nodes = _computed(model)
+    nodes = computed_nodes(model.graph)
     by_name = {node.name: node for node in nodes if node.name}
     by_output = {value.name: node for node in nodes for value in node.outputs if value.name}
     anchors: dict[onnx_ir.Node, str] = {}
@@ -86,18 +88,6 @@ def _assign_rest(nodes: list[onnx_ir.Node], steps: dict[onnx_ir.Node, str]) -> N
         producers = [producer for producer in found if producer is not None and producer in steps]
         if producers:  # a sum goes into the later of its two layers, which starts from the other's result
             steps[node] = steps[max(producers, key=lambda each: place[each])]
-
-
-def _computed(model: onnx_ir.Model) -> list[onnx_ir.Node]:
-    """Return the nodes that data lead to: not a Constant, nor the DequantizeLinear of a weight."""
-    constant = {value for value in model.graph.initializers.values() if not value.is_graph_input()}
-    found = []
-    for node in model.graph:
-        if all(value is None or value in constant for value in node.inputs):
-            constant.update(node.outputs)
-        else:
-            found.append(node)
-    return found
 
 
 def _importance(node: onnx_ir.Node) -> int:
