@@ -18,12 +18,11 @@ import numpy as np
 import onnx_ir
 
 from onnxpress.targets.litert.install import require_interpreter
-from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port, fit_feeds, race
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port, fit_feeds
 from onnxpress.targets.runtimes.quiet import quiet
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
-from onnxpress.targets.runtimes.timing import Latency
 
-__all__ = ["LITERT", "LiteRt", "LiteRtSession", "interleaved_latency"]
+__all__ = ["LITERT", "LiteRt", "LiteRtSession"]
 
 _DELEGATE = "DELEGATE"  # what the list of operators calls XNNPACK's part, which stands beside what it replaced
 
@@ -103,27 +102,6 @@ class LiteRtSession:
 def _in_order(names: Mapping[str, int], indices: list[int]) -> dict[str, int]:
     """Return tensors by the signature's names, which come sorted, in the order of the file."""
     return dict(sorted(names.items(), key=lambda item: indices.index(item[1])))
-
-
-def interleaved_latency(
-    models: Mapping[str, bytes],
-    feeds: Feeds,
-    *,
-    rounds: int = 60,
-    threads: int = 1,
-    warmup: int = 10,
-    seed: int = 0,
-    max_seconds: float | None = None,
-) -> dict[str, Latency]:
-    """Time .tflite files side by side on the same feeds. Arguments: as `onnxruntime_cpu.interleaved_latency`.
-
-    Raises:
-        RuntimeRefusalError: a file does not load or run. InputError: an input has no feed that fits.
-    """
-    sessions = {name: LiteRtSession(content, threads=threads) for name, content in models.items()}
-    for session in sessions.values():
-        session.feed(feeds)
-    return race(LITERT, sessions, threads=threads, rounds=rounds, warmup=warmup, seed=seed, max_seconds=max_seconds)
 
 
 class LiteRt:

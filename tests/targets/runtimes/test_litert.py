@@ -78,15 +78,6 @@ def test_outputs_are_copies() -> None:
     assert (first == 2).all()
 
 
-def test_times_are_taken_in_turns() -> None:
-    from onnxpress.targets.runtimes.litert import interleaved_latency
-
-    found = interleaved_latency({"a": _content(), "b": _content(3.0)}, {"x": np.ones((1, 7))}, rounds=6, warmup=1)
-    assert [len(each.cpu_ms) for each in found.values()] == [6, 6]
-    assert all(each.median_ms >= 0 for each in found.values())
-    assert interleaved_latency({"a": _content()}, {"x": np.ones((1, 7))}, rounds=5, threads=2)["a"].cpu_ms == ()
-
-
 def test_a_wrong_feed_is_named() -> None:
     from onnxpress.targets.runtimes.litert import LiteRtSession
 
