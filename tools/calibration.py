@@ -67,16 +67,8 @@ def calibrate(name: str, *, target: str | None = None, progress: Progress | None
         raise UsageError(f"calibrate: {base.name} has no roofline to start from. Give --target x86-vnni or mobile-cpu")
     runtime = load_runtime(base.profile.runtime)
     version, machine = runtime.version(), this_machine()
-    progress = progress or Progress()
-    with pinned(1), progress.task("timing small models") as task:
-        done = 0
-
-        def tell(what: str, index: int, total: int) -> None:
-            nonlocal done
-            task.advance(index - done)
-            done = index
-
-        measurement = measure(_with_cache(base, machine), runtime, tell)
+    with pinned(1):
+        measurement = measure(_with_cache(base, machine), runtime, progress or Progress())
     if not measurement.samples:
         raise UsageError(f"calibrate: {runtime.title} tells no times by node, which an estimate is fitted to")
     fitted = fit(_with_cache(base, machine).profile, measurement)

@@ -1,9 +1,9 @@
 """Where a model's time goes, measured: the numbers behind `onnxpress profile`.
 
 Method, the same for every runtime: threads pinned to cores, warm-up, then rounds in which all models take turns in a
-shuffled order (`targets.runtimes.timing`); medians of the CPU time of what computes, with wall time beside it. Times by
-node come from runs of their own, under the runtime's profiler; what the nodes leave of the total is the runtime's own
-work (`outside_ms`).
+shuffled order, in bursts that are spread over seconds (`targets.runtimes.timing`). The figure is CPU time of what
+computes, of the runs that nothing disturbed; medians and wall time stand beside it. Times by node come from runs of
+their own, under the runtime's profiler; what the nodes leave of the total is the runtime's own work (`outside_ms`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from onnxpress.targets.devices.device import open_device
 from onnxpress.targets.prediction import Prediction, predict
 from onnxpress.targets.runtimes.base import Feeds, NodeTime, Prepared, Runtime, race
 from onnxpress.targets.runtimes.registry import load_runtime
-from onnxpress.targets.runtimes.timing import Latency, speedup
+from onnxpress.targets.runtimes.timing import Latency, undisturbed
 from onnxpress.tools.measure import Subject, first_feeds
 from onnxpress.tools.memory import rss_bytes
 
@@ -38,21 +38,25 @@ if TYPE_CHECKING:
 __all__ = ["Profile", "Race", "Step", "Times", "pinned", "profile", "profile_on_device"]
 
 _WARMUP_ROUNDS = 5
-_STEP_ROUNDS = 30  # at most, of runs under the profiler
-_SECONDS = 6.0  # of all rounds of latency, at most
+_STEP_ROUNDS = 100  # at most, of runs under the profiler
+_LEAST_SECONDS, _SECONDS = 3.0, 6.0  # of all rounds of latency
+_STEP_SECONDS = 2.0  # at least, of runs under the profiler
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Latency of one model, in milliseconds. cpu: None where elapsed time is all that tells.
+    """Latency of one model, in milliseconds, of CPU time where it is told.
 
-    spread: distance of the quartiles over the median, of what `median` is of: the noise of this measurement.
+    undisturbed: where nothing else slows it (`timing.undisturbed`); wall_undisturbed: elapsed time, alike. cpu_median:
+    None where elapsed time is all that tells. spread: distance of the quartiles over the median, the noise.
     """
 
+    undisturbed: float
     median: float
     p10: float
     p90: float
     p99: float
+    wall_undisturbed: float
     wall_median: float
     cpu_median: float | None
     spread: float
@@ -65,10 +69,12 @@ class Times:
         median = statistics.median(values)
         quartiles = _quantile(values, 0.75) - _quantile(values, 0.25)
         return cls(
+            undisturbed=latency.undisturbed_ms,
             median=median,
             p10=_quantile(values, 0.1),
             p90=_quantile(values, 0.9),
             p99=_quantile(values, 0.99),
+            wall_undisturbed=undisturbed(latency.wall_ms),
             wall_median=statistics.median(latency.wall_ms),
             cpu_median=median if latency.cpu_ms else None,
             spread=quartiles / median if median else 0.0,
@@ -144,7 +150,7 @@ class Profile:
     @property
     def outside_ms(self) -> float | None:
         """Latency that no step accounts for; None where the runtime tells none."""
-        return self.times.wall_median - sum(step.milliseconds for step in self.steps) if self.steps else None
+        return self.times.wall_undisturbed - sum(step.milliseconds for step in self.steps) if self.steps else None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -157,10 +163,15 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True)
 class Race:
-    """Models side by side in one runtime: profiles in the order given. speedup: of the second over the first."""
+    """Models side by side in one runtime: profiles in the order given."""
 
     profiles: tuple[Profile, ...]
-    speedup: float | None
+
+    @property
+    def speedup(self) -> float | None:
+        """Of the second over the first; None of one alone."""
+        times = [each.times.undisturbed for each in self.profiles]
+        return times[0] / times[1] if len(times) > 1 else None
 
     def to_json(self) -> dict[str, Any]:
         """Return one model's profile; of two, both under `models`, with the `speedup`."""
@@ -174,7 +185,7 @@ def profile(
     target: str | os.PathLike[str] | Target = "host-cpu",
     runtime: str | None = None,
     data: Any = None,
-    rounds: int = 100,
+    rounds: int = 300,
     threads: int = 1,
 ) -> Race:
     """Measure one model or several side by side, by node where the runtime tells.
@@ -199,7 +210,7 @@ def profile_on_device(
     device: str,
     target: str | os.PathLike[str] | Target = "host-cpu",
     data: Any = None,
-    rounds: int = 100,
+    rounds: int = 300,
     threads: int = 1,
 ) -> Race:
     """Measure one model or several side by side on another machine. Arguments: as `profile`.
@@ -243,8 +254,7 @@ def profile_on_device(
                 notes=(f"measured on {found.machine.cpu or found.machine.board or device}, {found.machine.os}",),
             )
         )
-    gain = speedup(found.models["0"].latency, found.models["1"].latency) if len(loaded) > 1 else None
-    return Race(tuple(profiles), gain)
+    return Race(tuple(profiles))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,26 +274,23 @@ def _race(
     ready = [_Ready.make(model, runtime, effort) for model in models]
     keys = [str(index) for index in range(len(ready))]
     entries = dict(zip(keys, (each.prepared for each in ready), strict=True))
-    with _Pace.of(target, runtime, effort.threads) as pace:
-        latencies = race(
-            runtime, entries, threads=effort.threads, rounds=effort.rounds, warmup=_WARMUP_ROUNDS, max_seconds=_SECONDS
-        )
+    pace = _Pace.of(target, runtime, effort.threads)
+    latencies = race(
+        runtime, entries, threads=effort.threads, rounds=effort.rounds, warmup=_WARMUP_ROUNDS,
+        min_seconds=_LEAST_SECONDS, max_seconds=_SECONDS, between=pace.sample,
+    )  # fmt: skip
     profiles = [
         each.profile(name, latencies[key], target, runtime, effort, pace.value)
         for name, key, each in zip(names, keys, ready, strict=True)
     ]
-    gain = speedup(latencies["0"], latencies["1"]) if len(ready) > 1 else None
-    return Race(tuple(profiles), gain)
+    return Race(tuple(profiles))
 
 
 class _Pace:
-    """The machine's speed while something is measured, over that at which the target's estimate was; 1 if unknown.
-
-    The yardstick runs before and behind, not in between: it is small, and would find its cache emptied.
-    """
+    """The machine's speed while something is measured, over that at which the target's estimate was; 1 if unknown."""
 
     def __init__(self, yardstick: Yardstick | None, usual_ms: float) -> None:
-        self._yardstick, self._usual_ms, self.value = yardstick, usual_ms, 1.0
+        self._yardstick, self._usual_ms = yardstick, usual_ms
 
     @classmethod
     def of(cls, target: Target, runtime: Runtime, threads: int) -> _Pace:
@@ -293,15 +300,13 @@ class _Pace:
             return cls(None, 1.0)
         return cls(Yardstick(runtime), usual)
 
-    def __enter__(self) -> _Pace:
-        self._before = self._measured()
-        return self
+    def sample(self) -> None:
+        if self._yardstick is not None:
+            self._yardstick.sample()
 
-    def __exit__(self, *_: object) -> None:
-        self.value = 2 * self._usual_ms / (self._before + self._measured())
-
-    def _measured(self) -> float:
-        return self._usual_ms if self._yardstick is None else self._yardstick.milliseconds()
+    @property
+    def value(self) -> float:
+        return 1.0 if self._yardstick is None else self._usual_ms / self._yardstick.milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,8 +333,7 @@ class _Ready:
     ) -> Profile:
         counted, times = cost(self.model), Times.of(latency)
         predicted = predict(self.model, target.profile)
-        with _Pace.of(target, runtime, effort.threads) as pace_of_steps:
-            measured = self.prepared.node_times(max(5, min(_STEP_ROUNDS, effort.rounds)))
+        measured = self.prepared.node_times(max(5, min(_STEP_ROUNDS, effort.rounds)), seconds=_STEP_SECONDS)
         return Profile(
             model=name,
             target=target.name,
@@ -344,7 +348,7 @@ class _Ready:
             params=counted.params,
             macs=counted.macs,
             peak_activation_bytes=counted.peak_activation_bytes,
-            steps=tuple(_steps(self.model, measured, counted, predicted, pace_of_steps.value)),
+            steps=tuple(_steps(self.model, measured, counted, predicted, pace)),
             predicted_ms=None if predicted is None else predicted.seconds * 1e3 / pace,
             pace=pace,
             notes=tuple(_notes(target, runtime, predicted)),

@@ -31,7 +31,7 @@ __all__ = ["RuntimeRow", "compare_runtimes"]
 
 _REFERENCE = "onnxruntime-cpu"
 _WARMUP_ROUNDS = 5
-_SECONDS = 3.0  # of each runtime's rounds
+_LEAST_SECONDS, _SECONDS = 2.0, 4.0  # of each runtime's rounds
 _SAMPLES = 200
 
 
@@ -60,7 +60,7 @@ def compare_runtimes(
     *,
     runtimes: Sequence[str] = tuple(RUNTIMES),
     data: Any = None,
-    rounds: int = 100,
+    rounds: int = 300,
     threads: int = 1,
 ) -> list[RuntimeRow]:
     """Return a row for each runtime; what is not installed or refuses the model says so there.
@@ -78,8 +78,10 @@ def compare_runtimes(
         reference = _run(loaded, load_runtime(_REFERENCE).prepare(loaded, feeds), samples)
         rows = [_row(load_runtime(name), loaded, feeds, samples, reference, rounds, threads) for name in runtimes]
     base = next((row.times for row in rows if row.runtime == _REFERENCE), None)
+    if base is None:
+        return rows
     return [
-        row if base is None or row.times is None else dataclasses.replace(row, ratio=row.times.median / base.median)
+        row if row.times is None else dataclasses.replace(row, ratio=row.times.undisturbed / base.undisturbed)
         for row in rows
     ]
 
@@ -112,8 +114,9 @@ def _row(
         found = _run(model, prepared, samples)
         prepared.feed(feeds)
         latency = race(
-            runtime, {"": prepared}, threads=threads, rounds=rounds, warmup=_WARMUP_ROUNDS, max_seconds=_SECONDS
-        )[""]
+            runtime, {"": prepared}, threads=threads, rounds=rounds, warmup=_WARMUP_ROUNDS,
+            min_seconds=_LEAST_SECONDS, max_seconds=_SECONDS,
+        )[""]  # fmt: skip
     except (RuntimeRefusalError, UsageError, InputError) as error:
         return dataclasses.replace(row, status=" ".join(str(error).split()))
     return dataclasses.replace(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,6 +11,7 @@ import onnx_ir
 
 from onnxpress.ir.data import open_data
 from onnxpress.passes.base import Context
+from onnxpress.passes.instrument import Progress
 from onnxpress.passes.manager import PassManager
 from onnxpress.passes.pipeline import build
 from onnxpress.targets.base import Target
@@ -27,12 +27,14 @@ from onnxpress.targets.calibration.micro_models import (
 )
 from onnxpress.targets.calibration.yardstick import Yardstick, call_milliseconds
 from onnxpress.targets.prediction import Charge, charges
-from onnxpress.targets.runtimes.base import Runtime
+from onnxpress.targets.runtimes.base import NodeTime, Runtime
 from onnxpress.targets.schema import Quantization
 
 __all__ = ["Measurement", "Sample", "measure"]
 
-_ROUNDS = 24
+_ROUNDS = 12  # of a visit
+_TURNS, _MOST_TURNS = 4, 10  # of visits: to all, and to those that were always disturbed
+_DISTURBED = 1.06  # times the usual of the yardstick
 _CHAINS_AT_ONCE = 2  # few, so that their weights stay in the cache as those of a small network do
 _SIZES = ((16, 16), (16, 48), (64, 28), (64, 56), (192, 14))  # channels and side of elementwise operators
 _INT8 = "quantize-int8{placement=all,tail=int8,method=minmax,bias_correction=false,error_samples=2}"
@@ -59,40 +61,32 @@ class Measurement:
     call_ms: float
 
 
-def measure(
-    target: Target, runtime: Runtime, tell: Callable[[str, int, int], None] = lambda what, done, total: None
-) -> Measurement:
+def measure(target: Target, runtime: Runtime, progress: Progress) -> Measurement:
     """Return samples of every kind of work in float32 and, where the target computes in integers, in int8.
 
-    tell: is told what comes, how many models are done, and of how many.
+    Every model is visited several times, seconds apart, and those for which no visit found the machine undisturbed, as
+    the yardstick tells, a few times more.
 
     Raises:
         UsageError, RuntimeRefusalError: see `Runtime.prepare`.
     """
-    jobs = list(_jobs(target.profile.quantization))
     yardstick = Yardstick(runtime)
-    found: list[Sample] = []
-    paces: list[float] = []
-    for index, job in enumerate(jobs):
-        tell(job.name, index, len(jobs))
-        model = job.model()
-        if job.integer:
-            model = _quantized(model, target)
-        before = yardstick.milliseconds()
-        samples = list(_samples(model, target, runtime))
-        pace = (before + yardstick.milliseconds()) / 2
-        paces += [pace] * len(samples)
-        found += samples
-    tell("", len(jobs), len(jobs))
-    usual = statistics.median(paces)
-    return Measurement(
-        tuple(
-            dataclasses.replace(sample, seconds=sample.seconds * usual / pace)
-            for sample, pace in zip(found, paces, strict=True)
-        ),
-        usual,
-        call_milliseconds(runtime),
-    )
+    jobs = list(_jobs(target.profile.quantization))
+    with progress.task("preparing small models", total=len(jobs)) as task:
+        series = []
+        for job in jobs:
+            series.append(_Series(job, target, runtime))
+            task.advance()
+    for turn in range(_MOST_TURNS):
+        usual = yardstick.milliseconds if turn else 0.0
+        left = [each for each in series if turn < _TURNS or each.yardstick_ms > _DISTURBED * usual]
+        with progress.task(f"timing small models, turn {turn + 1}", total=len(left)) as task:
+            for each in left:
+                each.visit(yardstick)
+                task.advance()
+    usual = yardstick.milliseconds
+    samples = (sample for each in series for sample in each.samples(usual))
+    return Measurement(tuple(samples), usual, call_milliseconds(runtime))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,23 +134,54 @@ def _quantized(model: onnx_ir.Model, target: Target) -> onnx_ir.Model:
     return quantized
 
 
-def _samples(model: onnx_ir.Model, target: Target, runtime: Runtime) -> Iterator[Sample]:
-    feeds = {name: array[0] for name, array in _inputs(model, 1, seed=2).items()}
-    paid = charges(model, target.profile)
-    steps = runtime.prepare(model, feeds).node_times(_ROUNDS)
-    work = {node.name for node in model.graph if node.op_type not in _BORDERS}
-    borders = 0.0
-    for step in steps:
-        mine = [name for name in step.origins if name in work]
-        if not mine:
-            borders += step.milliseconds
-        elif step.milliseconds and _is_steady(mine[0]):
-            found = tuple(paid.nodes[name] for name in mine)
-            yield Sample(mine[0], step.kind, step.milliseconds / 1e3, found, paid.working_set_bytes)
-    moved = tuple(charge for name, charge in paid.nodes.items() if name not in work)
-    if borders:
-        kinds = (*moved, *paid.conversions.values())
-        yield Sample("conversions", "conversions", borders / 1e3, kinds, paid.working_set_bytes)
+@dataclasses.dataclass(frozen=True)
+class _Visit:
+    """Times by step. yardstick_ms: what the yardstick took about then, the slower of before and behind."""
+
+    yardstick_ms: float
+    steps: list[NodeTime]
+
+
+class _Series:
+    """A small model, loaded, and what visits to it found."""
+
+    def __init__(self, job: _Job, target: Target, runtime: Runtime) -> None:
+        model = job.model()
+        self._model = _quantized(model, target) if job.integer else model
+        self._paid = charges(self._model, target.profile)
+        feeds = {name: array[0] for name, array in _inputs(self._model, 1, seed=2).items()}
+        self._prepared = runtime.prepare(self._model, feeds)
+        self._visits: list[_Visit] = []
+
+    def visit(self, yardstick: Yardstick) -> None:
+        before = yardstick.sample()
+        steps = self._prepared.node_times(_ROUNDS)
+        self._visits.append(_Visit(max(before, yardstick.sample()), steps))
+
+    @property
+    def yardstick_ms(self) -> float:
+        """Of the quietest visit."""
+        return min(each.yardstick_ms for each in self._visits)
+
+    def samples(self, usual_ms: float) -> Iterator[Sample]:
+        """Yield the least of each step's times in quiet visits, at the speed where the yardstick takes `usual_ms`."""
+        slowed = max(1.0, self.yardstick_ms / usual_ms)
+        quiet = [each.steps for each in self._visits if each.yardstick_ms <= _DISTURBED * self.yardstick_ms]
+        least = [min(met, key=lambda step: step.milliseconds) for met in zip(*quiet, strict=True)]
+        work = {node.name for node in self._model.graph if node.op_type not in _BORDERS}
+        paid, borders = self._paid, 0.0
+        for step in least:
+            seconds = step.milliseconds / 1e3 / slowed
+            mine = [name for name in step.origins if name in work]
+            if not mine:
+                borders += seconds
+            elif seconds and _is_steady(mine[0]):
+                found = tuple(paid.nodes[name] for name in mine)
+                yield Sample(mine[0], step.kind, seconds, found, paid.working_set_bytes)
+        moved = tuple(charge for name, charge in paid.nodes.items() if name not in work)
+        if borders:
+            kinds = (*moved, *paid.conversions.values())
+            yield Sample("conversions", "conversions", borders, kinds, paid.working_set_bytes)
 
 
 def _is_steady(name: str) -> bool:

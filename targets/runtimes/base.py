@@ -38,9 +38,9 @@ class Port:
 class NodeTime:
     """What one step of the runtime takes.
 
-    name: as the runtime calls it. kind: its kernel or layer type. milliseconds: median of the runs. origins: names of
-    the model's nodes that it computes, the one that does most of the work first; none where the runtime put it in, or
-    does not say.
+    name: as the runtime calls it. kind: its kernel or layer type. milliseconds: undisturbed (`timing`). origins:
+    names of the model's nodes that it computes, the one that does most of the work first; none where the runtime put it
+    in, or does not say.
     """
 
     name: str
@@ -87,8 +87,11 @@ class Prepared(Protocol):
         """Return what is left to run, such as `Convolution in u8`, and how often; empty where the runtime hides it."""
         ...
 
-    def node_times(self, rounds: int) -> list[NodeTime]:
-        """Return the time of each step in order, from runs of their own; none where the runtime does not tell."""
+    def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
+        """Return the time of each step in order, from runs of their own; none where the runtime does not tell.
+
+        seconds: over which the runs are spread (`timing.bursts`).
+        """
         ...
 
 
@@ -136,15 +139,18 @@ def race(
     warmup: int = 10,
     seed: int = 0,
     max_seconds: float | None = None,
+    min_seconds: float = 0.0,
+    between: Callable[[], object] | None = None,
 ) -> dict[str, Latency]:
     """Time models of one runtime side by side, each on what it was fed last.
 
-    threads: those that they were prepared for; of more than one, wall time alone is told. max_seconds: see
+    threads: those that they were prepared for; of more than one, wall time alone is told. The others: see
     `timing.take_turns`.
     """
     return take_turns(
         {name: model.compute for name, model in models.items()},
         rounds=rounds, warmup=max(1, warmup), seed=seed, max_seconds=max_seconds,
+        min_seconds=min_seconds, between=between,
         cpu_clock=runtime.single_thread_clock if threads == 1 else None,
     )  # fmt: skip
 

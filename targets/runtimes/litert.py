@@ -88,7 +88,7 @@ class LiteRtSession:
         names = (each["op_name"] for each in self._interpreter._get_ops_details())
         return collections.Counter(str(name) for name in names if name != _DELEGATE)
 
-    def node_times(self, rounds: int) -> list[NodeTime]:
+    def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
         """None: see above."""
         return []
 

@@ -16,7 +16,6 @@ import collections
 import importlib.metadata
 import importlib.util
 import re
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from onnxpress.targets.runtimes.programs import Finished, run_program
 from onnxpress.targets.runtimes.quiet import quiet
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
 from onnxpress.targets.runtimes.rehearsal import MODEL_FILE, prepare_converted
+from onnxpress.targets.runtimes.timing import bursts, undisturbed
 
 __all__ = ["MNN", "Mnn", "MnnSession"]
 
@@ -84,10 +84,10 @@ class MnnSession:
     def layers(self) -> collections.Counter[str]:
         return collections.Counter(kind for _, kind, _ in self._time_steps())
 
-    def node_times(self, rounds: int) -> list[NodeTime]:
-        runs = [self._time_steps() for _ in range(rounds + _WARMUP)][_WARMUP:]
+    def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
+        runs = [self._time_steps() for _ in bursts(rounds + _WARMUP, seconds)][_WARMUP:]
         return [
-            NodeTime(times[0][0], times[0][1], statistics.median(taken for _, _, taken in times))
+            NodeTime(times[0][0], times[0][1], undisturbed([taken for _, _, taken in times]))
             for times in zip(*runs, strict=True)
         ]
 

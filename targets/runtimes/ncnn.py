@@ -14,7 +14,6 @@ each question costs a call, and caches cool.
 from __future__ import annotations
 
 import collections
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from onnxpress.targets.runtimes.fixed_shapes import FixedModel, narrow
 from onnxpress.targets.runtimes.pnnx import FILES, convert, find_pnnx, read_batch_axes
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
 from onnxpress.targets.runtimes.rehearsal import prepare_converted
+from onnxpress.targets.runtimes.timing import bursts, undisturbed
 
 __all__ = ["NCNN", "Ncnn", "NcnnNet"]
 
@@ -83,10 +83,10 @@ class NcnnNet:
     def layers(self) -> collections.Counter[str]:
         return collections.Counter(str(layer.type) for layer in self._steps)
 
-    def node_times(self, rounds: int) -> list[NodeTime]:
-        runs = [self._time_steps() for _ in range(rounds + _WARMUP)][_WARMUP:]
+    def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
+        runs = [self._time_steps() for _ in bursts(rounds + _WARMUP, seconds)][_WARMUP:]
         return [
-            NodeTime(str(layer.name), str(layer.type), statistics.median(times))
+            NodeTime(str(layer.name), str(layer.type), undisturbed(times))
             for layer, times in zip(self._steps, zip(*runs, strict=True), strict=True)
         ]
 

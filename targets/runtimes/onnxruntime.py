@@ -11,10 +11,9 @@ import collections
 import functools
 import json
 import pathlib
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port
 from onnxpress.targets.runtimes.onnxruntime_cpu import inspect_kernels
 from onnxpress.targets.runtimes.onnxruntime_session import fit_session, open_session, run_session
 from onnxpress.targets.runtimes.origins import find_origins
-from onnxpress.targets.runtimes.timing import quiet_runs, without_overhead
+from onnxpress.targets.runtimes.timing import bursts, undisturbed, without_overhead
 
 __all__ = ["CPU", "CUDA", "OnnxRuntime", "PreparedSession"]
 
@@ -63,23 +62,23 @@ class PreparedSession:
     def layers(self) -> collections.Counter[str]:
         return inspect_kernels(self._model).operators
 
-    def node_times(self, rounds: int) -> list[NodeTime]:
+    def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
         with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
             path = pathlib.Path(folder) / "optimized.onnx"
             session = open_session(
                 self._model, threads=self._threads, providers=self._providers, optimized_path=path,
                 profile_path=pathlib.Path(folder) / "profile",
             )  # fmt: skip
-            walls, plain, empty = [], [], []
+            plain, empty = [], []
             nothing = open_session(_empty_model())
-            for _ in range(rounds + _WARMUP):
-                walls.append(_seconds(session, self._feeds))
+            for _ in bursts(rounds + _WARMUP, seconds):
+                run_session(session, self._feeds)
                 plain.append(_seconds(self._session, self._feeds))
                 empty.append(_seconds(nothing, {_EMPTY_INPUT: np.zeros(1, np.float32)}))
             events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
             origins = find_origins(self._model, onnx_ir.load(path))
-        of_nodes = _quiet_median(plain) - _quiet_median(empty)
-        return _median_times(events, quiet_runs(walls, _WARMUP), origins, max(0.0, of_nodes) * 1e3)
+        of_nodes = undisturbed(plain[_WARMUP:]) - undisturbed(empty[_WARMUP:])
+        return _quiet_times(events, origins, max(0.0, of_nodes) * 1e3)
 
 
 def _seconds(session: Any, feeds: Feeds) -> float:
@@ -87,10 +86,6 @@ def _seconds(session: Any, feeds: Feeds) -> float:
     start = time.perf_counter()
     run_session(session, feeds)
     return time.perf_counter() - start
-
-
-def _quiet_median(seconds: Sequence[float]) -> float:
-    return statistics.median(seconds[run] for run in quiet_runs(seconds, _WARMUP))
 
 
 @functools.cache
@@ -105,10 +100,10 @@ def _empty_model() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _median_times(
-    events: list[Mapping[str, Any]], runs: Sequence[int], origins: Mapping[str, tuple[str, ...]], total_ms: float
+def _quiet_times(
+    events: list[Mapping[str, Any]], origins: Mapping[str, tuple[str, ...]], total_ms: float
 ) -> list[NodeTime]:
-    """Return the median of each node's times over `runs`, in the order in which they first ran.
+    """Return what each node takes, in the order in which they first ran.
 
     total_ms: of all nodes in a run without the profiler, so that its cost can be taken off.
     """
@@ -118,11 +113,10 @@ def _median_times(
         if event.get("cat") == "Node" and name.endswith(_KERNEL_TIME):
             key = (name.removesuffix(_KERNEL_TIME), str(event["args"].get("op_name", "")))
             times.setdefault(key, []).append(event["dur"] / 1e3)
-    complete = {key: each for key, each in times.items() if len(each) > runs[-1]}
-    medians = [statistics.median(each[run] for run in runs) for each in complete.values()]
+    taken = [undisturbed(each[_WARMUP:] or each) for each in times.values()]
     return [
         NodeTime(name, kind, milliseconds, origins.get(name, ()))
-        for (name, kind), milliseconds in zip(complete, without_overhead(medians, total_ms), strict=True)
+        for (name, kind), milliseconds in zip(times, without_overhead(taken, total_ms), strict=True)
     ]
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import re
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +26,7 @@ from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port, fit_fe
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, is_quantized_on_paper
 from onnxpress.targets.runtimes.onnxruntime_session import model_source
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
-from onnxpress.targets.runtimes.timing import quiet_runs
+from onnxpress.targets.runtimes.timing import bursts, undisturbed
 
 __all__ = ["OPENVINO", "PRODUCTS", "CompiledModel", "OpenVino", "count_precisions", "inspect_kernels"]
 
@@ -81,23 +80,19 @@ class CompiledModel:
             counts.update({f"{kind} in {precision}": count for precision, count in by_precision.items()})
         return counts
 
-    def node_times(self, rounds: int) -> list[NodeTime]:
+    def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
         compiled = _compile(self._model, self._feeds, self._threads, PERF_COUNT=True)
         origins = _origins(self._model, compiled)
         request = compiled.create_infer_request()
         times: dict[tuple[str, str], list[float]] = {}
-        walls = []
-        for _ in range(rounds + _WARMUP):
-            start = time.perf_counter()
+        for _ in bursts(rounds + _WARMUP, seconds):
             request.infer(self._feeds)
-            walls.append(time.perf_counter() - start)
             for each in request.get_profiling_info():
                 if each.status.name == "EXECUTED":
                     taken = each.real_time.total_seconds() * 1e3
                     times.setdefault((each.node_name, each.exec_type), []).append(taken)
-        runs = quiet_runs(walls, _WARMUP)
         return [
-            NodeTime(name, kind, statistics.median(each[run] for run in runs), origins.get(name, ()))
+            NodeTime(name, kind, undisturbed(each[_WARMUP:] or each), origins.get(name, ()))
             for (name, kind), each in times.items()
         ]
 

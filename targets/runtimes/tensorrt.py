@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import re
 import shutil
 import statistics
@@ -71,7 +72,7 @@ class Engine:
             (self._folder / f"{self._inputs[name]}.bin").write_bytes(array.tobytes())
 
     def compute(self) -> float:
-        self._infer(_RUNS, "--exportTimes=times.json", "--exportOutput=outputs.json")
+        self._infer(_RUNS, 0, "--exportTimes=times.json", "--exportOutput=outputs.json")
         return statistics.median(float(each["computeMs"]) for each in self._read("times.json"))
 
     def fetch(self) -> dict[str, Array]:
@@ -81,9 +82,9 @@ class Engine:
     def layers(self) -> collections.Counter[str]:
         return collections.Counter(kind for _, kind in self._kinds())
 
-    def node_times(self, rounds: int) -> list[NodeTime]:
+    def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
         kinds = dict(self._kinds())
-        self._infer(rounds, "--exportProfile=profile.json")
+        self._infer(rounds, math.ceil(seconds), "--exportProfile=profile.json")
         return [
             NodeTime(str(each["name"]), kinds.get(str(each["name"]), _UNKNOWN_KIND), float(each["medianMs"]))
             for each in self._read("profile.json")
@@ -94,10 +95,11 @@ class Engine:
         """Return name and type of each layer."""
         return [(str(each["Name"]), str(each["LayerType"])) for each in self._read("layers.json")["Layers"]]
 
-    def _infer(self, runs: int, *options: str) -> None:
+    def _infer(self, runs: int, seconds: int, *options: str) -> None:
         inputs = ",".join(f"{inner}:{inner}.bin" for inner in self._inputs.values())
         loading = [f"--loadInputs={inputs}"] if inputs else []
-        self._run("run", "--loadEngine=model.engine", *loading, f"--iterations={runs}", "--duration=0", *options)
+        effort = (f"--iterations={runs}", f"--duration={seconds}")  # both at least
+        self._run("run", "--loadEngine=model.engine", *loading, *effort, *options)
 
     def _run(self, what: str, *options: str) -> None:
         ended = run_program([_require(), *options], self._folder)

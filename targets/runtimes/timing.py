@@ -1,21 +1,30 @@
 """Time models side by side, whatever runs them.
 
 The models take turns inside each round, in an order shuffled with a fixed seed, so that drift of the machine hits all
-alike. With one thread a runtime computes on the calling thread, whose CPU time a busy machine does not stretch: it
-repeats within about 5 % where wall time reads 2x. Prefer it.
+alike. With one thread a runtime computes on the calling thread, whose CPU time a busy machine stretches far less than
+wall time. Prefer it.
+
+CPU time is not free of others: what runs on the same core's second thread, or fills the cache that cores share, slows
+a run by up to 1.5, for milliseconds or for seconds. A shared machine is met in either state, and a median with it. How
+fast a model is where nothing disturbs it is told by the fastest runs (`undisturbed`), if they were looked for long
+enough: rounds are best spread over seconds, in bursts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["Latency", "quiet_runs", "speedup", "take_turns", "without_overhead"]
+__all__ = ["Latency", "bursts", "speedup", "take_turns", "undisturbed", "without_overhead"]
 
 _LEAST_ROUNDS = 5
+_BURSTS = 20
+_WARMUP_IN_BURST = 2  # rounds that are not timed: a pause leaves the caches to others
+_QUIET_SHARE, _LEAST_QUIET = 0.05, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +43,11 @@ class Latency:
         """Median of CPU time where it is known, else of wall time."""
         return statistics.median(self.cpu_ms or self.wall_ms)
 
+    @property
+    def undisturbed_ms(self) -> float:
+        """`undisturbed` of the same."""
+        return undisturbed(self.cpu_ms or self.wall_ms)
+
 
 def speedup(before: Latency, after: Latency) -> float:
     """Return how many times faster `after` is than `before`; both come from one `take_turns`.
@@ -46,13 +60,26 @@ def speedup(before: Latency, after: Latency) -> float:
     return statistics.median(a / b for a, b in zip(before.wall_ms, after.wall_ms, strict=True))
 
 
-def quiet_runs(walls: Sequence[float], warmup: int) -> list[int]:
-    """Return, in order, which half of the runs behind the warm-up took least time: the others met something else.
+def undisturbed(times: Sequence[float]) -> float:
+    """Return what a run takes where nothing disturbs it: the median of the fastest twentieth, of 3 at least.
 
-    Times by node are elapsed times, which a busy machine stretches. walls: seconds of each run; more than `warmup`.
+    times: of each run, in any unit, one at least.
     """
-    runs = sorted(range(warmup, len(walls)), key=lambda run: walls[run])
-    return sorted(runs[: max(1, len(runs) // 2)])
+    return statistics.median(sorted(times)[: max(_LEAST_QUIET, round(_QUIET_SHARE * len(times)))])
+
+
+def bursts(rounds: int, seconds: float) -> Iterator[bool]:
+    """Count rounds that are spread over so much time at least: yield for each whether a burst begins with it.
+
+    Pauses lie between bursts. Where the rounds themselves take as long, there are none.
+    """
+    size = math.ceil(rounds / _BURSTS)
+    started = time.perf_counter()
+    for done in range(rounds):
+        begins = done % size == 0
+        if begins and (left := started + seconds * done / rounds - time.perf_counter()) > 0:
+            time.sleep(left)
+        yield begins
 
 
 def without_overhead(times: Sequence[float], total: float) -> list[float]:
@@ -75,6 +102,8 @@ def take_turns(
     warmup: int,
     seed: int = 0,
     max_seconds: float | None = None,
+    min_seconds: float = 0.0,
+    between: Callable[[], object] | None = None,
     cpu_clock: Callable[[], float] | None = time.thread_time,
 ) -> dict[str, Latency]:
     """Time each of `runs`, which computes once, in every round.
@@ -82,19 +111,28 @@ def take_turns(
     A run that returns a float has timed itself, in milliseconds: no clock of this process sees a GPU's work alone.
 
     warmup: rounds that are not timed. max_seconds: stop early after this time, warm-up not counted, but never before 5
-    rounds. cpu_clock: seconds of whatever computes; None where none tells.
+    rounds. min_seconds: spread the rounds over this time, in bursts. between: called before each burst. cpu_clock:
+    seconds of whatever computes; None where none tells.
     """
     wall: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(warmup):
-        for run in runs.values():
-            run()
+
+    def warm_up(count: int) -> None:
+        for _ in range(count):
+            for run in runs.values():
+                run()
+
+    warm_up(warmup)
     order, shuffler = list(runs), random.Random(seed)
     clock = cpu_clock or time.perf_counter
     deadline = None if max_seconds is None else time.perf_counter() + max_seconds
-    for done in range(rounds):
+    for done, begins in enumerate(bursts(rounds, min_seconds)):
         if deadline is not None and done >= _LEAST_ROUNDS and time.perf_counter() > deadline:
             break
+        if begins and between is not None:
+            between()
+        if begins and (between is not None or min_seconds):
+            warm_up(_WARMUP_IN_BURST)
         shuffler.shuffle(order)
         for name in order:
             run = runs[name]

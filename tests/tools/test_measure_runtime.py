@@ -45,7 +45,7 @@ class _Fake:
     def layers(self) -> collections.Counter[str]:
         return collections.Counter()
 
-    def node_times(self, rounds: int) -> list[NodeTime]:
+    def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
         return []
 
 

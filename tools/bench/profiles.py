@@ -81,7 +81,7 @@ def run(
     variants: Sequence[str] = tuple(VARIANTS),
     *,
     target: str = "host-cpu",
-    rounds: int = 100,
+    rounds: int = 300,
     keep: Path | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
@@ -117,12 +117,12 @@ def _variant(asset: Asset, name: str, target: Target, folder: Path) -> onnx_ir.M
 def _measured(row: Row, model: onnx_ir.Model, target: Target, rounds: int) -> Row:
     (found,) = profile(model, target=target, rounds=rounds).profiles
     if found.predicted_ms is None:
-        return dataclasses.replace(row, measured_ms=found.times.median, status=f"{target.name} estimates no time")
+        return dataclasses.replace(row, measured_ms=found.times.undisturbed, status=f"{target.name} estimates no time")
     return dataclasses.replace(
         row,
-        measured_ms=found.times.median,
+        measured_ms=found.times.undisturbed,
         predicted_ms=found.predicted_ms,
-        error_percent=100 * (found.predicted_ms / found.times.median - 1),
+        error_percent=100 * (found.predicted_ms / found.times.undisturbed - 1),
         node_error_percent=_node_error(found),
         steps_percent=_steps_percent(found),
         pace=found.pace,
@@ -141,7 +141,7 @@ def _node_error(found: Profile) -> float | None:
 def _steps_percent(found: Profile) -> float | None:
     if not found.steps:
         return None
-    return 100 * sum(step.milliseconds for step in found.steps) / found.times.median
+    return 100 * sum(step.milliseconds for step in found.steps) / found.times.undisturbed
 
 
 def summarize(rows: Sequence[Row]) -> Summary | None:

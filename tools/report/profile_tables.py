@@ -32,22 +32,22 @@ def show_profile(console: Console, found: Profile, *, every: bool = False) -> No
     clock = "CPU time" if times.cpu_median is not None else "elapsed time"
     predicted = None
     if found.predicted_ms is not None:
-        off = f"{100 * (found.predicted_ms / times.median - 1):+.0f} %"
+        off = f"{100 * (found.predicted_ms / times.undisturbed - 1):+.0f} %"
         predicted = f"{milliseconds(found.predicted_ms)} ({off}), by the estimate of {found.target}"
     facts = {
         "model": found.model,
         "runtime": f"{found.runtime} {found.version}, {found.threads} thread{'s' if found.threads > 1 else ''}, "
         f"batch {found.batch or 1}",
-        "latency": f"{milliseconds(times.median)} {clock}, median of {times.rounds}; 10 to 90 %: "
-        f"{three_digits(times.p10)} to {three_digits(times.p90)}; 99 %: {three_digits(times.p99)}; "
-        f"quartiles {100 * times.spread:.0f} % apart",
-        "elapsed": f"{milliseconds(times.wall_median)} median",
+        "latency": f"{milliseconds(times.undisturbed)} {clock}, undisturbed",
+        "met": f"median {three_digits(times.median)} of {times.rounds} runs; 10 to 90 %: {three_digits(times.p10)} to "
+        f"{three_digits(times.p90)}; 99 %: {three_digits(times.p99)}; quartiles {100 * times.spread:.0f} % apart",
+        "elapsed": f"{milliseconds(times.wall_undisturbed)} undisturbed, {milliseconds(times.wall_median)} median",
         "predicted": predicted,
         "machine": None if found.pace == 1 else f"at {found.pace:.2f} of the speed of the estimate",
         "created in": None if found.create_ms is None else f"{milliseconds(found.create_ms)} of CPU time",
         "memory": f"{found.memory_bytes / 2**20:.1f} MiB resident, {found.peak_activation_bytes:,} bytes of values",
         "bytes": f"{found.size_bytes:,}",
-        "MACs": f"{found.macs:,} ({three_digits(2 * found.macs / times.median / 1e6)} GFLOP/s)",
+        "MACs": f"{found.macs:,} ({three_digits(2 * found.macs / times.undisturbed / 1e6)} GFLOP/s)",
         "parameters": f"{found.params:,}",
     }
     show_facts(facts)
@@ -106,8 +106,8 @@ def show_comparison_by_node(console: Console, first: Profile, second: Profile, s
     if len(pairs) > _TOP:
         console.print(f"  ... and {len(pairs) - _TOP} more: --json", style="dim")
     if speedup is not None:
-        gain = describe_speed(first.times.median, second.times.median)
-        console.print(f"A {milliseconds(first.times.median)}, B {milliseconds(second.times.median)}: {gain}")
+        a, b = first.times.undisturbed, second.times.undisturbed
+        console.print(f"A {milliseconds(a)}, B {milliseconds(b)}: {describe_speed(a, b)}")
 
 
 def _pairs(first: Sequence[Step], second: Sequence[Step]) -> list[tuple[Step | None, Step | None]]:
@@ -125,7 +125,7 @@ def show_runtimes(console: Console, rows: Sequence[RuntimeRow]) -> None:
         assert row.times is not None
         agreement = "" if row.agreement is None else f"{row.agreement:.1f} % of {row.samples}"
         table.add_row(
-            row.runtime, row.version, three_digits(row.times.median),
+            row.runtime, row.version, three_digits(row.times.undisturbed),
             "" if row.ratio is None else f"{row.ratio:.2f}", f"{100 * row.times.spread:.0f} %", agreement,
             "" if row.error is None else f"{row.error:.1e}", f"{row.size_bytes or 0:,}",
             f"{row.prepare_seconds or 0:.1f}",
@@ -133,7 +133,9 @@ def show_runtimes(console: Console, rows: Sequence[RuntimeRow]) -> None:
     console.print(table)
     for row in (row for row in rows if row.times is None):
         console.print(f"{row.runtime}: {row.status}")
-    console.print("ms: median at batch 1, CPU time of one thread where one computes; error: over the largest output.")
+    console.print(
+        "ms: undisturbed, at batch 1, CPU time of one thread where one computes; error: over the largest output"
+    )
 
 
 def show_calibration(console: Console, found: Calibration, path: str | os.PathLike[str]) -> None:

@@ -49,7 +49,7 @@ class _Engine:
     def layers(self) -> collections.Counter[str]:
         return collections.Counter()
 
-    def node_times(self, rounds: int) -> list[NodeTime]:
+    def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
         return []
 
 
