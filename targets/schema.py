@@ -365,10 +365,6 @@ class Roofline(_Table):
         default=False, description="float convolutions compute on blocks of channels, as onnxruntime's do on x86-64"
     )
 
-    yardstick_ms: Positive | None = pydantic.Field(
-        default=None,
-        description="what a small fixed network took when this was measured: how fast the machine was then",
-    )
     converted_tap_ns: dict[str, NotNegative] = pydantic.Field(
         default_factory=dict,
         description="operators that are slow on integers fresh from a conversion: "

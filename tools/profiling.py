@@ -23,7 +23,6 @@ from onnxpress.ir.analysis.cost import ModelCost, cost
 from onnxpress.ir.data import open_data
 from onnxpress.ir.shapes import size_bytes
 from onnxpress.targets.base import Target, load_target
-from onnxpress.targets.calibration.yardstick import Yardstick
 from onnxpress.targets.devices.device import open_device
 from onnxpress.targets.prediction import Prediction, predict
 from onnxpress.targets.runtimes.base import Feeds, NodeTime, Prepared, Runtime, race
@@ -125,8 +124,7 @@ class Profile:
 
     create_ms: CPU time to load the model there, converted where it must be; None where a device does not tell.
     memory_bytes: by how much resident memory grew with loading and running it; on a device, all that the process holds.
-    outside_ms: what the steps leave of the latency. predicted_ms: of the whole model, at the pace of the measurement.
-    pace: the machine's speed over that at which the target's estimate was measured.
+    outside_ms: what the steps leave of the latency. predicted_ms: of the whole model.
     """
 
     model: str
@@ -144,7 +142,6 @@ class Profile:
     peak_activation_bytes: int
     steps: tuple[Step, ...] = ()
     predicted_ms: float | None = None
-    pace: float = 1.0
     notes: tuple[str, ...] = ()
 
     @property
@@ -249,7 +246,7 @@ def profile_on_device(
                 params=counted.params,
                 macs=counted.macs,
                 peak_activation_bytes=counted.peak_activation_bytes,
-                steps=tuple(_steps(model, one.node_times, counted, predicted, 1.0)),
+                steps=tuple(_steps(model, one.node_times, counted, predicted)),
                 predicted_ms=None if predicted is None else predicted.seconds * 1e3,
                 notes=(f"measured on {found.machine.cpu or found.machine.board or device}, {found.machine.os}",),
             )
@@ -274,39 +271,15 @@ def _race(
     ready = [_Ready.make(model, runtime, effort) for model in models]
     keys = [str(index) for index in range(len(ready))]
     entries = dict(zip(keys, (each.prepared for each in ready), strict=True))
-    pace = _Pace.of(target, runtime, effort.threads)
     latencies = race(
         runtime, entries, threads=effort.threads, rounds=effort.rounds, warmup=_WARMUP_ROUNDS,
-        min_seconds=_LEAST_SECONDS, max_seconds=_SECONDS, between=pace.sample,
+        min_seconds=_LEAST_SECONDS, max_seconds=_SECONDS,
     )  # fmt: skip
     profiles = [
-        each.profile(name, latencies[key], target, runtime, effort, pace.value)
+        each.profile(name, latencies[key], target, runtime, effort)
         for name, key, each in zip(names, keys, ready, strict=True)
     ]
     return Race(tuple(profiles))
-
-
-class _Pace:
-    """The machine's speed while something is measured, over that at which the target's estimate was; 1 if unknown."""
-
-    def __init__(self, yardstick: Yardstick | None, usual_ms: float) -> None:
-        self._yardstick, self._usual_ms = yardstick, usual_ms
-
-    @classmethod
-    def of(cls, target: Target, runtime: Runtime, threads: int) -> _Pace:
-        roofline = target.profile.roofline
-        usual = None if roofline is None else roofline.yardstick_ms
-        if usual is None or runtime.name != target.profile.runtime or threads != 1:
-            return cls(None, 1.0)
-        return cls(Yardstick(runtime), usual)
-
-    def sample(self) -> None:
-        if self._yardstick is not None:
-            self._yardstick.sample()
-
-    @property
-    def value(self) -> float:
-        return 1.0 if self._yardstick is None else self._usual_ms / self._yardstick.milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,9 +301,7 @@ class _Ready:
         prepared.compute()
         return cls(model, prepared, feeds, created * 1e3, max(0, rss_bytes() - before))
 
-    def profile(
-        self, name: str, latency: Latency, target: Target, runtime: Runtime, effort: _Effort, pace: float
-    ) -> Profile:
+    def profile(self, name: str, latency: Latency, target: Target, runtime: Runtime, effort: _Effort) -> Profile:
         counted, times = cost(self.model), Times.of(latency)
         predicted = predict(self.model, target.profile)
         measured = self.prepared.node_times(max(5, min(_STEP_ROUNDS, effort.rounds)), seconds=_STEP_SECONDS)
@@ -348,9 +319,8 @@ class _Ready:
             params=counted.params,
             macs=counted.macs,
             peak_activation_bytes=counted.peak_activation_bytes,
-            steps=tuple(_steps(self.model, measured, counted, predicted, pace)),
-            predicted_ms=None if predicted is None else predicted.seconds * 1e3 / pace,
-            pace=pace,
+            steps=tuple(_steps(self.model, measured, counted, predicted)),
+            predicted_ms=None if predicted is None else predicted.seconds * 1e3,
             notes=tuple(_notes(target, runtime, predicted)),
         )
 
@@ -374,7 +344,6 @@ def _steps(
     measured: Sequence[NodeTime],
     counted: ModelCost,
     predicted: Prediction | None,
-    pace: float,
 ) -> Iterator[Step]:
     total = sum(one.milliseconds for one in measured)
     costs = {node.name: node for node in counted.nodes}
@@ -392,16 +361,16 @@ def _steps(
             macs=sum(node.macs for node in mine),
             moved_bytes=moved,
         )
-        yield step if predicted is None else _with_prediction(step, predicted, one.origins, pace)
+        yield step if predicted is None else _with_prediction(step, predicted, one.origins)
 
 
-def _with_prediction(step: Step, predicted: Prediction, origins: Sequence[str], pace: float) -> Step:
+def _with_prediction(step: Step, predicted: Prediction, origins: Sequence[str]) -> Step:
     found = [predicted.nodes[name] for name in origins if name in predicted.nodes]
     if not found:
         return step
-    seconds = sum(each.seconds for each in found) / pace
+    seconds = sum(each.seconds for each in found)
     largest = max(found, key=lambda each: each.seconds)
-    least = sum(max(each.ideal_compute, each.memory) for each in found) / pace
+    least = sum(max(each.ideal_compute, each.memory) for each in found)
     return dataclasses.replace(
         step,
         predicted_ms=seconds * 1e3,

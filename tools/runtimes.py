@@ -1,7 +1,7 @@
 """One model in every runtime that is here: converted, run, held to onnxruntime's answers, and timed.
 
 Each runtime computes on the first sample for its time, and on all of them for agreement. They do not take turns:
-runtimes in one process disturb each other; the yardstick of a calibrated target is the remedy for drift.
+runtimes in one process disturb each other.
 """
 
 from __future__ import annotations

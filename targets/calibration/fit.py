@@ -91,8 +91,7 @@ def fit(profile: Profile, measurement: Measurement) -> Fit:
         jac_sparsity=np.stack([enters[each] for each in numbers], axis=1), max_nfev=_STEPS,
     )  # fmt: skip
     fitted = _changed(roofline, numbers, np.exp(found.x), round_off=True)
-    measured_once = {"yardstick_ms": measurement.yardstick_ms, "call_us": measurement.call_ms * 1e3}
-    fitted = fitted.model_copy(update={name: _rounded(value) for name, value in measured_once.items()})
+    fitted = fitted.model_copy(update={"call_us": _rounded(measurement.call_ms * 1e3)})
     predicted = _predicted(fitted, profile, samples)
     return Fit(fitted, tuple((predicted / measured - 1).tolist()), tuple(samples))
 

@@ -54,10 +54,9 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What was timed, all at the speed at which the yardstick takes `yardstick_ms`. call_ms: of a run of nothing."""
+    """What was timed, all at the speed of the machine that nothing disturbs. call_ms: of a run of nothing."""
 
     samples: tuple[Sample, ...]
-    yardstick_ms: float
     call_ms: float
 
 
@@ -86,7 +85,7 @@ def measure(target: Target, runtime: Runtime, progress: Progress) -> Measurement
                 task.advance()
     usual = yardstick.milliseconds
     samples = (sample for each in series for sample in each.samples(usual))
-    return Measurement(tuple(samples), usual, call_milliseconds(runtime))
+    return Measurement(tuple(samples), call_milliseconds(runtime))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,7 +140,6 @@ def race(
     seed: int = 0,
     max_seconds: float | None = None,
     min_seconds: float = 0.0,
-    between: Callable[[], object] | None = None,
 ) -> dict[str, Latency]:
     """Time models of one runtime side by side, each on what it was fed last.
 
@@ -150,7 +149,7 @@ def race(
     return take_turns(
         {name: model.compute for name, model in models.items()},
         rounds=rounds, warmup=max(1, warmup), seed=seed, max_seconds=max_seconds,
-        min_seconds=min_seconds, between=between,
+        min_seconds=min_seconds,
         cpu_clock=runtime.single_thread_clock if threads == 1 else None,
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """The runtimes `onnxruntime-cpu` and `onnxruntime-cuda`: one library, two of its providers.
 
 With one thread the CPU provider computes on the calling thread. Times by node come from the runtime's own profiler, in
-a session of its own that takes turns with the plain one: its clock adds 2 to 3 microseconds to each node, which are
-taken off again (`timing.without_overhead`).
+a session of its own: its clock adds 2 to 3 microseconds to each node, which are taken off again
+(`timing.without_overhead`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from onnxpress.targets.runtimes.timing import bursts, undisturbed, without_overh
 __all__ = ["CPU", "CUDA", "OnnxRuntime", "PreparedSession"]
 
 _CPU = "CPUExecutionProvider"
-_WARMUP = 3  # runs that no median sees: the first ones fill caches and arenas
+_PLAIN_RUNS = 5  # of a burst, without the profiler
 _EMPTY_INPUT = "x"
 _KERNEL_TIME = "_kernel_time"  # how events of a node's own computing are called
 
@@ -69,15 +69,16 @@ class PreparedSession:
                 self._model, threads=self._threads, providers=self._providers, optimized_path=path,
                 profile_path=pathlib.Path(folder) / "profile",
             )  # fmt: skip
+            nothing, no_feeds = open_session(_empty_model()), {_EMPTY_INPUT: np.zeros(1, np.float32)}
             plain, empty = [], []
-            nothing = open_session(_empty_model())
-            for _ in bursts(rounds + _WARMUP, seconds):
+            for begins in bursts(rounds, seconds):
                 run_session(session, self._feeds)
-                plain.append(_seconds(self._session, self._feeds))
-                empty.append(_seconds(nothing, {_EMPTY_INPUT: np.zeros(1, np.float32)}))
+                if begins:  # in turns, each would find its data driven out of the cache by the other
+                    plain += [_seconds(self._session, self._feeds) for _ in range(_PLAIN_RUNS)]
+                    empty += [_seconds(nothing, no_feeds) for _ in range(_PLAIN_RUNS)]
             events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
             origins = find_origins(self._model, onnx_ir.load(path))
-        of_nodes = undisturbed(plain[_WARMUP:]) - undisturbed(empty[_WARMUP:])
+        of_nodes = undisturbed(plain) - undisturbed(empty)
         return _quiet_times(events, origins, max(0.0, of_nodes) * 1e3)
 
 
@@ -113,7 +114,7 @@ def _quiet_times(
         if event.get("cat") == "Node" and name.endswith(_KERNEL_TIME):
             key = (name.removesuffix(_KERNEL_TIME), str(event["args"].get("op_name", "")))
             times.setdefault(key, []).append(event["dur"] / 1e3)
-    taken = [undisturbed(each[_WARMUP:] or each) for each in times.values()]
+    taken = [undisturbed(each) for each in times.values()]
     return [
         NodeTime(name, kind, milliseconds, origins.get(name, ()))
         for (name, kind), milliseconds in zip(times, without_overhead(taken, total_ms), strict=True)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 __all__ = ["Latency", "bursts", "speedup", "take_turns", "undisturbed", "without_overhead"]
 
 _LEAST_ROUNDS = 5
-_BURSTS = 20
+_BURSTS, _LEAST_ROUNDS_OF_BURST = 20, 5
 _WARMUP_IN_BURST = 2  # rounds that are not timed: a pause leaves the caches to others
 _QUIET_SHARE, _LEAST_QUIET = 0.05, 3
 
@@ -73,7 +73,7 @@ def bursts(rounds: int, seconds: float) -> Iterator[bool]:
 
     Pauses lie between bursts. Where the rounds themselves take as long, there are none.
     """
-    size = math.ceil(rounds / _BURSTS)
+    size = max(_LEAST_ROUNDS_OF_BURST, math.ceil(rounds / _BURSTS))
     started = time.perf_counter()
     for done in range(rounds):
         begins = done % size == 0
@@ -103,7 +103,6 @@ def take_turns(
     seed: int = 0,
     max_seconds: float | None = None,
     min_seconds: float = 0.0,
-    between: Callable[[], object] | None = None,
     cpu_clock: Callable[[], float] | None = time.thread_time,
 ) -> dict[str, Latency]:
     """Time each of `runs`, which computes once, in every round.
@@ -111,8 +110,8 @@ def take_turns(
     A run that returns a float has timed itself, in milliseconds: no clock of this process sees a GPU's work alone.
 
     warmup: rounds that are not timed. max_seconds: stop early after this time, warm-up not counted, but never before 5
-    rounds. min_seconds: spread the rounds over this time, in bursts. between: called before each burst. cpu_clock:
-    seconds of whatever computes; None where none tells.
+    rounds. min_seconds: spread the rounds over this time, in bursts. cpu_clock: seconds
+    of whatever computes; None where none tells.
     """
     wall: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
@@ -129,9 +128,7 @@ def take_turns(
     for done, begins in enumerate(bursts(rounds, min_seconds)):
         if deadline is not None and done >= _LEAST_ROUNDS and time.perf_counter() > deadline:
             break
-        if begins and between is not None:
-            between()
-        if begins and (between is not None or min_seconds):
+        if begins and min_seconds:
             warm_up(_WARMUP_IN_BURST)
         shuffler.shuffle(order)
         for name in order:

@@ -157,7 +157,7 @@ def test_a_calibrated_profile_is_a_target(calibrated: Path, demo_files: Path) ->
     target = load_target(calibrated)
     assert target.name == "my-desk" and target.is_here and target.profile.machine is not None
     (found,) = profile(demo_files / "digits.onnx", target=target, rounds=10).profiles
-    assert found.predicted_ms is not None and found.pace > 0 and found.notes == ()
+    assert found.predicted_ms is not None and found.notes == ()
 
 
 def test_a_profile_of_another_machine_says_so(calibrated: Path, demo_files: Path) -> None:

@@ -40,7 +40,7 @@ VARIANTS = {
 }
 HEADINGS = {
     "compiler": "variant", "measured_ms": "measured ms", "predicted_ms": "predicted ms", "error_percent": "error %",
-    "node_error_percent": "node error %", "steps_percent": "steps, % of total", "pace": "pace", "status": "status",
+    "node_error_percent": "node error %", "steps_percent": "steps, % of total", "status": "status",
 }  # fmt: skip
 
 _SAMPLES = 16  # that give activations a range
@@ -51,7 +51,7 @@ _LEAST_SHARE = 0.01  # of the time, of steps whose error counts
 class Row:
     """One model. error_percent: predicted over measured time, less one. node_error_percent: median of the sizes of that
     over steps above 1 % of the time. steps_percent: the steps' sum and the runtime's own call, of the measured time.
-    pace: the machine's speed over that of the calibration. status: why there are no numbers.
+    status: why there are no numbers.
     """
 
     model: str
@@ -61,7 +61,6 @@ class Row:
     error_percent: float | None = None
     node_error_percent: float | None = None
     steps_percent: float | None = None
-    pace: float | None = None
     status: str = ""
 
 
@@ -125,7 +124,6 @@ def _measured(row: Row, model: onnx_ir.Model, target: Target, rounds: int) -> Ro
         error_percent=100 * (found.predicted_ms / found.times.undisturbed - 1),
         node_error_percent=_node_error(found),
         steps_percent=_steps_percent(found),
-        pace=found.pace,
     )
 
 

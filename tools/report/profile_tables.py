@@ -43,7 +43,6 @@ def show_profile(console: Console, found: Profile, *, every: bool = False) -> No
         f"{three_digits(times.p90)}; 99 %: {three_digits(times.p99)}; quartiles {100 * times.spread:.0f} % apart",
         "elapsed": f"{milliseconds(times.wall_undisturbed)} undisturbed, {milliseconds(times.wall_median)} median",
         "predicted": predicted,
-        "machine": None if found.pace == 1 else f"at {found.pace:.2f} of the speed of the estimate",
         "created in": None if found.create_ms is None else f"{milliseconds(found.create_ms)} of CPU time",
         "memory": f"{found.memory_bytes / 2**20:.1f} MiB resident, {found.peak_activation_bytes:,} bytes of values",
         "bytes": f"{found.size_bytes:,}",
