@@ -2,26 +2,34 @@
 
 For Conv, ConvTranspose, Gemm and MatMul, with the numbers of the profile's table `roofline`:
 
-    time    = max(compute, memory) + overhead
-    compute = 2 * macs' / peak + groups * rows * M' * output_ns + taps * unaligned_tap_ns + copies * unaligned_group_ns
-    memory  = (bytes in + bytes of weights + bytes out) / bandwidth, of the cache where they fit it
-    macs'   = groups * rows * K * C' * (M' + half_peak_channels + sets * set_channels)
+    time    = max(compute, memory) + weights + overhead
+    compute = 2 * macs' / peak + groups * rows * M' * output_ns + groups' * rows * K * tap_ns + unaligned
+    memory  = (bytes in + bytes out) / bandwidth where a core's own cache does not hold them; or bytes of weights /
+              bandwidth where that takes longer, of the cache where it holds the whole model's
+    weights = the same, of a Conv whose weights the cache does not hold: products read them in order, which is foreseen,
+              and convolutions again and again, while there is little to compute
+    macs'   = groups * rows' * K * C' * (M' + half_peak_channels + sets * set_channels)
 
     rows    output positions at batch 1
+    rows'   those, and `half_peak_rows` of a product, and `border` more for each position at the edge of an image
     K       kernel positions, 1 for Gemm and MatMul
-    C'      input channels of a group, rounded up to `input_step`; where the channels of a Conv are no
-            multiple of `aligned_channels`, times `unaligned_factor` instead
+    C'      input channels of a group, rounded up to `input_step`; where a Conv is unaligned, to `aligned_channels`
+            instead, times `unaligned_factor`
     M'      output channels of a group, rounded up to `output_step`
     sets    M' / output_set, rounded up, of a dense Conv: its kernels read their input once for each
-    taps    rows * K where the channels are unaligned and K is above 1, else none
-    copies  groups * rows * K * C of a grouped Conv whose groups are no multiple of `group_step` channels, in and out,
-            where K is above 1, else none
+    groups' 1 for a dense or depthwise Conv, 0 without kernel positions
+
+A Conv is unaligned whose input channels are no multiple of `aligned_channels`, or whose output channels are no multiple
+of `aligned_outputs`, or fewer than `least_outputs`: its kernel copies patches of the image first, which costs rows * K
+times `unaligned_tap_ns` and, for each input channel, `unaligned_copy_ns`. So does a grouped Conv whose groups are no
+multiple of `group_step` channels, in and out (`unaligned_group_ns` for each input channel of all groups), and a
+depthwise one whose channels are none (`unaligned_depthwise_ns`); all where K is above 1.
 
 An integer Conv whose input channels are padded by the lowering (`input_channel_multiple`) pays for a copy of
 its data and for the padded width.
 
-Everything else costs `elements` nanoseconds per element of its larger side. Operators that vanish (into their
-producer, or into its output range) cost nothing, and an Add that a Conv takes over as its start `fused_add_ns`.
+Everything else costs `elements` nanoseconds per element of its larger side, or its memory. Operators that vanish (into
+their producer, or into its output range) cost nothing, and an Add that a Conv takes over as its start `fused_add_ns`.
 
 Extents that a model leaves open are assumed: 1 for the batch, which leads, and 64 for any other. Decisions rest on
 how times compare, and float and integers are priced at the same size. Only where even the rank is unknown is the
@@ -60,7 +68,8 @@ class CostBreakdown:
     """Where a node's predicted time comes from. All times in seconds, at batch 1.
 
     kind: class of the operator, such as "depthwise", "elements" or "absorbed"; "unknown shape" where a rank is
-    unknown and only the overhead could be counted; "no kernel" where the time is infinite.
+    unknown and only the overhead could be counted; "no kernel" where the time is infinite. memory: of moving data while
+    it computes. weights: of reading those that no cache holds.
     waste: share of the compute time spent on channels that do not exist, or lost to their count. ideal_compute: what
     the multiplications take at the peak.
     """
@@ -69,6 +78,7 @@ class CostBreakdown:
     seconds: float
     compute: float = 0.0
     memory: float = 0.0
+    weights: float = 0.0
     overhead: float = 0.0
     macs: int = 0
     waste: float = 0.0
@@ -77,7 +87,7 @@ class CostBreakdown:
     @property
     def bound(self) -> str:
         """What dominates the time: computing, memory, or the cost of calling the kernel."""
-        terms = {"compute": self.compute, "memory": self.memory, "overhead": self.overhead}
+        terms = {"compute": self.compute, "memory": self.memory + self.weights, "overhead": self.overhead}
         return max(terms, key=lambda name: terms[name])
 
 
@@ -91,6 +101,7 @@ class _Work:
     kernel: int
     inputs: int
     outputs: int
+    reach: float  # how many columns of the kernel lie beside its middle, over columns of the output
     read: int  # elements of the data, of the output and of the weight
     written: int
     weights: int
@@ -137,7 +148,7 @@ class RooflineCost:
         rate = roofline.convert_ns.of(to) + (roofline.layout_ns.of(to) if is_image else 0.0)
         calls = 2 if is_image else 1
         slow = sum(map(self._slow_behind_conversion, _neighbours(value))) if to == "int8" else 0.0
-        return (elements * rate + slow) * 1e-9 + calls * roofline.overhead_us.of(to) * 1e-6
+        return (elements * rate + slow) * 1e-9 + calls * self._light_overhead(to)
 
     def _slow_behind_conversion(self, node: onnx_ir.Node) -> float:
         """Nanoseconds that `node` takes longer on integers that no integer operator made."""
@@ -151,24 +162,33 @@ class RooflineCost:
         """Return the predicted time to change the layout of a float image, at batch 1."""
         roofline = self._roofline
         elements = _elements(value) or 0
-        return elements * roofline.layout_ns.of("float32") * 1e-9 + roofline.overhead_us.of("float32") * 1e-6
+        return elements * roofline.layout_ns.of("float32") * 1e-9 + self._light_overhead("float32")
+
+    def _overhead(self, precision: Precision) -> float:
+        return self._roofline.overhead_us.of(precision) * 1e-6
+
+    def _light_overhead(self, precision: Precision) -> float:
+        roofline = self._roofline
+        return (roofline.light_overhead_us or roofline.overhead_us).of(precision) * 1e-6
 
     def explain(self, node: onnx_ir.Node, precision: Precision = "float32", *, fuses_add: bool = True) -> CostBreakdown:
         """Return what `node_seconds` is made of. fuses_add: whether a Conv may take over an Add of its result."""
         if self._is_absorbed(node, precision, fuses_add):
-            return CostBreakdown("absorbed", 0.0)
+            return self._explain_absorbed(node, precision)
         if precision == "int8" and (node.op_type not in self._integer or _has_left_weight(node)):
             return CostBreakdown("no kernel", math.inf)
-        overhead = self._roofline.overhead_us.of(precision) * 1e-6
+        overhead = self._overhead(precision)
         fused = self._roofline.fused_add_ns
         if fused is not None and fuses_add and precision == "float32" and _is_fused_add(node):
             seconds = (_elements(node.outputs[0]) or 0) * fused * 1e-9
             return CostBreakdown("fused", seconds, compute=seconds)
         if not _is_linear(node):
-            return self._explain_elements(node, precision, overhead)
+            return self._explain_elements(node, precision)
         work = _work(node)
         if work is None:
             return CostBreakdown("unknown shape", overhead, overhead=overhead)
+        if work.kind == "gemm":
+            overhead = self._light_overhead(precision)
         return self._explain_work(work, precision, overhead)
 
     def _is_absorbed(self, node: onnx_ir.Node, precision: Precision, fuses_add: bool) -> bool:
@@ -182,8 +202,15 @@ class RooflineCost:
         fuses_add = fuses_add and self._roofline.fused_add_ns is not None and precision == "float32"
         return _is_linear(producer) or (fuses_add and _is_fused_add(producer))
 
-    def _explain_elements(self, node: onnx_ir.Node, precision: Precision, overhead: float) -> CostBreakdown:
-        rates = self._roofline.elements
+    def _explain_absorbed(self, node: onnx_ir.Node, precision: Precision) -> CostBreakdown:
+        """Kernels end in a Relu where they are told to; another activation goes over what they wrote once more."""
+        if precision == "int8" or node.op_type in ("BatchNormalization", "Relu"):
+            return CostBreakdown("absorbed", 0.0)
+        compute = (_elements(node.outputs[0]) or 0) * self._roofline.activation_ns.of(precision) * 1e-9
+        return CostBreakdown("absorbed", compute, compute=compute)
+
+    def _explain_elements(self, node: onnx_ir.Node, precision: Precision) -> CostBreakdown:
+        rates, overhead = self._roofline.elements, self._light_overhead(precision)
         name = node.op_type if node.op_type in rates and _is_standard(node) else "default"
         rate = rates[name].kernel(precision)
         if rate is None:
@@ -191,8 +218,12 @@ class RooflineCost:
         sides = [_total(node.inputs), _total(node.outputs)]
         if all(side is None for side in sides):
             return CostBreakdown("unknown shape", overhead, overhead=overhead)
-        compute = max(side or 0 for side in sides) * rate * 1e-9
-        return CostBreakdown("elements", compute + overhead, compute=compute, overhead=overhead)
+        read, written = (side or 0 for side in sides)
+        compute = max(read, written) * rate * 1e-9
+        memory = self._activations(read + written, precision) if rate else 0.0
+        return CostBreakdown(
+            "elements", max(compute, memory) + overhead, compute=compute, memory=memory, overhead=overhead
+        )
 
     def _explain_work(self, work: _Work, precision: Precision, overhead: float) -> CostBreakdown:
         roofline = self._roofline
@@ -201,50 +232,79 @@ class RooflineCost:
             return CostBreakdown("no kernel", math.inf)
         peak = peaks.of(precision) * 1e9
         compute = self._compute(work, precision, peak)
-        moved = (work.read + work.written + work.weights) * _BYTES[precision]
-        memory = moved / (self._bandwidth(moved) * 1e9)
+        memory = self._activations(work.read + work.written, precision)
+        weights, are_near = self._weights(work, precision)
+        if are_near or work.kind == "gemm":
+            memory, weights = max(memory, weights), 0.0
         return CostBreakdown(
             work.kind,
-            max(compute, memory) + overhead,
+            max(compute, memory) + weights + overhead,
             compute=compute,
             memory=memory,
+            weights=weights,
             overhead=overhead,
             macs=work.macs,
             waste=1 - 2 * work.macs / peak / compute if compute else 0.0,
             ideal_compute=2 * work.macs / peak,
         )
 
-    def _bandwidth(self, moved: int) -> float:
-        """GB/s at which a node gets so many bytes: what one run leaves in the cache, the next one finds there."""
-        roofline = self._roofline
-        size = moved if self._working_set is None else max(moved, self._working_set)
-        if roofline.cache_gb_per_s is None or size > roofline.cache_kib * 1024:
-            return roofline.bandwidth_gb_per_s
-        return roofline.cache_gb_per_s
+    def _is_near(self, size: int) -> bool:
+        """Whether a core's own cache holds so many bytes."""
+        return self._roofline.cache_gb_per_s is not None and size <= self._roofline.cache_kib * 1024
+
+    def _activations(self, elements: int, precision: Precision) -> float:
+        """Seconds to move so many elements; none where a core's own cache holds them all."""
+        size = elements * _BYTES[precision]
+        return 0.0 if self._is_near(size) else size / (self._roofline.bandwidth_gb_per_s * 1e9)
+
+    def _weights(self, work: _Work, precision: Precision) -> tuple[float, bool]:
+        """Return the seconds to read an operator's weights, and whether a core's own cache holds the model's."""
+        roofline, size = self._roofline, work.weights * _BYTES[precision]
+        is_near = self._is_near(max(size, self._working_set or 0))
+        rate = roofline.cache_gb_per_s if is_near else None
+        return size / ((rate or roofline.bandwidth_gb_per_s) * 1e9), is_near
 
     def _compute(self, work: _Work, precision: Precision, peak: float) -> float:
         """Seconds of computing: multiplications, then what is paid by element."""
         roofline = self._roofline
-        outputs, step = self._output_channels(work, precision), roofline.group_step
+        outputs = self._output_channels(work, precision)
         by_element = work.groups * work.rows * outputs * roofline.output_ns.of(precision)
         if precision == "int8" and work.kind == "conv" and work.inputs % self._padded_to:
             padded = _round_up(work.inputs, self._padded_to)
             by_element += work.read // work.inputs * padded * roofline.layout_ns.of(precision)
             work = dataclasses.replace(work, inputs=padded)
-        if work.kernel > 1 and self._is_unaligned(work):
-            by_element += work.rows * work.kernel * roofline.unaligned_tap_ns.of(precision)
-        if work.kernel > 1 and work.kind == "grouped" and (work.inputs % step or work.outputs % step):
-            copied = work.groups * work.rows * work.kernel * work.inputs
-            by_element += copied * roofline.unaligned_group_ns.of(precision)
+        if work.kernel > 1:
+            by_element += work.rows * work.kernel * self._patch_ns(work, precision)
         if work.kind in ("conv", "pointwise"):
             outputs += math.ceil(outputs / roofline.output_set) * roofline.set_channels.of(precision)
         if work.kind != "depthwise":
             outputs += roofline.half_peak_channels.of(precision)
+        rows = work.rows * (1 + roofline.border.of(precision) * work.reach)
+        if work.kind == "gemm":
+            rows += roofline.half_peak_rows.of(precision)
         channels = self._input_channels(work, precision) * outputs
-        return 2 * work.groups * work.rows * work.kernel * channels / peak + by_element * 1e-9
+        return 2 * work.groups * rows * work.kernel * channels / peak + by_element * 1e-9
 
-    def _is_unaligned(self, work: _Work) -> bool:
-        return work.kind not in ("gemm", "depthwise") and work.inputs % self._roofline.aligned_channels != 0
+    def _patch_ns(self, work: _Work, precision: Precision) -> float:
+        """Nanoseconds to get at the input under one kernel position, for one output position."""
+        roofline, step = self._roofline, self._roofline.group_step
+        if work.kind == "grouped":
+            is_copied = bool(work.inputs % step or work.outputs % step)
+            return work.groups * work.inputs * roofline.unaligned_group_ns.of(precision) if is_copied else 0.0
+        found = roofline.tap_ns.of(precision)
+        if work.kind == "depthwise":
+            return found + (work.groups * roofline.unaligned_depthwise_ns.of(precision) if work.groups % step else 0.0)
+        if self._is_unaligned(work, precision):
+            found += roofline.unaligned_tap_ns.of(precision) + work.inputs * roofline.unaligned_copy_ns.of(precision)
+        return found
+
+    def _is_unaligned(self, work: _Work, precision: Precision) -> bool:
+        roofline = self._roofline
+        if work.kind in ("gemm", "depthwise"):
+            return False
+        if work.inputs % roofline.aligned_channels or work.outputs % roofline.aligned_outputs.of(precision):
+            return True
+        return work.outputs < roofline.least_outputs.of(precision)
 
     def _input_channels(self, work: _Work, precision: Precision) -> float:
         """Channels paid for. Below one step, kernels for narrow inputs (images) take them as they are."""
@@ -252,7 +312,7 @@ class RooflineCost:
         step = roofline.input_step.of(precision)
         if work.kind in ("gemm", "depthwise") or work.inputs < step:
             return work.inputs
-        if self._is_unaligned(work):
+        if self._is_unaligned(work, precision):
             aligned = _round_up(work.inputs, roofline.aligned_channels)
             return aligned * roofline.unaligned_factor.of(precision)
         return _round_up(work.inputs, step)
@@ -352,6 +412,7 @@ def _conv_work(
         groups=groups,
         rows=out[0] * math.prod(positions),
         kernel=kernel,
+        reach=(weight[-1] - 1) / max(1, positions[-1]),
         inputs=inputs,
         outputs=outputs,
         read=math.prod(data),
@@ -374,6 +435,7 @@ def _product_work(
         groups=1,
         rows=math.prod(out) // max(1, outputs),
         kernel=1,
+        reach=0.0,
         inputs=depth,
         outputs=outputs,
         read=math.prod(moving),

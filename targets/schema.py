@@ -321,14 +321,29 @@ class Roofline(_Table):
     gemm: Peaks = pydantic.Field(description="Gemm and MatMul")
     bandwidth_gb_per_s: Positive = pydantic.Field(description="memory bandwidth of one core, 1e9 bytes/s")
     cache_gb_per_s: Positive | None = pydantic.Field(
-        default=None, description="the same of what a core's own cache holds; None is as memory"
+        default=None, description="the same of weights that a core's own cache holds; None is as memory"
     )
     cache_kib: Whole = pydantic.Field(default=1024, ge=1, description="bytes of that cache, in KiB")
     call_us: NotNegative = pydantic.Field(default=0.0, description="cost of running a model at all, microseconds")
     overhead_us: Rates = pydantic.Field(description="cost of calling any kernel, microseconds")
+    light_overhead_us: Rates | None = pydantic.Field(
+        default=None, description="the same of kernels that are no Conv; None is as any"
+    )
     input_step: Steps = pydantic.Field(description="input channels are computed in steps of this many")
     output_step: Steps = pydantic.Field(description="output channels are computed in steps of this many")
     half_peak_channels: Rates = pydantic.Field(description="output channels at which half the peak is reached")
+    half_peak_rows: Rates = pydantic.Field(
+        default=Rates(float32=0), description="rows of a Gemm or MatMul at which half of its peak is reached"
+    )
+    border: Rates = pydantic.Field(
+        default=Rates(float32=0),
+        description="what a Conv pays at the left and right edge of an image: output columns for each column by which "
+        "its kernel reaches over",
+    )
+    tap_ns: Rates = pydantic.Field(
+        default=Rates(float32=0),
+        description="nanoseconds of a Conv for each output position and kernel position, in kernels above 1x1",
+    )
     output_set: Whole = pydantic.Field(
         default=64, ge=1, description="output channels that a kernel computes at once, from one read of its input"
     )
@@ -336,9 +351,16 @@ class Roofline(_Table):
         default=Rates(float32=0), description="cost of that read for each such set of a Conv, in output channels"
     )
     aligned_channels: Whole = pydantic.Field(ge=1, description="input channels should be a multiple of this")
-    unaligned_factor: Rates = pydantic.Field(description="cost factor of a Conv where they are not")
+    least_outputs: Steps = pydantic.Field(
+        default=Steps(float32=1, int8=1), description="output channels that a Conv should have at least"
+    )
+    aligned_outputs: Steps = pydantic.Field(default=Steps(float32=1, int8=1), description="and be a multiple of")
+    unaligned_factor: Rates = pydantic.Field(description="cost factor of a Conv whose channels are not so")
     unaligned_tap_ns: Rates = pydantic.Field(
         description="and nanoseconds for each output position and kernel position, in kernels above 1x1"
+    )
+    unaligned_copy_ns: Rates = pydantic.Field(
+        default=Rates(float32=0), description="and for each input channel of these"
     )
     group_step: Whole = pydantic.Field(
         default=1, ge=1, description="channels of a group, in and out, that a grouped Conv should be a multiple of"
@@ -348,12 +370,20 @@ class Roofline(_Table):
         description="where they are not, nanoseconds for each input channel, kernel position and output position, "
         "in kernels above 1x1",
     )
+    unaligned_depthwise_ns: Rates = pydantic.Field(
+        default=Rates(float32=0),
+        description="the same of a depthwise Conv whose channels are no multiple of it",
+    )
     output_ns: Rates = pydantic.Field(description="nanoseconds for each output element of a linear operator")
     elements: dict[str, Rates] = pydantic.Field(
         description="other operators: nanoseconds per element of their larger side; `default` for the rest"
     )
     absorbed: Names = pydantic.Field(
         default=frozenset(), description="operators that cost nothing right behind a linear operator"
+    )
+    activation_ns: Rates = pydantic.Field(
+        default=Rates(float32=0),
+        description="but that an activation other than Relu costs nanoseconds per element: kernels know no other",
     )
     fused_add_ns: NotNegative | None = pydantic.Field(
         default=None,

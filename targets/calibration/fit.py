@@ -28,12 +28,27 @@ _CLOCK_SECONDS = 1.0e-6  # what the runtime's profiler resolves
 _SCALE = 0.15  # residuals above this share count by their size, not by its square
 _DIGITS = 3
 _STEPS = 40  # of the minimization, at most
-# Numbers for each precision, with where a fit starts that knows nothing: GFLOP/s, nanoseconds, microseconds, channels.
-_RATES = {
-    "conv": None, "pointwise": None, "depthwise": None, "grouped": None, "gemm": None, "overhead_us": None,
-    "half_peak_channels": 2.0, "set_channels": 4.0, "output_ns": 0.1, "unaligned_tap_ns": 1.0,
-    "unaligned_group_ns": 0.5, "convert_ns": 0.1, "layout_ns": 0.15, "unaligned_factor": None,
-}  # fmt: skip
+# Numbers for each precision, with where a fit of float32 and of int8 starts that knows nothing: GFLOP/s, nanoseconds,
+# microseconds, channels, rows. None: it is not fitted where the profile has none.
+_RATES: dict[str, tuple[float | None, float | None]] = {
+    **dict.fromkeys(("conv", "pointwise", "depthwise", "grouped", "gemm"), (None, None)),
+    "overhead_us": (None, None),
+    "light_overhead_us": (0.5, 0.5),
+    "half_peak_channels": (2.0, 2.0),
+    "half_peak_rows": (None, 6.0),  # in float32 a product of one row is bound by its weights
+    "set_channels": (4.0, 4.0),
+    "border": (0.3, 0.3),
+    "output_ns": (0.1, 0.1),
+    "tap_ns": (0.1, 0.5),
+    "activation_ns": (0.1, None),
+    "unaligned_factor": (None, None),
+    "unaligned_tap_ns": (1.0, 1.0),
+    "unaligned_copy_ns": (0.1, 0.1),
+    "unaligned_group_ns": (0.5, 0.5),
+    "unaligned_depthwise_ns": (0.1, 0.1),
+    "convert_ns": (0.1, 0.1),
+    "layout_ns": (0.15, 0.15),
+}
 _SINGLE = ("bandwidth_gb_per_s", "cache_gb_per_s", "fused_add_ns")
 _RANGE = 20.0  # a number may become so many times larger or smaller than where it started
 
@@ -106,10 +121,10 @@ def _predicted(roofline: Roofline, profile: Profile, samples: Sequence[Sample]) 
 
 def _numbers(roofline: Roofline) -> Iterator[_Number]:
     precisions: tuple[Precision, ...] = ("float32", "int8")
-    for field, guess in _RATES.items():
-        held: Rates = getattr(roofline, field)
-        for precision in precisions:
-            value = held.kernel(precision)
+    for field, guesses in _RATES.items():
+        held: Rates | None = getattr(roofline, field)
+        for precision, guess in zip(precisions, guesses, strict=True):
+            value = None if held is None else held.kernel(precision)
             if value is not None and (value or guess):
                 yield _Number(field, precision, start=value or guess or 1.0)
     for field in _SINGLE:

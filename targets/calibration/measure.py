@@ -184,5 +184,5 @@ class _Series:
 
 
 def _is_steady(name: str) -> bool:
-    """Whether a node of a chain has the chain's kind behind it; the first ones meet the model's input."""
-    return "_0_" not in name or name.startswith(ONCE)
+    """Whether a node has its own kind around it: the first ones meet the model's input, the last ones its output."""
+    return not name.endswith(("_abs", "_neg")) and ("_0_" not in name or name.startswith(ONCE))

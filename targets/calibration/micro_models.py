@@ -39,7 +39,7 @@ class Chain:
     """Layers from `inputs` to `outputs` channels and back, on images of `side`, or on `rows` vectors where side is 0.
 
     kernel: height and width. groups: of the way there; "depthwise" has one for each channel. residual: the last layer's
-    result is added to the chain's input.
+    result is added to the chain's input. once: a single layer. activation: of each layer.
     """
 
     inputs: int
@@ -51,6 +51,7 @@ class Chain:
     rows: int = 1
     residual: bool = False
     once: bool = False
+    activation: str = "Relu"
 
     @property
     def is_depthwise(self) -> bool:
@@ -67,16 +68,19 @@ CONV_CHAINS: tuple[Chain, ...] = (
              (20, 36, 16), (64, 256, 13), (7, 14, 16), (32, 64, 28), (48, 192, 13), (13, 27, 16),
              (22, 45, 14), kernel=3),
     *_square((20, 50, 12), (32, 32, 14), (16, 16, 28), kernel=5),
+    *_square((32, 32, 56), (24, 24, 48), (8, 12, 32), (8, 24, 16), (8, 8, 20), (48, 24, 8), (56, 56, 8), kernel=3),
     *(Chain(a, b, side, kernel) for a, b, side in ((16, 8, 32), (32, 16, 16), (64, 24, 8), (64, 32, 28), (20, 12, 16))
       for kernel in ((3, 1), (1, 3))),
     *_square((16, 96, 56), (24, 144, 28), (32, 192, 28), (64, 384, 14), (96, 576, 14), (160, 960, 7), (320, 1280, 7),
              (64, 16, 56), (48, 192, 27), (32, 128, 28), (512, 64, 13), (16, 16, 32), (24, 40, 20), (10, 30, 24),
              (64, 128, 8), (16, 8, 32), (12, 20, 28), (256, 48, 13), (16, 96, 112), (32, 16, 112),
-             (37, 91, 14), kernel=1),
+             (37, 91, 14), (8, 12, 32), (8, 24, 16), (48, 48, 16), (64, 64, 8), kernel=1),
     *(Chain(c, c, side, (k, k), groups=c) for c, side, k in (
         (32, 112, 3), (96, 112, 3), (96, 56, 3), (144, 56, 3), (144, 28, 3), (192, 28, 3), (384, 14, 3), (576, 14, 3),
         (960, 7, 3), (16, 32, 3),
         (40, 20, 3), (64, 14, 5), (24, 16, 3), (64, 8, 3))),
+    *(Chain(a, b, side, (k, k), groups=a if a == b else 1, activation="Clip") for a, b, side, k in (
+        (24, 96, 28, 1), (32, 64, 20, 1), (64, 64, 28, 3), (128, 128, 14, 3), (16, 32, 24, 3))),
     *(Chain(a, b, side, (3, 3), groups=g) for a, b, side, g in ((64, 64, 14, 4), (32, 32, 28, 2), (48, 48, 14, 4))),
     *(Chain(c, c, side, (3, 3), residual=True) for c, side in ((16, 32), (32, 16), (64, 8), (64, 28))),
     *(Chain(3, b, side, (k, k), stride=s, once=True) for b, side, k, s in (
@@ -144,7 +148,7 @@ def chain_model(chains: Sequence[Chain]) -> onnx_ir.Model:
 def elementwise_model(name: str, sizes: Iterable[tuple[int, int]], *, between_convs: bool) -> onnx_ir.Model:
     """Return a model that applies an operator to an image of each size (channels, side), node `n0` to the first.
 
-    between_convs: it stands between two 1x1 convolutions, as integers need it; else it reads the model's input.
+    between_convs: it stands between two 1x1 convolutions, as integers need it; else between two other operators.
     """
     work = ELEMENTWISE[name]
     nodes, inputs, outputs, weights = [], [], [], []
@@ -157,7 +161,9 @@ def elementwise_model(name: str, sizes: Iterable[tuple[int, int]], *, between_co
         if between_convs:
             weights.append(_eye(f"a{index}_w", channels, channels))
             nodes.append(helper.make_node("Conv", [read, f"a{index}_w"], [f"a{index}"], name=f"a{index}_conv"))
-            read = f"a{index}"
+        else:
+            nodes.append(helper.make_node("Abs", [read], [f"a{index}"], name=f"a{index}_abs"))
+        read = f"a{index}"
         made = f"y{index}"
         nodes.append(
             helper.make_node(
@@ -168,7 +174,9 @@ def elementwise_model(name: str, sizes: Iterable[tuple[int, int]], *, between_co
             wide = channels * work.widens if work.widens else channels + 8
             weights.append(_eye(f"b{index}_w", 16, wide))
             nodes.append(helper.make_node("Conv", [made, f"b{index}_w"], [f"z{index}"], name=f"b{index}_conv"))
-            made = f"z{index}"
+        else:
+            nodes.append(helper.make_node("Neg", [made], [f"z{index}"], name=f"b{index}_neg"))
+        made = f"z{index}"
         outputs.append(helper.make_tensor_value_info(made, TensorProto.FLOAT, None))
     return _load(helper.make_graph(nodes, "elements", inputs, outputs, weights))
 
@@ -220,8 +228,16 @@ class _Part:
         if added is not None:
             self.nodes.append(helper.make_node("Add", [made, added], [f"{name}_s"], name=f"{name}_add"))
             made = f"{name}_s"
-        self.nodes.append(helper.make_node("Relu", [made], [f"{name}_r"], name=f"{name}_relu"))
+        bounds = [self._bound(0.0), self._bound(6.0)] if chain.activation == "Clip" else []
+        name_of_last = f"{name}_{chain.activation.lower()}"
+        self.nodes.append(helper.make_node(chain.activation, [made, *bounds], [f"{name}_r"], name=name_of_last))
         return f"{name}_r"
+
+    def _bound(self, value: float) -> str:
+        name = f"{self._name}_{value:g}"
+        if all(tensor.name != name for tensor in self.weights):
+            self.weights.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
+        return name
 
     def _weight(self, name: str, shape: tuple[int, ...]) -> None:
         scale = np.sqrt(2.0 / np.prod(shape[1:] if len(shape) > 2 else shape[:1]))

@@ -70,15 +70,19 @@ def test_one_sum_by_hand() -> None:
         output_set=24,
         set_channels={"float32": 6, "int8": 0},
         output_ns={"float32": 0.5, "int8": 0.25},
+        border={"float32": 0.7, "int8": 0},
+        tap_ns={"float32": 0.25, "int8": 0.125},
         unaligned_tap_ns={"float32": 1, "int8": 2},
+        unaligned_copy_ns={"float32": 0.5, "int8": 0},
         layout_ns={"float32": 0.2, "int8": 0.1},
     )
     node = _conv(channels=3, outputs=20)
-    by_element = 196 * 32 * 0.5e-9 + 196 * 9 * 1e-9
-    expected = 2 * 196 * 9 * 3 * (32 + 2 * 6) / 100e9 + by_element + 2e-6
+    by_element = 196 * 32 * 0.5e-9 + 196 * 9 * (0.25e-9 + 1e-9 + 3 * 0.5e-9)
+    rows = 196 * (1 + 0.7 * 2 / 14)
+    expected = 2 * rows * 9 * 3 * (32 + 2 * 6) / 100e9 + by_element + 2e-6
     assert costs.node_seconds(node) == pytest.approx(expected)
     # In int8 the lowering pads 3 channels to 4: aligned then, at the price of a copy of the padded image.
-    by_element = 196 * 32 * 0.25e-9 + 196 * 4 * 0.1e-9
+    by_element = 196 * 32 * 0.25e-9 + 196 * 9 * 0.125e-9 + 196 * 4 * 0.1e-9
     expected = 2 * 196 * 9 * 4 * (32 + 10) / 400e9 + by_element + 3e-6
     assert costs.node_seconds(node, "int8") == pytest.approx(expected)
 
@@ -87,7 +91,7 @@ def test_memory_bounds_what_computes_little() -> None:
     costs = _costs()
     found = costs.explain(_gemm(depth=4096, outputs=4096))
     assert found.memory > found.compute
-    assert found.seconds == pytest.approx((4096 * 4096 + 2 * 4096) * 4 / 37e9 + 1.8e-6)
+    assert found.seconds == pytest.approx(4096 * 4096 * 4 / 37e9 + 1.8e-6)
 
 
 @given(
@@ -120,7 +124,7 @@ def test_more_work_is_never_cheaper(
     st.sampled_from([1, 3]),
     st.sampled_from(["channels", "outputs"]),
 )
-def test_a_channel_less_than_a_multiple_of_32_saves_nothing(
+def test_a_channel_less_than_a_multiple_of_32_saves_next_to_nothing(
     target: str, precision: Precision, blocks: int, kernel: int, side: str
 ) -> None:
     costs = _costs(target)
@@ -128,7 +132,7 @@ def test_a_channel_less_than_a_multiple_of_32_saves_nothing(
         return  # no blocked layout there: every input channel counts
     whole = {"channels": 32 * blocks, "outputs": 32 * blocks, "kernel": kernel}
     less = costs.node_seconds(_conv(**{**whole, side: whole[side] - 1}), precision)
-    assert less >= costs.node_seconds(_conv(**whole), precision)
+    assert less >= 0.99 * costs.node_seconds(_conv(**whole), precision)  # but for bytes of weights that are not read
 
 
 def test_channels_are_computed_in_steps() -> None:
@@ -333,7 +337,7 @@ def test_conversion_grows_with_the_value_and_its_layout() -> None:
     costs = _costs(
         convert_ns={"float32": 1, "int8": 2},
         layout_ns={"float32": 3, "int8": 4},
-        overhead_us={"float32": 5, "int8": 6},
+        light_overhead_us={"float32": 5, "int8": 6},
     )
     assert costs.convert_seconds(_value("N", 10), "float32") == pytest.approx(10e-9 + 5e-6)
     assert costs.convert_seconds(_value("N", 10), "int8") == pytest.approx(20e-9 + 6e-6)
@@ -354,7 +358,7 @@ def test_pooling_next_to_a_conversion_is_slow(side: str) -> None:
 
 def test_explanations_add_up() -> None:
     found = _costs().explain(_conv(channels=31, outputs=17))
-    assert found.seconds == pytest.approx(max(found.compute, found.memory) + found.overhead)
+    assert found.seconds == pytest.approx(max(found.compute, found.memory) + found.weights + found.overhead)
     assert 0 < found.waste < 1
     assert _costs().explain(_gemm(64, 512, 512)).waste < 0.2
 
@@ -404,6 +408,73 @@ def test_an_add_behind_a_convolution_is_part_of_it() -> None:
 def _named(name: str, *shape: int) -> onnx_ir.Value:
     tensor = onnx_ir.tensor(np.zeros(shape, np.float32), name=name)
     return onnx_ir.val(name, onnx_ir.DataType.FLOAT, list(shape), const_value=tensor)
+
+
+def _seconds(
+    node: onnx_ir.Node, precision: Precision = "float32", working_set: int | None = None, **changes: Any
+) -> float:
+    profile = load_target("x86-vnni").profile
+    assert profile.roofline is not None
+    roofline = Roofline.model_validate({**profile.roofline.model_dump(), **changes})
+    return RooflineCost(roofline, profile.quantization, working_set).node_seconds(node, precision)
+
+
+def test_weights_of_a_large_model_are_waited_for_by_convolutions() -> None:
+    """256 channels of 7x7 on a server: 84 us more in a model of 5 MB than alone, for 2.3 MB of weights."""
+    machine: dict[str, Any] = {"cache_kib": 4096, "cache_gb_per_s": 60, "bandwidth_gb_per_s": 28}
+    conv, product = _conv(256, 256, 7), _gemm(1, 1024, 512)
+    extra = _seconds(conv, working_set=5_000_000, **machine) - _seconds(conv, working_set=2_400_000, **machine)
+    assert extra == pytest.approx(256 * 256 * 9 * 4 / 28e9)
+    assert _seconds(product, working_set=5_000_000, **machine) == pytest.approx(1024 * 512 * 4 / 28e9 + 1.8e-6)
+    assert _seconds(product, working_set=2_400_000, **machine) == pytest.approx(1024 * 512 * 4 / 60e9 + 1.8e-6)
+
+
+def test_what_the_cache_does_not_hold_is_waited_for_where_little_is_computed() -> None:
+    """A concatenation of two times 128 channels of 55x55 took 267 us: 6.2 MB at 23 GB/s."""
+    image, out = _value(1, 128, 55, 55), _value(1, 256, 55, 55)
+    rates = {"default": {"float32": 0.3}, "Concat": {"float32": 0.01}, "Flatten": {"float32": 0}}
+    node = _node("Concat", image, image, out=out, axis=1)
+    assert _seconds(node, elements=rates, bandwidth_gb_per_s=23) == pytest.approx(8 * 256 * 55 * 55 / 23e9 + 1.8e-6)
+    small = _node("Concat", _value(1, 8, 5, 5), _value(1, 8, 5, 5), out=_value(1, 16, 5, 5), axis=1)
+    assert _seconds(small, elements=rates) == pytest.approx(16 * 25 * 0.01e-9 + 1.8e-6)
+    view = _node("Flatten", image, out=_value(1, 128 * 55 * 55))
+    assert _seconds(view, elements=rates) == pytest.approx(1.8e-6)
+
+
+def test_only_a_relu_is_free_at_the_end_of_a_kernel() -> None:
+    conv = _conv()
+    clip = _node("Clip", conv.outputs[0], out=_value("N", 32, 14, 14))
+    assert _seconds(clip, activation_ns={"float32": 0.25}) == pytest.approx(32 * 196 * 0.25e-9)
+    assert _seconds(clip, "int8", activation_ns={"float32": 0.25}) == 0.0
+    conv = _conv()
+    assert _seconds(_node("Relu", conv.outputs[0], out=_value("N", 32, 14, 14))) == 0.0
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(16, 12), (16, 18), (18, 16)])
+def test_integers_want_whole_groups_of_outputs(channels: int, outputs: int) -> None:
+    """12 channels to 12 of 32x32 took 38 us in int8 where 16 to 16 took 22: MlasConvSym does not take them."""
+    changes: dict[str, Any] = {
+        "least_outputs": {"float32": 1, "int8": 16}, "aligned_outputs": {"float32": 1, "int8": 4},
+        "unaligned_copy_ns": {"float32": 0, "int8": 0.1},
+    }  # fmt: skip
+    node = _conv(channels, outputs, 32)
+    assert _seconds(node, "int8", **changes) > _seconds(_conv(16, 16, 32), "int8", **changes)
+    if channels == 16:
+        assert _seconds(node, **changes) <= _seconds(_conv(16, 32, 32), **changes)
+
+
+@pytest.mark.parametrize("channels", [24, 40])
+def test_integers_want_whole_groups_of_depthwise_channels(channels: int) -> None:
+    """24 channels of 16x16 took 11 us in int8, and 64 channels of 14x14 as long."""
+    rates = {"unaligned_depthwise_ns": {"float32": 0, "int8": 0.1}}
+    ragged, whole = (_seconds(_conv(n, n, 16, group=n), "int8", **rates) for n in (channels, channels + 8))
+    assert ragged > whole
+
+
+def test_a_product_of_one_row_is_far_from_the_peak_of_integers() -> None:
+    rates = {"half_peak_rows": {"float32": 0, "int8": 6}}
+    one, many = (_seconds(_gemm(rows, 512, 512), "int8", **rates) for rows in (1, 64))
+    assert many / one < 64 / 5
 
 
 def test_what_belongs_to_the_blocked_layout_of_x86_stays_there() -> None:
