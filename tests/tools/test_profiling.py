@@ -7,16 +7,25 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir
 import pytest
 
 from onnxpress.ir.errors import UsageError
 from onnxpress.targets.base import Target, load_target
 from onnxpress.targets.calibration import measure
+from onnxpress.targets.calibration.machine import Machine, this_machine
+from onnxpress.targets.runtimes.base import Feeds, NodeClock, NodeTime
+from onnxpress.targets.runtimes.onnxruntime import OnnxRuntime, PreparedSession
 from onnxpress.targets.runtimes.registry import RUNTIMES
 from onnxpress.targets.runtimes.timing import Latency
+from onnxpress.targets.schema import MachineTable
+from onnxpress.tools import profiling
 from onnxpress.tools.bench import profiles
 from onnxpress.tools.calibration import calibrate
 from onnxpress.tools.compress import compress
@@ -39,13 +48,179 @@ def test_steps_are_told_by_the_models_names(demo_files: Path) -> None:
     steps = {step.name: step for step in found.steps}
     assert steps["block_2_conv"].fused == ("block_2_norm", "block_add", "block_relu")
     assert steps["block_2_conv"].macs == found.macs - sum(
-        step.macs for step in found.steps if step.name != "block_2_conv"
+        step.macs or 0 for step in found.steps if step.name != "block_2_conv"
     )
     assert sum(step.share for step in found.steps) == pytest.approx(1)
     assert steps["widen_conv"].moved_bytes == 4 * (32 * 256 + 64 * 256) + _weight_bytes(steps["widen_conv"], demo_files)
     assert all(step.predicted_ms is not None for step in found.steps if step.macs)
     assert found.predicted_ms is not None and found.params == 112682 and found.batch == 1
     assert found.times.median > 0 and found.create_ms is not None and found.create_ms > 0
+
+
+_OPEN = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,3,H,W] x) => (float[N,8,H,W] y) <float[8,3,3,3] w> { [layer] y = Conv<pads = [1,1,1,1]>(x, w) }
+"""
+
+
+def _open_model() -> onnx.ModelProto:
+    """A Conv over images of any size."""
+    model = onnx.parser.parse_model(_OPEN)
+    model.graph.ClearField("initializer")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 3, 3, 3), np.float32), "w"))
+    return model
+
+
+def test_open_sizes_are_those_that_were_run() -> None:
+    image = np.ones((1, 3, 20, 30), np.float32)
+    (found,) = profile(_open_model(), target="x86-vnni", data={"x": image}, rounds=5).profiles
+    (larger,) = profile(_open_model(), target="x86-vnni", data={"x": np.tile(image, (1, 1, 4, 4))}, rounds=5).profiles
+    assert found.inputs == {"x": (1, 3, 20, 30)} and found.to_json()["inputs"] == {"x": (1, 3, 20, 30)}
+    assert found.macs == 8 * 27 * 20 * 30 and found.peak_activation_bytes == 4 * (3 + 8) * 20 * 30
+    layer = next(step for step in found.steps if step.name == "layer")
+    assert layer.macs == found.macs and layer.moved_bytes == 4 * ((3 + 8) * 20 * 30 + 8 * 27)
+    assert larger.macs == 16 * found.macs and found.predicted_ms is not None and larger.predicted_ms is not None
+    assert larger.predicted_ms > 8 * found.predicted_ms
+
+
+def test_open_sizes_need_data() -> None:
+    with pytest.raises(UsageError) as caught:
+        profile(_open_model(), rounds=5)
+    assert str(caught.value) == (
+        "profile: input 'x' is [N, 3, H, W]: it leaves sizes open that the time depends on. "
+        "Give a sample of the size that counts: --data (data=)"
+    )
+
+
+def test_what_cannot_be_counted_is_said() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1,4] x) => (float[M,K] y) '
+        "{ [mask] i = NonZero(x) [cast] c = Cast<to = 1>(i) [flip] t = Transpose(c) [product] y = MatMul(t, c) }"
+    )
+    (found,) = profile(model, target="x86-vnni", rounds=5).profiles
+    assert found.notes[0] == "MACs are not all known: node 'product' (MatMul): a shape is unknown"
+    assert found.notes[1].startswith("bytes of values are a lower bound: ")
+    product = next(step for step in found.steps if step.name == "product")
+    assert (product.macs, product.moved_bytes, product.gflops, product.gb_per_s) == (None, None, None, None)
+
+
+class _Session(PreparedSession):
+    """A session that tells steps of 1 and 2 ms."""
+
+    origins: tuple[str, ...] = ()
+
+    def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
+        return [NodeTime("first", "Conv", 1.0, self.origins), NodeTime("second", "Conv", 2.0)]
+
+
+class _Slow(OnnxRuntime):
+    """onnxruntime by another name, whose conversion takes 50 ms of no CPU time here."""
+
+    def __init__(self, clock: NodeClock | None) -> None:
+        super().__init__("slow", "A slow one", "CPUExecutionProvider", time.thread_time)
+        self.node_clock = clock
+
+    def prepare(self, model: onnx_ir.Model, feeds: Feeds, *, threads: int = 1) -> PreparedSession:
+        time.sleep(0.05)
+        return _Session(model, feeds, threads=threads, providers=("CPUExecutionProvider",))
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> _Slow:
+    runtime = _Slow("CPU")
+    monkeypatch.setattr(profiling, "load_runtime", lambda name: runtime)
+    return runtime
+
+
+def test_steps_of_nodes_that_are_not_told_are_not_counted(slow: _Slow, cli: CommandLine, folder: Path) -> None:
+    ran = cli("profile", "digits.onnx", "--target", "x86-vnni", "--runs", 5, "--json", "-", "--trace", "trace.json")
+    found = json.loads(ran.out)
+    unknown = ("macs", "moved_bytes", "gflops", "gb_per_s", "predicted_ms", "roofline")
+    assert [[step[key] for key in unknown] for step in found["steps"]] == [[None] * 6] * 2
+    assert found["macs"] > 0 and found["notes"] == [
+        "the prediction is of onnxruntime-cpu, the measurement of slow",
+        "slow does not say which nodes its steps compute: what each computes and moves is not known",
+    ]
+    assert re.search(r"^ first +Conv +█+ +1\.00 +33\.3 % +- *$", ran.err, re.MULTILINE)
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert [event["args"] for event in events if event["ph"] == "X"] == [{"fused": []}] * 2
+
+
+def test_conversion_counts_as_loading(slow: _Slow, demo_files: Path) -> None:
+    (found,) = profile(demo_files / "digits.onnx", rounds=5).profiles
+    assert found.create_ms is not None and found.create_ms >= 50
+
+
+@pytest.mark.parametrize(("clock", "threads", "read"), [("CPU", 1, "CPU"), ("CPU", 2, "elapsed"), ("GPU", 1, "GPU")])
+def test_the_clock_of_the_steps_is_told(
+    slow: _Slow, demo_files: Path, clock: NodeClock, threads: int, read: NodeClock
+) -> None:
+    slow.node_clock = clock
+    (found,) = profile(demo_files / "digits.onnx", rounds=5, threads=threads).profiles
+    assert found.node_clock == read
+
+
+def _profile(times: Times, clock: NodeClock, *steps: float) -> Profile:
+    made = tuple(Step(str(index), "Conv", taken, 0.0) for index, taken in enumerate(steps))
+    return Profile("m", "t", "r", "1", 1, 1, times, 1.0, 0, 0, 0, 0, 0, made, node_clock=clock)
+
+
+def test_what_is_outside_the_steps_is_by_their_clock() -> None:
+    times = Times.of(Latency(wall_ms=(20.0,) * 5, cpu_ms=(10.0,) * 5))
+    assert _profile(times, "CPU", 4.0, 5.0).outside_ms == 1
+    assert _profile(times, "elapsed", 4.0, 5.0).outside_ms == 11
+    assert _profile(times, "CPU", 8.0, 5.0).outside_ms == 0 == _profile(times, "CPU", 8.0, 5.0).to_json()["outside_ms"]
+    assert _profile(times, "CPU").outside_ms is None
+
+
+def test_numbers_in_json_carry_their_units() -> None:
+    told = Times.of(Latency((1.0, 2.0))).to_json()
+    assert list(told) == [
+        "undisturbed_ms", "median_ms", "p10_ms", "p90_ms", "p99_ms", "wall_undisturbed_ms", "wall_median_ms",
+        "cpu_median_ms", "spread", "rounds",
+    ]  # fmt: skip
+
+
+def test_a_runtime_of_another_version_than_the_profile_is_noted(
+    demo_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = this_machine()
+    table = MachineTable(
+        architecture=here.architecture, processor="A Processor", runtime_version="onnxruntime-cpu 0.1.0"
+    )
+    monkeypatch.setattr("onnxpress.targets.base.this_machine", lambda: Machine(here.architecture, "A Processor"))
+    target = Target(load_target("x86-vnni").profile.model_copy(update={"machine": table}))
+    (found,) = profile(demo_files / "digits.onnx", target=target, rounds=5).profiles
+    assert found.notes == (
+        f"the prediction is of onnxruntime-cpu 0.1.0, the measurement of onnxruntime-cpu {found.version}",
+    )
+
+
+def test_an_iterator_feeds_every_model(demo_files: Path) -> None:
+    with np.load(demo_files / "evaluation.npz") as arrays:
+        samples = iter([{"input": arrays["input"][:1]}])
+    found = profile(demo_files / "digits.onnx", demo_files / "digits.onnx", data=samples, rounds=5)
+    assert len(found.profiles) == 2 and set(found.to_json()) == {"models", "speedup"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": 0}, "profile: rounds = 0: must be 1 at least"),
+        ({"threads": 0}, "profile: threads = 0: must be 1 at least"),
+        ({"runtime": ""}, f"unknown runtime ''. There are: {', '.join(RUNTIMES)}"),
+    ],
+)
+def test_a_call_that_makes_no_sense_is_refused(demo_files: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        profile(demo_files / "digits.onnx", **options)
+    assert str(caught.value) == message
+
+
+def test_a_call_without_a_model_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        profile()
+    assert str(caught.value) == "profile: there is no model to measure. Give one at least"
 
 
 def _weight_bytes(step: Step, folder: Path) -> int:
@@ -133,10 +308,11 @@ def test_a_refusal_keeps_the_runtimes_words(cli: CommandLine, folder: Path) -> N
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no process")
-def test_pinning_is_undone() -> None:
+def test_fast_cores_are_pinned_to_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.sched_getaffinity(0)
+    monkeypatch.setattr(profiling, "fastest_cores", lambda cores, count: sorted(cores)[:count])
     with pinned(1):
-        assert len(os.sched_getaffinity(0)) == 1
+        assert os.sched_getaffinity(0) == {min(before)}
     assert os.sched_getaffinity(0) == before
 
 
