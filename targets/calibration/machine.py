@@ -35,6 +35,11 @@ class Machine:
     processor: str | None
     cache_kib: int | None = None
 
+    @property
+    def title(self) -> str:
+        """What to call it, named or not."""
+        return self.processor or f"an {self.architecture} processor without a name"
+
 
 def this_machine(root: Path = _ROOT) -> Machine:
     """Return the machine at hand. root: of the file system that describes it."""

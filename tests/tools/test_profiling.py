@@ -1,4 +1,4 @@
-"""profile and calibrate: what is told, by node, beside another model, over runtimes, and what is refused."""
+"""profile: what is told, by node, beside another model, over runtimes, and what is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ import pytest
 
 from onnxpress.ir.errors import UsageError
 from onnxpress.targets.base import Target, load_target
-from onnxpress.targets.calibration import measure
 from onnxpress.targets.calibration.machine import Machine, this_machine
 from onnxpress.targets.runtimes.base import Feeds, NodeClock, NodeTime
 from onnxpress.targets.runtimes.onnxruntime import OnnxRuntime, PreparedSession
@@ -27,7 +26,6 @@ from onnxpress.targets.runtimes.timing import Latency
 from onnxpress.targets.schema import MachineTable
 from onnxpress.tools import profiling
 from onnxpress.tools.bench import profiles
-from onnxpress.tools.calibration import calibrate
 from onnxpress.tools.compress import compress
 from onnxpress.tools.profiling import Profile, Step, Times, pinned, profile
 from onnxpress.tools.report.trace import trace_events
@@ -280,6 +278,14 @@ def test_every_runtime_has_a_row(folder: Path) -> None:
     assert own.ratio == 1 and own.error == 0
 
 
+def test_the_target_in_use_is_not_replaced(cli: CommandLine, folder: Path) -> None:
+    text = 'extends = "x86-vnni"\nname = "desk"\n'
+    (folder / "desk.toml").write_text(text, encoding="utf-8")
+    ran = cli("profile", "digits.onnx", "--target", "desk.toml", "--json", "desk.toml", "--force")
+    assert ran.status == 2 and ran.error == "error: --json 'desk.toml': the same file as --target. Give another path."
+    assert (folder / "desk.toml").read_text(encoding="utf-8") == text
+
+
 def test_what_makes_no_sense_is_refused(cli: CommandLine, folder: Path) -> None:
     ran = cli("profile", "digits.onnx", "--runtime", "lite-rt")
     assert ran.status == 2 and ran.error.startswith("error: unknown runtime 'lite-rt'. Did you mean 'litert'")
@@ -314,47 +320,6 @@ def test_fast_cores_are_pinned_to_and_given_back(monkeypatch: pytest.MonkeyPatch
     with pinned(1):
         assert os.sched_getaffinity(0) == {min(before)}
     assert os.sched_getaffinity(0) == before
-
-
-# Calibration.
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("calibrated") / "My Desk.toml"
-    with pytest.MonkeyPatch.context() as patch:  # a few of each kind: how good the fit is, is not the question
-        for name in ("CONV_CHAINS", "PRODUCT_CHAINS"):
-            patch.setattr(measure, name, getattr(measure, name)[::8])
-        path.write_text(calibrate(path.stem).text, encoding="utf-8")
-    return path
-
-
-def test_a_calibrated_profile_is_a_target(calibrated: Path, demo_files: Path) -> None:
-    target = load_target(calibrated)
-    assert target.name == "my-desk" and target.is_here and target.profile.machine is not None
-    (found,) = profile(demo_files / "digits.onnx", target=target, rounds=10).profiles
-    assert found.predicted_ms is not None and found.notes == ()
-
-
-def test_a_profile_of_another_machine_says_so(calibrated: Path, demo_files: Path) -> None:
-    text = re.sub(r'^processor = ".*"$', 'processor = "Difference Engine"', calibrated.read_text(), flags=re.MULTILINE)
-    other = demo_files / "other.toml"
-    other.write_text(text, encoding="utf-8")
-    target = load_target(other)
-    assert not target.is_here
-    (found,) = profile(demo_files / "digits.onnx", target=target, rounds=5).profiles
-    assert found.notes == ("measured on this machine, which is not Difference Engine, of my-desk",)
-
-
-def test_calibration_needs_a_place_to_start_and_a_free_path(cli: CommandLine, folder: Path) -> None:
-    ran = cli("calibrate", "-o", "digits.onnx")
-    assert ran.status == 2 and "exists" in ran.error
-    ran = cli("calibrate", "-o", "trt.toml", "--target", "tensorrt")
-    assert ran.status == 2 and ran.error == (
-        "error: calibrate: tensorrt has no roofline to start from. Give --target x86-vnni or mobile-cpu"
-    )
-    with pytest.raises(UsageError, match="unknown target 'desk'"):
-        calibrate("x", target="desk")
 
 
 # The benchmark.

@@ -65,7 +65,8 @@ def profile(
     from onnxpress.tools.outputs import check_outputs
 
     outputs = {"--json": json, "--trace": trace, "--report": report}
-    check_outputs(outputs, {"MODEL": model, "--compare": compare, "--data": data}, force=force)
+    inputs = {"MODEL": model, "--compare": compare, "--data": data, "--target": target}
+    check_outputs(outputs, inputs, force=force)
     if device is not None and runtime is not None:
         raise UsageError("--device: it runs models in its onnxruntime. Leave --runtime out.")
     if runtime == _ALL:

@@ -153,7 +153,7 @@ def show_calibration(console: Console, found: Calibration, path: str | os.PathLi
         {
             "profile": os.fspath(path),
             "target": f"{found.name}, which extends {found.base}",
-            "machine": found.machine.processor,
+            "machine": found.machine.title,
             "samples": f"{len(found.fitted.samples)}",
             "fit": f"half of them within {100 * found.fitted.median_error:.0f} %",
         }
