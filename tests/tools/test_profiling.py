@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ import onnx
 import onnx_ir
 import pytest
 
+from onnxpress.ir.analysis.execute import require_runtime
 from onnxpress.ir.errors import UsageError
 from onnxpress.targets.base import Target, load_target
 from onnxpress.targets.calibration.machine import Machine, this_machine
@@ -24,10 +26,13 @@ from onnxpress.targets.runtimes.onnxruntime import OnnxRuntime, PreparedSession
 from onnxpress.targets.runtimes.registry import RUNTIMES
 from onnxpress.targets.runtimes.timing import Latency
 from onnxpress.targets.schema import MachineTable
-from onnxpress.tools import profiling
+from onnxpress.tools import profiling, runtimes
 from onnxpress.tools.bench import profiles
 from onnxpress.tools.compress import compress
 from onnxpress.tools.profiling import Profile, Step, Times, pinned, profile
+from onnxpress.tools.report.console import console
+from onnxpress.tools.report.profile_page import profile_page
+from onnxpress.tools.report.profile_tables import show_comparison_by_node
 from onnxpress.tools.report.trace import trace_events
 from onnxpress.tools.runtimes import compare_runtimes
 from tests.tools.conftest import CommandLine
@@ -251,12 +256,38 @@ def test_two_models_stand_side_by_side(cli: CommandLine, folder: Path) -> None:
     assert re.search(r"^ widen_conv\s+Conv\s+QLinearConv\s", ran.err, re.MULTILINE)
 
 
+def test_all_steps_of_two_models_stand_in_the_order_in_which_they_run(capsys: pytest.CaptureFixture[str]) -> None:
+    times = Times.of(Latency((100.0,)))
+    one = _profile(times, "elapsed", *(float(each) for each in range(1, 21)))
+    for every, shown in ((True, [*range(20)]), (False, [*range(19, 4, -1)])):
+        show_comparison_by_node(console(), one, one, 1.0, every=every)
+        told = capsys.readouterr().err
+        assert [int(name) for name in re.findall(r"^ (\d+) +Conv", told, re.MULTILINE)] == shown
+        assert ("... and 5 more: --all, or --json" in told) is not every
+
+
 def test_a_page_holds_all_that_it_shows(cli: CommandLine, folder: Path) -> None:
     pytest.importorskip("plotly", reason="needs plotly: pip install 'onnxpress[report]'")
     assert cli("profile", "digits.onnx", "--runs", 5, "--report", "page.html").status == 0
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and "widen_conv" in page and "Roofline" in page
     assert not re.search(r'<(script|link)[^>]+(src|href)="http', page)
+
+
+def test_a_page_holds_its_library_once_and_all_remarks() -> None:
+    pytest.importorskip("plotly", reason="needs plotly: pip install 'onnxpress[report]'")
+    times = Times.of(Latency((1.0,)))
+    bare = dataclasses.replace(_profile(times, "elapsed"), notes=("a <remark>",))
+    timed = _profile(times, "elapsed", 0.5)
+    library = "plotly.js v"
+    for profiles_shown in ((bare, timed), (timed, timed), (timed, bare)):
+        page = profile_page(profiles_shown, None)
+        assert page.count(library) == 1
+        first = page.index("Plotly.newPlot(")
+        assert page.index(library) < first
+        assert page.count("<p>r tells no times by node</p>") == profiles_shown.count(bare)
+        assert page.count("<p>a &lt;remark&gt;</p>") == profiles_shown.count(bare)
+    assert "plotly" not in profile_page((bare,), None)
 
 
 def test_without_plotly_nothing_is_measured(cli: CommandLine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,20 +317,64 @@ def test_the_target_in_use_is_not_replaced(cli: CommandLine, folder: Path) -> No
     assert (folder / "desk.toml").read_text(encoding="utf-8") == text
 
 
-def test_what_makes_no_sense_is_refused(cli: CommandLine, folder: Path) -> None:
-    ran = cli("profile", "digits.onnx", "--runtime", "lite-rt")
-    assert ran.status == 2 and ran.error.startswith("error: unknown runtime 'lite-rt'. Did you mean 'litert'")
-    ran = cli("profile", "digits.onnx", "--runtime", "all", "--compare", "digits.onnx")
-    assert ran.error == "error: --compare: --runtime all makes a table, and has no use for it. Name one runtime."
-    ran = cli("profile", "digits.onnx", "--runtime", "litert", "--device", "ssh://nobody@localhost")
-    assert ran.error == "error: --device: it runs models in its onnxruntime. Leave --runtime out."
-    ran = cli("profile", "digits.onnx", "--device", "shh://nobody@localhost")
-    assert ran.status == 2 and "ssh://" in ran.error
-    ran = cli("profile", "digits.onnx", "--trace", "digits.onnx")
-    assert ran.status == 2 and "digits.onnx" in ran.error
+def test_the_table_over_runtimes_is_printed(cli: CommandLine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(model: Path, **options: Any) -> list[runtimes.RuntimeRow]:
+        return compare_runtimes(model, runtimes=["onnxruntime-cpu", "tensorrt"], **options)
+
+    monkeypatch.setattr(runtimes, "compare_runtimes", few)
+    monkeypatch.setenv("PATH", str(folder))  # where there is no trtexec
+    ran = cli("profile", "digits.onnx", "--runtime", "all", "--data", "evaluation.npz", "--runs", 5, "--json", "-")
+    assert ran.status == 0, ran.err
+    own, other = json.loads(ran.out)["runtimes"]
+    assert own["runtime"] == "onnxruntime-cpu" and own["times"]["undisturbed_ms"] > 0 and own["status"] == ""
+    assert other["times"] is None and other["status"].startswith("TensorRT needs its command trtexec")
+    assert re.search(r"^ onnxruntime-cpu +\S+ +\S+ +1\.00 +\d+ % +100\.0 % of 200 +0\.0e\+00 ", ran.err, re.MULTILINE)
+    assert f"tensorrt: {other['status']}\n" in ran.err
+
+
+_ALONE = "--runtime all makes a table, and has no use for it. Name one runtime."
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--runtime all --compare digits.onnx", f"--compare: {_ALONE}"),
+        ("--runtime all --target x86-vnni", f"--target: {_ALONE}"),
+        ("--runtime all --trace t.json", f"--trace: {_ALONE}"),
+        ("--runtime all --report r.html", f"--report: {_ALONE}"),
+        ("--runtime all --all", f"--all: {_ALONE}"),
+        (
+            "--runtime litert --device ssh://nobody@localhost",
+            "--device: it runs models in its onnxruntime. Leave --runtime out.",
+        ),
+        ("--trace digits.onnx", "--trace 'digits.onnx': the same file as MODEL. Give another path."),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(cli: CommandLine, folder: Path, options: str, message: str) -> None:
+    before = sorted(folder.iterdir())
+    ran = cli("profile", "digits.onnx", *options.split())
+    assert (ran.status, ran.error) == (2, f"error: {message}")
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "beginning"),
+    [
+        ("--runtime lite-rt", "unknown runtime 'lite-rt'. Did you mean 'litert' or 'tensorrt'? There are: "),
+        ("--device shh://nobody@localhost", "unknown device 'shh://nobody@localhost'. Did you mean 'ssh'? "),
+    ],
+)
+def test_what_is_not_known_is_told_with_near_names(
+    cli: CommandLine, folder: Path, options: str, beginning: str
+) -> None:
+    ran = cli("profile", "digits.onnx", *options.split())
+    assert ran.status == 2 and ran.error.startswith(f"error: {beginning}")
+
+
+def test_a_runtime_that_is_not_here_is_told(cli: CommandLine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(folder))  # where there is no trtexec
     ran = cli("profile", "digits.onnx", "--target", "tensorrt")
-    assert ran.status == 2 and "trtexec" in ran.error
-    assert sorted(path.name for path in folder.iterdir()) == ["calibration.npz", "digits.onnx", "evaluation.npz"]
+    assert ran.status == 2 and ran.error.startswith("error: TensorRT needs its command trtexec, which is not on PATH: ")
 
 
 def test_a_refusal_keeps_the_runtimes_words(cli: CommandLine, folder: Path) -> None:
@@ -310,7 +385,12 @@ def test_a_refusal_keeps_the_runtimes_words(cli: CommandLine, folder: Path) -> N
     )
     (folder / "bad.onnx").write_bytes(model.SerializeToString())
     ran = cli("profile", "bad.onnx", "--runs", 5)
-    assert ran.status in (1, 3) and "bad" in ran.error
+    version = require_runtime().__version__
+    assert (ran.status, ran.error) == (
+        1,
+        f"error: onnxruntime {version}: does not load the model: FAIL : Node (bad) Op (MatMul) [ShapeInferenceError] "
+        "Incompatible dimensions for matrix multiplication",
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no process")
