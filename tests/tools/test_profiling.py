@@ -27,7 +27,6 @@ from onnxpress.targets.runtimes.registry import RUNTIMES
 from onnxpress.targets.runtimes.timing import Latency
 from onnxpress.targets.schema import MachineTable
 from onnxpress.tools import profiling, runtimes
-from onnxpress.tools.bench import profiles
 from onnxpress.tools.compress import compress
 from onnxpress.tools.profiling import Profile, Step, Times, pinned, profile
 from onnxpress.tools.report.console import console
@@ -400,21 +399,6 @@ def test_fast_cores_are_pinned_to_and_given_back(monkeypatch: pytest.MonkeyPatch
     with pinned(1):
         assert os.sched_getaffinity(0) == {min(before)}
     assert os.sched_getaffinity(0) == before
-
-
-# The benchmark.
-
-
-def test_the_summary_is_of_rows_with_numbers() -> None:
-    rows = [
-        profiles.Row("a", "x", 1.0, 1.1, 10.0, 5.0),
-        profiles.Row("b", "x", 2.0, 1.6, -20.0, 15.0),
-        profiles.Row("c", "x", 4.0, 4.0, 0.0, 10.0),
-        profiles.Row("d", "x", status="it failed"),
-    ]
-    found = profiles.summarize(rows)
-    assert found == profiles.Summary(3, 10.0, 20.0, pytest.approx(1.0), 10.0)  # type: ignore[arg-type]
-    assert profiles.summarize(rows[:1]) is None
 
 
 def test_traces_hold_a_process_for_each_model() -> None:
