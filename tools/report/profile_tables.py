@@ -110,8 +110,8 @@ def show_comparison_by_node(
     if (rest := len(pairs) - len(shown)) > 0:
         console.print(f"  ... and {rest} more: --all, or --json", style="dim")
     if speedup is not None:
-        a, b = first.times.undisturbed, second.times.undisturbed
-        console.print(f"A {milliseconds(a)}, B {milliseconds(b)}: {describe_speed(a, b)}")
+        before, after = first.times.undisturbed, second.times.undisturbed
+        console.print(f"A {milliseconds(before)}, B {milliseconds(after)}: {describe_speed(before, after)}")
 
 
 def _longest(pair: tuple[Step | None, Step | None]) -> float:

@@ -23,7 +23,7 @@ def trace_events(profiles: Sequence[Profile]) -> dict[str, Any]:
         start = 0.0
         for step in found.steps:
             taken = step.milliseconds * 1e3
-            known = {"macs": step.macs, "bytes": step.moved_bytes}
+            known: dict[str, float | None] = {"macs": step.macs, "bytes": step.moved_bytes}
             if step.predicted_ms is not None:
                 known["predicted_us"] = step.predicted_ms * 1e3
             arguments = {"fused": list(step.fused), **{key: told for key, told in known.items() if told is not None}}
