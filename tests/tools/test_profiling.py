@@ -23,7 +23,7 @@ from onnxpress.targets.base import Target, load_target
 from onnxpress.targets.calibration.machine import Machine, this_machine
 from onnxpress.targets.runtimes.base import Feeds, NodeClock, NodeTime
 from onnxpress.targets.runtimes.onnxruntime import OnnxRuntime, PreparedSession
-from onnxpress.targets.runtimes.registry import RUNTIMES
+from onnxpress.targets.runtimes.registry import RUNTIMES, load_runtime
 from onnxpress.targets.runtimes.timing import Latency
 from onnxpress.targets.schema import MachineTable
 from onnxpress.tools import profiling, runtimes
@@ -296,6 +296,22 @@ def test_without_plotly_nothing_is_measured(cli: CommandLine, folder: Path, monk
         "error: --report draws with plotly, which is not installed: pip install 'onnxpress[report]'"
     )
     assert not (folder / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "clock", "tells_nodes"),
+    [("litert", None, False), ("ncnn", "CPU", False), ("mnn", "CPU", False), ("openvino", "elapsed", True)],
+)
+def test_what_each_runtime_tells(demo_files: Path, name: str, clock: NodeClock | None, tells_nodes: bool) -> None:
+    try:
+        load_runtime(name).version()
+    except UsageError as error:
+        pytest.skip(str(error))
+    (found,) = profile(demo_files / "digits.onnx", runtime=name, target="x86-vnni", rounds=5).profiles
+    assert (found.runtime, found.node_clock, bool(found.steps)) == (name, clock, clock is not None)
+    assert any(step.macs is not None for step in found.steps) is tells_nodes
+    silent = f"{name} does not say which nodes its steps compute: what each computes and moves is not known"
+    assert (silent in found.notes) is (clock is not None and not tells_nodes)
 
 
 def test_every_runtime_has_a_row(folder: Path) -> None:

@@ -9,7 +9,7 @@ import onnx_ir
 import pytest
 
 from onnxpress.passes.pipeline import parse
-from onnxpress.targets.base import target_names
+from onnxpress.targets.base import Target, target_names
 from onnxpress.targets.runtimes.base import Feeds
 from onnxpress.targets.runtimes.onnxruntime import OnnxRuntime, PreparedSession
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
@@ -58,12 +58,14 @@ def test_a_refusal_of_the_float_model_is_a_status_and_the_others_go_on(
     refusing = Refusing("openvino", "Refusing", "CPUExecutionProvider", None)
     known = load_runtime
     monkeypatch.setattr(targets, "load_runtime", lambda name: refusing if name == "openvino" else known(name))
+    monkeypatch.setattr(Target, "is_here", False)
     rows = targets.run([demo_asset], ["cleanup", "float16"], ["openvino", "x86-vnni"], rounds=5, limit=16)
     assert [(row.compiler, row.target) for row in rows] == [
         (name, target) for target in ("openvino", "x86-vnni") for name in ("cleanup", "float16")
     ]
     assert [row.status for row in rows[:2]] == ["the float model: Refusing: does not load the model"] * 2
-    assert all(row.accuracy is not None for row in rows[2:])
+    assert all(row.accuracy is not None and row.is_elsewhere for row in rows[2:])
+    assert not any(row.is_stand_in for row in rows)
     assert "| `cleanup` | the float model: Refusing: does not load the model | +0.00, " in targets.markdown(rows)
 
 
