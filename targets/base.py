@@ -57,9 +57,14 @@ class Target:
 
     @property
     def is_here(self) -> bool:
-        """Whether this machine is what the profile describes, so that times taken here are the target's."""
-        if self.profile.machine is not None:
-            return this_machine().processor == self.profile.machine.processor
+        """Whether this machine is what the profile describes, so that times taken here are the target's.
+
+        A machine whose processor the system does not name is none that was described.
+        """
+        described = self.profile.machine
+        if described is not None:
+            here = this_machine()
+            return (here.architecture, here.processor) == (described.architecture, described.processor)
         if self.profile.runtime == "openvino":
             return platform.machine().lower() in _X86
         return self.name in (HOST, host_kind())

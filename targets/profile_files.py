@@ -24,7 +24,7 @@ from onnxpress.targets.profile_keys import FILE_KEYS, table_of
 from onnxpress.targets.schema import COMMON_KEYS, Profile, Rule
 from onnxpress.targets.toml_lines import line_of
 
-__all__ = ["BUILT_IN", "HOST", "LOWERINGS", "built_in_profile", "host_kind", "read_profile"]
+__all__ = ["BUILT_IN", "HOST", "LOWERINGS", "built_in_profile", "host_kind", "parse_profile", "read_profile"]
 
 BUILT_IN = (
     "host-cpu", "mobile-cpu", "mobile-cpu-s8", "mobile-cpu-v8", "mobile-cpu-litert", "x86-vnni", "x86-avx2", "tensorrt",
@@ -53,8 +53,15 @@ def read_profile(path: pathlib.Path) -> Profile:
     Raises:
         UsageError: naming the file, the line where one sets it, the key, and what was expected there.
     """
-    raw, origin = _read(path), f"target profile {path}"
-    text = path.read_text(encoding="utf-8")
+    return parse_profile(_text(path), path)
+
+
+def parse_profile(text: str, path: pathlib.Path) -> Profile:
+    """Return the profile that `path` is, or will be, with `text` as its content. Errors: see `read_profile`.
+
+    What it extends is looked for beside `path`.
+    """
+    raw, origin = _complete(_parse(text, path), path), f"target profile {path}"
     profile = _profile(raw, origin, text)
     if profile.name in BUILT_IN:
         where = _line(text, ("name",))
@@ -82,9 +89,8 @@ def host_kind() -> str:
     return "x86-avx2" if saturates_products() else "x86-vnni"
 
 
-def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str, Any]:
-    """Read a profile and what it extends. above: the files that led here, to find circles."""
-    raw = _parse(path)
+def _complete(raw: dict[str, Any], path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str, Any]:
+    """Return a profile laid over what it extends. above: the files that led here, to find circles."""
     base = raw.pop("extends", None)
     if base is None and "without_rules" not in raw:
         return raw
@@ -99,13 +105,16 @@ def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict[str,
     return _extend(extended, raw, f"target profile {path}")
 
 
-def _parse(path: pathlib.Path) -> dict[str, Any]:
+def _text(path: pathlib.Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"target profile {path}: there is no such file") from None
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a null character in the path
         raise UsageError(f"target profile {path}: cannot be read: {error}") from None
+
+
+def _parse(text: str, path: pathlib.Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -131,7 +140,7 @@ def _read_base(base: str, path: pathlib.Path, above: tuple[pathlib.Path, ...]) -
     other = path.parent / base
     if other.resolve() in above:
         raise UsageError(f"target profile {path}: extends = {base!r}: leads back to itself")
-    return _read(other, above)
+    return _complete(_parse(_text(other), other), other, above)
 
 
 def _extend(base: Mapping[str, Any], raw: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -3,7 +3,11 @@
 Method, the same for every runtime: threads pinned to cores, warm-up, then rounds in which all models take turns in a
 shuffled order, in bursts that are spread over seconds (`targets.runtimes.timing`). The figure is CPU time of what
 computes, of the runs that nothing disturbed; medians and wall time stand beside it. Times by node come from runs of
-their own, under the runtime's profiler; what the nodes leave of the total is the runtime's own work (`outside_ms`).
+their own, under the runtime's profiler, by the clock that it reads (`Runtime.node_clock`); what they leave of the
+latency by that clock is the runtime's own work (`outside_ms`).
+
+What is counted and predicted is of the sizes that were run: those of the feeds, in place of those that the model leaves
+open.
 """
 
 from __future__ import annotations
@@ -13,19 +17,23 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir
 
 from onnxpress.ir import model_io
-from onnxpress.ir.analysis.cost import ModelCost, cost
+from onnxpress.ir.analysis.cost import ModelCost, cost, node_macs
 from onnxpress.ir.data import open_data
-from onnxpress.ir.shapes import size_bytes
+from onnxpress.ir.errors import UsageError
+from onnxpress.ir.shapes import describe_shape, required_inputs, size_bytes
 from onnxpress.targets.base import Target, load_target
+from onnxpress.targets.calibration.machine import fastest_cores, usable_cores
 from onnxpress.targets.devices.device import open_device
 from onnxpress.targets.prediction import Prediction, predict
-from onnxpress.targets.runtimes.base import Feeds, NodeTime, Prepared, Runtime, race
+from onnxpress.targets.runtimes.base import Feeds, NodeClock, NodeTime, Prepared, Runtime, race
+from onnxpress.targets.runtimes.fixed_shapes import fix_shapes
 from onnxpress.targets.runtimes.registry import load_runtime
 from onnxpress.targets.runtimes.timing import Latency, undisturbed
 from onnxpress.tools.measure import Subject, first_feeds
@@ -80,6 +88,11 @@ class Times:
             rounds=len(values),
         )
 
+    def to_json(self) -> dict[str, float | int | None]:
+        """Return everything by names that end in the unit: `undisturbed_ms`; `spread` and `rounds` have none."""
+        plain = ("spread", "rounds")
+        return {name if name in plain else f"{name}_ms": value for name, value in dataclasses.asdict(self).items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -87,9 +100,10 @@ class Step:
 
     name: of the model's node that does most of the work; the runtime's own name where it put the step in. kind: of the
     kernel. fused: the model's other nodes that it computes. share: of the time of all steps. moved_bytes: its inputs,
-    weights and outputs, once each. predicted_ms: by the target's cost estimate, `bound` being what dominates it; None
-    where there is none, or no node of the model is behind the step. roofline: achieved share of what the estimate's
-    peak or bandwidth allows.
+    weights and outputs, once each. macs, moved_bytes: None where no node of the model is behind the step, the runtime
+    does not say which one is, or a shape is unknown. predicted_ms: by the target's cost estimate, `bound` being what
+    dominates it; None where there is none, or no node of the model is behind the step. roofline: achieved share of what
+    the estimate's peak or bandwidth allows.
     """
 
     name: str
@@ -97,34 +111,35 @@ class Step:
     milliseconds: float
     share: float
     fused: tuple[str, ...] = ()
-    macs: int = 0
-    moved_bytes: int = 0
+    macs: int | None = None
+    moved_bytes: int | None = None
     predicted_ms: float | None = None
     bound: str | None = None
     roofline: float | None = None
 
     @property
-    def gflops(self) -> float:
-        """Achieved 1e9 operations a second; a multiply-accumulate is two."""
-        return 2 * self.macs / self.milliseconds / 1e6 if self.milliseconds else 0.0
+    def gflops(self) -> float | None:
+        """Achieved 1e9 operations a second, a multiply-accumulate being two; None where `macs` or the time is."""
+        return None if self.macs is None or not self.milliseconds else 2 * self.macs / self.milliseconds / 1e6
 
     @property
-    def gigabytes_per_second(self) -> float:
-        """Achieved 1e9 bytes a second, of `moved_bytes`."""
-        return self.moved_bytes / self.milliseconds / 1e6 if self.milliseconds else 0.0
+    def gb_per_s(self) -> float | None:
+        """Achieved 1e9 bytes a second, of `moved_bytes`; None where those or the time are."""
+        return None if self.moved_bytes is None or not self.milliseconds else self.moved_bytes / self.milliseconds / 1e6
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        return {**dataclasses.asdict(self), "gflops": self.gflops, "gb_per_s": self.gigabytes_per_second}
+        return {**dataclasses.asdict(self), "gflops": self.gflops, "gb_per_s": self.gb_per_s}
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
     """A model in a runtime.
 
-    create_ms: CPU time to load the model there, converted where it must be; None where a device does not tell.
-    memory_bytes: by how much resident memory grew with loading and running it; on a device, all that the process holds.
-    outside_ms: what the steps leave of the latency. predicted_ms: of the whole model.
+    create_ms: elapsed time to load the model there, converted and tried out where it must be; None where a device does
+    not tell. memory_bytes: by how much resident memory grew with loading and running it; on a device, all that the
+    process holds. macs, peak_activation_bytes: at the sizes of `inputs`, what is unknown of them named in `notes`.
+    predicted_ms: of the whole model. inputs: shapes that were run. node_clock: of the steps' times.
     """
 
     model: str
@@ -143,16 +158,32 @@ class Profile:
     steps: tuple[Step, ...] = ()
     predicted_ms: float | None = None
     notes: tuple[str, ...] = ()
+    inputs: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    node_clock: NodeClock | None = "elapsed"
+
+    @property
+    def steps_ms(self) -> float | None:
+        """What all steps take together, by `node_clock`; None where the runtime tells none."""
+        return sum(step.milliseconds for step in self.steps) if self.steps else None
+
+    @property
+    def clocked_ms(self) -> float:
+        """Undisturbed latency by `node_clock`, which the steps' times are a part of."""
+        return self.times.undisturbed if self.node_clock == "CPU" else self.times.wall_undisturbed
 
     @property
     def outside_ms(self) -> float | None:
-        """Latency that no step accounts for; None where the runtime tells none."""
-        return self.times.wall_undisturbed - sum(step.milliseconds for step in self.steps) if self.steps else None
+        """Latency by `node_clock` that no step accounts for; None where the runtime tells none.
+
+        At least 0: steps are timed in runs of their own, and may add up to more than a run takes.
+        """
+        return None if self.steps_ms is None else max(0.0, self.clocked_ms - self.steps_ms)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return {
             **dataclasses.asdict(self),
+            "times": self.times.to_json(),
             "steps": [step.to_json() for step in self.steps],
             "outside_ms": self.outside_ms,
         }
@@ -171,7 +202,7 @@ class Race:
         return times[0] / times[1] if len(times) > 1 else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return one model's profile; of two, both under `models`, with the `speedup`."""
+        """Return the `Profile.to_json` of one model; of more, `{"models": [one for each], "speedup": float}`."""
         if len(self.profiles) == 1:
             return self.profiles[0].to_json()
         return {"models": [each.to_json() for each in self.profiles], "speedup": self.speedup}
@@ -191,13 +222,17 @@ def profile(
     which the first is run; made-up numbers where there are none. rounds: at most; time bounds them too.
 
     Raises:
-        UsageError: no such target or runtime, or it is not installed. InputError: a model or data that cannot be used.
-        RuntimeRefusalError: the runtime does not take a model; its own message is kept.
+        UsageError: no model, rounds or threads below 1, no such target or runtime, or it is not installed; no data for
+        a model that leaves sizes open. InputError: a model or data that cannot be used. RuntimeRefusalError: the
+        runtime does not take a model; its own message is kept.
     """
+    _require_effort(models, rounds, threads)
     chosen = target if isinstance(target, Target) else load_target(target)
-    where = load_runtime(runtime or chosen.profile.runtime)
+    where = load_runtime(chosen.profile.runtime if runtime is None else runtime)
     where.version()
     loaded = [model_io.load(model) for model in models]
+    if data is not None and not isinstance(data, str | os.PathLike):
+        data = open_data(data)  # once: an iterator that each model opened would give the second one what is left
     with pinned(threads):
         return _race(_names(models, loaded), loaded, chosen, where, _Effort(data, rounds, threads))
 
@@ -261,8 +296,28 @@ class _Effort:
     threads: int
 
     def feeds(self, model: onnx_ir.Model) -> Feeds:
+        if self.data is None:
+            _require_sizes(model)
         source = None if self.data is None else open_data(self.data, model=model)
         return first_feeds(Subject(model, model, 0), source)
+
+
+def _require_effort(models: Sequence[object], rounds: int, threads: int) -> None:
+    if not models:
+        raise UsageError("profile: there is no model to measure. Give one at least")
+    for name, value in (("rounds", rounds), ("threads", threads)):
+        if value < 1:
+            raise UsageError(f"profile: {name} = {value}: must be 1 at least")
+
+
+def _require_sizes(model: onnx_ir.Model) -> None:
+    """Raise a UsageError where an input leaves more open than its batch: the time would be that of a made-up size."""
+    for value in required_inputs(model):
+        if value.shape is None or not all(isinstance(size, int) for size in tuple(value.shape)[1:]):
+            raise UsageError(
+                f"profile: input {value.name!r} is {describe_shape(value.shape)}: it leaves sizes open that the time "
+                "depends on. Give a sample of the size that counts: --data (data=)"
+            )
 
 
 def _race(
@@ -284,9 +339,9 @@ def _race(
 
 @dataclasses.dataclass(frozen=True)
 class _Ready:
-    """A model that the runtime has loaded, and what that took."""
+    """A model that the runtime has loaded, and what that took. fixed: a copy of it that has the sizes of the feeds."""
 
-    model: onnx_ir.Model
+    fixed: onnx_ir.Model
     prepared: Prepared
     feeds: Feeds
     create_ms: float
@@ -295,15 +350,15 @@ class _Ready:
     @classmethod
     def make(cls, model: onnx_ir.Model, runtime: Runtime, effort: _Effort) -> _Ready:
         feeds = effort.feeds(model)
-        before, start = rss_bytes(), time.process_time()
+        fixed = fix_shapes(model, feeds).model
+        before, start = rss_bytes(), time.perf_counter()
         prepared = runtime.prepare(model, feeds, threads=effort.threads)
-        created = time.process_time() - start
+        created = time.perf_counter() - start
         prepared.compute()
-        return cls(model, prepared, feeds, created * 1e3, max(0, rss_bytes() - before))
+        return cls(fixed, prepared, feeds, created * 1e3, max(0, rss_bytes() - before))
 
     def profile(self, name: str, latency: Latency, target: Target, runtime: Runtime, effort: _Effort) -> Profile:
-        counted, times = cost(self.model), Times.of(latency)
-        predicted = predict(self.model, target.profile)
+        counted, predicted = cost(self.fixed), predict(self.fixed, target.profile)
         measured = self.prepared.node_times(max(5, min(_STEP_ROUNDS, effort.rounds)), seconds=_STEP_SECONDS)
         return Profile(
             model=name,
@@ -312,16 +367,18 @@ class _Ready:
             version=runtime.version(),
             threads=effort.threads,
             batch=next((int(array.shape[0]) for array in self.feeds.values() if array.ndim), None),
-            times=times,
+            times=Times.of(latency),
             create_ms=self.create_ms,
             memory_bytes=self.memory_bytes,
             size_bytes=self.prepared.size_bytes,
             params=counted.params,
             macs=counted.macs,
             peak_activation_bytes=counted.peak_activation_bytes,
-            steps=tuple(_steps(self.model, measured, counted, predicted)),
+            steps=tuple(_steps(self.fixed, measured, counted, predicted)),
             predicted_ms=None if predicted is None else predicted.seconds * 1e3,
-            notes=tuple(_notes(target, runtime, predicted)),
+            notes=(*_notes(target, runtime, predicted), *_gaps(runtime.name, counted, measured)),
+            inputs={name: tuple(np.shape(array)) for name, array in self.feeds.items()},
+            node_clock="elapsed" if runtime.node_clock == "CPU" and effort.threads > 1 else runtime.node_clock,
         )
 
 
@@ -334,6 +391,21 @@ def _notes(target: Target, runtime: Runtime, predicted: Prediction | None) -> It
         machine = target.profile.machine
         what = f"what {target.name} describes" if machine is None else f"{machine.processor}, of {target.name}"
         yield f"measured on this machine, which is not {what}"
+    elif (machine := target.profile.machine) is not None:
+        version = f"{runtime.name} {runtime.version()}"
+        if version != machine.runtime_version:
+            yield f"the prediction is of {machine.runtime_version}, the measurement of {version}"
+
+
+def _gaps(runtime: str, counted: ModelCost, measured: Sequence[NodeTime]) -> Iterator[str]:
+    """Yield what is not known of a model."""
+    if counted.unknown:
+        more = f", and {len(counted.unknown) - 1} more" if len(counted.unknown) > 1 else ""
+        yield f"MACs are not all known: {counted.unknown[0]}{more}"
+    if counted.unsized:
+        yield f"bytes of values are a lower bound: {counted.unsized} have no known size"
+    if measured and not any(step.origins for step in measured):
+        yield f"{runtime} does not say which nodes its steps compute: what each computes and moves is not known"
 
 
 # Steps.
@@ -349,17 +421,17 @@ def _steps(
     costs = {node.name: node for node in counted.nodes}
     nodes = {node.name or "": node for node in model.graph}
     for one in measured:
-        mine = [costs[name] for name in one.origins if name in costs]
-        weights = sum(node.weight_bytes for node in mine)
-        moved = weights + _crossing_bytes([nodes[name] for name in one.origins if name in nodes])
+        behind = [nodes[name] for name in one.origins if name in nodes]
+        weights = sum(costs[node.name or ""].weight_bytes for node in behind)
+        crossing = _crossing_bytes(behind) if behind else None
         step = Step(
             name=one.origins[0] if one.origins else one.name,
             kind=one.kind,
             milliseconds=one.milliseconds,
             share=one.milliseconds / total if total else 0.0,
             fused=one.origins[1:],
-            macs=sum(node.macs for node in mine),
-            moved_bytes=moved,
+            macs=_macs(behind),
+            moved_bytes=None if crossing is None else weights + crossing,
         )
         yield step if predicted is None else _with_prediction(step, predicted, one.origins)
 
@@ -379,8 +451,15 @@ def _with_prediction(step: Step, predicted: Prediction, origins: Sequence[str]) 
     )
 
 
-def _crossing_bytes(nodes: Sequence[onnx_ir.Node]) -> int:
-    """Return the bytes of values that enter or leave a group of nodes, constants not among them."""
+def _macs(nodes: Sequence[onnx_ir.Node]) -> int | None:
+    """Return the MACs of a group of nodes; None of none, and where a shape that they need is unknown."""
+    each = [node_macs(node) for node in nodes]
+    known = [macs for macs in each if macs is not None]
+    return sum(known) if known and len(known) == len(each) else None
+
+
+def _crossing_bytes(nodes: Sequence[onnx_ir.Node]) -> int | None:
+    """Return the bytes of values that enter or leave a group of nodes, constants not among them; None if unknown."""
     group = set(nodes)
     entering = {
         value
@@ -394,7 +473,9 @@ def _crossing_bytes(nodes: Sequence[onnx_ir.Node]) -> int:
         for value in node.outputs
         if value.is_graph_output() or any(reader not in group for reader in value.consumers())
     }
-    return sum(size_bytes(value) or 0 for value in entering | leaving)
+    sizes = [size_bytes(value) for value in entering | leaving]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 # The machine.
@@ -402,17 +483,22 @@ def _crossing_bytes(nodes: Sequence[onnx_ir.Node]) -> int:
 
 @contextlib.contextmanager
 def pinned(threads: int) -> Iterator[None]:
-    """Keep this process on as many cores as it has threads, so that none of them moves; where the system lets it."""
+    """Keep the calling thread, and those that it starts, on as many of the fastest cores, so that none of them moves.
+
+    Where the system does not let it, they stay where they are.
+    """
+    allowed = usable_cores()
+    chosen = fastest_cores(allowed, threads)
     try:
-        allowed = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, sorted(allowed)[-threads:])
-    except (AttributeError, OSError):  # not Linux, or not permitted
-        yield
-        return
+        if chosen:
+            os.sched_setaffinity(0, chosen)
+    except OSError:  # not permitted
+        chosen = []
     try:
         yield
     finally:
-        os.sched_setaffinity(0, allowed)
+        if chosen:
+            os.sched_setaffinity(0, allowed)
 
 
 def _names(models: Sequence[object], loaded: Sequence[onnx_ir.Model]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,22 @@ from onnxpress.ir.analysis.execute import BatchRunner
 from onnxpress.ir.errors import InputError
 from onnxpress.targets.runtimes.timing import Latency, take_turns
 
-__all__ = ["Array", "Feeds", "NodeTime", "Port", "Prepared", "Runtime", "fit_feeds", "race", "sample_runner"]
+__all__ = [
+    "Array",
+    "Feeds",
+    "NodeClock",
+    "NodeTime",
+    "Port",
+    "Prepared",
+    "Runtime",
+    "fit_feeds",
+    "race",
+    "sample_runner",
+]
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
+NodeClock = Literal["CPU", "elapsed", "GPU"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +50,8 @@ class Port:
 class NodeTime:
     """What one step of the runtime takes.
 
-    name: as the runtime calls it. kind: its kernel or layer type. milliseconds: undisturbed (`timing`). origins:
+    name: as the runtime calls it. kind: its kernel or layer type. milliseconds: undisturbed (`timing`), by
+    `Runtime.node_clock`. origins:
     names of the model's nodes that it computes, the one that does most of the work first; none where the runtime put it
     in, or does not say.
     """
@@ -110,6 +123,11 @@ class Runtime(Protocol):
     @property
     def single_thread_clock(self) -> Callable[[], float] | None:
         """Seconds of CPU time that its computing takes with one thread; None where the processor does not compute."""
+        ...
+
+    @property
+    def node_clock(self) -> NodeClock | None:
+        """Which time of one thread `node_times` tells; None where it tells none. Of more threads CPU is elapsed."""
         ...
 
     def version(self) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir
 
 from onnxpress.targets.litert.install import require_interpreter
-from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port, fit_feeds
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, Port, fit_feeds
 from onnxpress.targets.runtimes.quiet import quiet
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
 
@@ -110,6 +110,7 @@ class LiteRt:
     name = "litert"
     title = "LiteRT with XNNPACK"
     single_thread_clock: Callable[[], float] = staticmethod(time.thread_time)
+    node_clock: NodeClock | None = None
 
     def version(self) -> str:
         require_interpreter()

@@ -27,7 +27,7 @@ import onnx_ir
 
 from onnxpress.ir import model_io
 from onnxpress.ir.errors import UsageError
-from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Prepared, fit_feeds
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, Prepared, fit_feeds
 from onnxpress.targets.runtimes.fixed_shapes import FixedModel, first_node, narrow
 from onnxpress.targets.runtimes.programs import Finished, run_program
 from onnxpress.targets.runtimes.quiet import quiet
@@ -129,6 +129,7 @@ class Mnn:
     name = "mnn"
     title = "MNN on the CPU"
     single_thread_clock: Callable[[], float] = staticmethod(time.thread_time)
+    node_clock: NodeClock | None = "CPU"
 
     def version(self) -> str:
         _require()

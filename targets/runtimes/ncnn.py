@@ -22,7 +22,7 @@ from typing import Any
 import onnx_ir
 
 from onnxpress.ir.errors import UsageError
-from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Prepared, fit_feeds
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, Prepared, fit_feeds
 from onnxpress.targets.runtimes.fixed_shapes import FixedModel, narrow
 from onnxpress.targets.runtimes.pnnx import FILES, convert, find_pnnx, read_batch_axes
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
@@ -116,6 +116,7 @@ class Ncnn:
     name = "ncnn"
     title = "ncnn on the CPU"
     single_thread_clock: Callable[[], float] = staticmethod(time.thread_time)
+    node_clock: NodeClock | None = "CPU"
 
     def version(self) -> str:
         ncnn = _require()

@@ -23,7 +23,7 @@ import onnx_ir
 from onnxpress.ir import model_io
 from onnxpress.ir.analysis.execute import require_runtime
 from onnxpress.ir.errors import UsageError
-from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, Port
 from onnxpress.targets.runtimes.onnxruntime_cpu import inspect_kernels
 from onnxpress.targets.runtimes.onnxruntime_session import fit_session, open_session, run_session
 from onnxpress.targets.runtimes.origins import find_origins
@@ -123,6 +123,8 @@ def _quiet_times(
 
 class OnnxRuntime:
     """onnxruntime on one of its providers."""
+
+    node_clock: NodeClock | None = "elapsed"
 
     def __init__(self, name: str, title: str, provider: str, clock: Callable[[], float] | None) -> None:
         self.name, self.title, self._provider = name, title, provider

@@ -22,7 +22,7 @@ import onnx_ir
 from onnxpress.ir import model_io
 from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.ir.shapes import required_inputs
-from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, Port, fit_feeds
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, Port, fit_feeds
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, is_quantized_on_paper
 from onnxpress.targets.runtimes.onnxruntime_session import model_source
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
@@ -109,6 +109,7 @@ class OpenVino:
     name = "openvino"
     title = "OpenVINO on the CPU"
     single_thread_clock: Callable[[], float] = staticmethod(time.process_time)
+    node_clock: NodeClock | None = "elapsed"
 
     def version(self) -> str:
         return str(_require().__version__)

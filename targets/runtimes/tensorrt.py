@@ -36,7 +36,7 @@ import onnx_ir
 
 from onnxpress.ir import model_io
 from onnxpress.ir.errors import UsageError
-from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime, fit_feeds
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, fit_feeds
 from onnxpress.targets.runtimes.fixed_shapes import FixedModel, fix_shapes
 from onnxpress.targets.runtimes.programs import run_program
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
@@ -122,6 +122,7 @@ class TensorRt:
     name = "tensorrt"
     title = "TensorRT on a GPU"
     single_thread_clock: Callable[[], float] | None = None
+    node_clock: NodeClock | None = "GPU"
 
     def version(self) -> str:
         lines = run_program([_require(), "--help"], Path.cwd()).lines

@@ -1,13 +1,13 @@
 """Benchmarks: every published figure stands behind a command here.
 
-python -m onnxpress.tools.bench ptq [MODEL ...] [--rounds N] [--limit N] [--json FILE|-] [--keep DIR]
-python -m onnxpress.tools.bench prune [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
-python -m onnxpress.tools.bench factorize [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [the same options]
-python -m onnxpress.tools.bench lowbit [MODEL ...] [--by PIPELINE,...] [the same options]
-python -m onnxpress.tools.bench targets [MODEL ...] [--by PASS,...] [--targets T,...] [--markdown FILE] [the same]
-python -m onnxpress.tools.bench profile [MODEL ...] [--by VARIANT,...] [--target T] [the same]
-python -m onnxpress.tools.bench openvino [MODEL ...] [the same options]
-python -m onnxpress.tools.bench arm64 [MODEL ...] [--targets T,...] [--device DEVICE] [the same options]
+python -m onnxpress.tools.bench ptq [MODEL ...] [--rounds N] [--limit N] [--keep DIR] [--json FILE|-]
+python -m onnxpress.tools.bench prune [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [all options of ptq]
+python -m onnxpress.tools.bench factorize [MODEL ...] [--times 1.25,1.5,2,3] [--by COMPILER,...] [all options of ptq]
+python -m onnxpress.tools.bench lowbit [MODEL ...] [--by PIPELINE,...] [all options of ptq]
+python -m onnxpress.tools.bench targets [MODEL ...] [--by PASS,...] [--targets T,...] [--markdown FILE] [all of ptq]
+python -m onnxpress.tools.bench profile [MODEL ...] [--by VARIANT,...] [--target T] [all options of ptq but --limit]
+python -m onnxpress.tools.bench openvino [MODEL ...] [all options of ptq]
+python -m onnxpress.tools.bench arm64 [MODEL ...] [--targets T,...] [--device DEVICE] [all options of ptq but --rounds]
 python -m onnxpress.tools.bench pack [MODEL ...] [--json FILE|-]
 """
 
@@ -30,27 +30,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m onnxpress.tools.bench", description=__doc__.splitlines()[0])
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("models", nargs="*", help="asset models, by name or its start; all by default")
-    shared.add_argument("--rounds", type=int, default=200, help="interleaved latency rounds")
-    shared.add_argument("--limit", type=int, help="evaluate on so many images; all by default")
     shared.add_argument("--json", help="write the rows as JSON, - for standard output")
-    shared.add_argument("--keep", type=Path, help="keep compiled models and prepared data in this folder")
+    kept, timed, evaluated = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    kept.add_argument("--keep", type=Path, help="keep compiled models and prepared data in this folder")
+    timed.add_argument("--rounds", type=int, default=200, help="interleaved latency rounds")
+    evaluated.add_argument("--limit", type=int, help="evaluate on so many images; all by default")
+    usual = [shared, kept, timed, evaluated]
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    benchmarks.add_parser("ptq", parents=[shared], help="post-training int8 quantization beside onnxruntime's own")
+    benchmarks.add_parser("ptq", parents=usual, help="post-training int8 quantization beside onnxruntime's own")
     for name, what in (("prune", "channel pruning"), ("factorize", "low rank and separable convolutions")):
-        reduction = benchmarks.add_parser(name, parents=[shared], help=f"{what} without labels, beside baselines")
+        reduction = benchmarks.add_parser(name, parents=usual, help=f"{what} without labels, beside baselines")
         reduction.add_argument("--times", default="1.25,1.5,2,3", help="how many times fewer MACs to ask for, > 1 each")
         reduction.add_argument("--by", help="compilers to run, with commas between; all by default")
-    lowbit = benchmarks.add_parser("lowbit", parents=[shared], help="weights of 1 to 8 bits, packed and run")
+    lowbit = benchmarks.add_parser("lowbit", parents=usual, help="weights of 1 to 8 bits, packed and run")
     lowbit.add_argument("--by", help="pipelines to run, with commas between; all by default")
-    targets = benchmarks.add_parser("targets", parents=[shared], help="every pass on every target, run there")
+    targets = benchmarks.add_parser("targets", parents=usual, help="every pass on every target, run there")
     targets.add_argument("--by", help="passes to run, with commas between; all by default")
     targets.add_argument("--targets", help="targets to lower to, with commas between; all by default")
     targets.add_argument("--markdown", type=Path, help="write the table as a page")
-    profile = benchmarks.add_parser("profile", parents=[shared], help="predicted beside measured time")
+    profile = benchmarks.add_parser("profile", parents=[shared, kept, timed], help="predicted beside measured time")
     profile.add_argument("--by", help="variants to time, with commas between; all by default")
     profile.add_argument("--target", default="host-cpu", help="whose estimate predicts: a name, or a profile")
-    benchmarks.add_parser("openvino", parents=[shared], help="int8 beside float, both on OpenVINO")
-    arm64 = benchmarks.add_parser("arm64", parents=[shared], help="mobile-cpu's results on emulated Arm64 beside here")
+    benchmarks.add_parser("openvino", parents=usual, help="int8 beside float, both on OpenVINO")
+    arm64 = benchmarks.add_parser(
+        "arm64", parents=[shared, kept, evaluated], help="mobile-cpu's results on emulated Arm64 beside here"
+    )
     arm64.add_argument("--targets", default="mobile-cpu", help="targets to lower to, with commas between")
     arm64.add_argument("--device", help="another device to compare with; by default emulation is set up below --keep")
     benchmarks.add_parser("pack", parents=[shared], help="the .onnxp container beside xz")
@@ -64,9 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
     except OnnxpressError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    _print_table(rows, headings)
-    if options.json:
+    if options.json:  # first: what took hours outlives whatever goes wrong in telling it
         _write_json(options.json, rows)
+    _print_table(rows, headings)
+    if options.benchmark == "profile":
+        _tell_summary(rows)
     return 0
 
 
@@ -131,7 +137,7 @@ def _targets(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
 
 def _profile(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
     from onnxpress.tools.bench.assets import select
-    from onnxpress.tools.bench.profiles import HEADINGS, VARIANTS, run, summarize
+    from onnxpress.tools.bench.profiles import HEADINGS, VARIANTS, run
     from onnxpress.tools.bench.reduction import parse_compilers
 
     rows = run(
@@ -139,10 +145,16 @@ def _profile(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
         parse_compilers(options.by, VARIANTS, what="variant"),
         target=options.target, rounds=options.rounds, keep=options.keep, tell=_tell,
     )  # fmt: skip
-    summary = summarize(rows)
-    if summary is not None:
-        _tell(", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in dataclasses.asdict(summary).items()))
     return [dataclasses.asdict(row) for row in rows], HEADINGS
+
+
+def _tell_summary(records: _Rows) -> None:
+    from onnxpress.tools.bench.profiles import Row, summarize
+
+    summary = summarize([Row(**record) for record in records])
+    if summary is not None:
+        known = {key: value for key, value in dataclasses.asdict(summary).items() if value is not None}
+        _tell(", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in known.items()))
 
 
 def _openvino(options: argparse.Namespace) -> tuple[_Rows, _Headings]:

@@ -50,8 +50,8 @@ _LEAST_SHARE = 0.01  # of the time, of steps whose error counts
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One model. error_percent: predicted over measured time, less one. node_error_percent: median of the sizes of that
-    over steps above 1 % of the time. steps_percent: the steps' sum and the runtime's own call, of the measured time.
-    status: why there are no numbers.
+    over steps above 1 % of the time. steps_percent: the steps' sum, of the latency by their clock. Both are None where
+    the runtime tells no steps. status: why there are no numbers.
     """
 
     model: str
@@ -66,13 +66,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Of all rows with numbers. spearman: rank correlation of predicted and measured time."""
+    """Of all rows with numbers. spearman: rank correlation of predicted and measured time.
+
+    median_node_error_percent: None where no row has one.
+    """
 
     models: int
     median_error_percent: float
     worst_error_percent: float
     spearman: float
-    median_node_error_percent: float
+    median_node_error_percent: float | None
 
 
 def run(
@@ -137,9 +140,7 @@ def _node_error(found: Profile) -> float | None:
 
 
 def _steps_percent(found: Profile) -> float | None:
-    if not found.steps:
-        return None
-    return 100 * sum(step.milliseconds for step in found.steps) / found.times.undisturbed
+    return None if found.steps_ms is None else 100 * found.steps_ms / found.clocked_ms
 
 
 def summarize(rows: Sequence[Row]) -> Summary | None:
@@ -157,5 +158,5 @@ def summarize(rows: Sequence[Row]) -> Summary | None:
         statistics.median(errors),
         max(errors),
         float(spearmanr(*zip(*pairs, strict=True)).statistic),
-        statistics.median(nodes),
+        statistics.median(nodes) if nodes else None,
     )

@@ -4,13 +4,15 @@ A model is compressed once for all targets, behind `cleanup, fold-batchnorm`; pa
 target computes in integers or float16 run once for each. Each target lowers its own copy. Fidelity is the
 signal-to-noise ratio of the runtime's outputs against the compressed graph in onnxruntime without optimizations;
 accuracy is the runtime's, on all evaluation images; speed is CPU time of one thread over that of the float model in
-the same runtime, all files of a model and target interleaved. Targets whose device is not here run on onnxruntime's CPU
-provider, and their speed is not measured.
+the same runtime, all files of a model and target interleaved. Targets whose runtime is not here run on onnxruntime's
+CPU provider, and their speed is not measured. Those whose runtime is here are timed, on another machine than they
+describe where that is so: rows and page say it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ from onnxpress.passes.manager import PassManager
 from onnxpress.passes.pipeline import build
 from onnxpress.targets.base import Target, load_target
 from onnxpress.targets.runtimes.base import Array, Feeds, Prepared, Runtime, race
-from onnxpress.targets.runtimes.registry import RUNTIMES, load_runtime
+from onnxpress.targets.runtimes.registry import load_runtime
 from onnxpress.targets.runtimes.timing import speedup
 from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 from onnxpress.tools.metrics import SQNR_CEILING_DB
@@ -59,10 +61,10 @@ images as each table says (`--limit`). Each cell: points of top-1 accuracy lost 
 bytes of what the runtime reads, of the original file; speed over the float model in the same runtime, CPU time of one
 thread; and how near the runtime's outputs come to those of the compressed graph, as a signal-to-noise ratio. A cell
 says where nodes are illegal, or why there is no number. All passes run behind `cleanup, fold-batchnorm`, calibrated on
-256 images (ImageNet nets: 100) and not fine-tuned. `gpu` and `tensorrt` were run by onnxruntime on the CPU, and so have
-no speed; `mobile-cpu` was timed on x86. On `mobile-cpu-litert` bytes are of the .tflite file, whose weights are int8 at
-the narrowest.
+256 images (ImageNet nets: 100) and not fine-tuned.
 """
+_LITERT = "On `mobile-cpu-litert` bytes are of the .tflite file, whose weights are int8 at the narrowest."
+_WIDTH = 120  # of the page's lines of text
 
 _FIRST = "cleanup, fold-batchnorm"
 _PER_TARGET = ("quantize-int8", "float16")  # these ask the target what it computes in integers or in float16
@@ -75,16 +77,19 @@ _LATENCY_SECONDS = 20.0
 class Row:
     """One model, pass and target.
 
-    illegal: nodes that break a rule of the target. sqnr_db: of the first output on 16 images, against the compressed
-    graph. accuracy: top-1 in percent, on `images`; drop: the original's in onnxruntime less this, in points.
-    bytes_ratio: of what the runtime reads over the original's file. speed: times faster than the float model in that
-    runtime; None where the device is not here. status: why there is no number.
+    runtime: what ran it. is_stand_in: in place of the target's own, which is not here. is_elsewhere: by the target's
+    own, on another machine than it describes. illegal: nodes that break a rule of the target. sqnr_db: of the first
+    output on 16 images, against the compressed graph. accuracy: top-1 in percent, on `images`; drop: the original's in
+    onnxruntime less this, in points. bytes_ratio: of what the runtime reads over the original's file. speed: times
+    faster than the float model in that runtime; None by a stand-in. status: why there is no number.
     """
 
     model: str
     compiler: str
     target: str
     runtime: str
+    is_stand_in: bool = False
+    is_elsewhere: bool = False
     illegal: int | None = None
     sqnr_db: float | None = None
     accuracy: float | None = None
@@ -142,12 +147,22 @@ class _Bench:
     ) -> Iterator[Row]:
         """Yield the target's rows."""
         runtime, is_real = _runtime(target)
-        ready: dict[str, Prepared] = {"": runtime.prepare(self._float, self._feeds(0))}
-        rows = {}
-        for name in passes:
+        rows = {
+            name: Row(
+                self._asset.model, name, target.name, runtime.name, is_stand_in=not is_real,
+                is_elsewhere=is_real and runtime.single_thread_clock is not None and not target.is_here,
+            )
+            for name in passes
+        }  # fmt: skip
+        try:
+            ready: dict[str, Prepared] = {"": runtime.prepare(self._float, self._feeds(0))}
+        except OnnxpressError as error:
+            cause = f"the float model: {' '.join(str(error).split())}"
+            yield from (dataclasses.replace(row, status=cause) for row in rows.values())
+            return
+        for name, row in rows.items():
             self._tell(f"{self._asset.model}, {name} for {target.name} ...")
             model = shared[name] if name in shared else self._try_compress(name, target.constraints)
-            row = Row(self._asset.model, name, target.name, runtime.name)
             try:
                 rows[name] = self._measure(row, model, target, runtime, ready)
             except OnnxpressError as error:
@@ -212,20 +227,17 @@ class _Bench:
 
 def _runtime(target: Target) -> tuple[Runtime, bool]:
     """Return what runs the target's models here, and whether that is its own runtime."""
-    name = target.profile.runtime
-    if name in RUNTIMES:
-        runtime = load_runtime(name)
-        try:
-            runtime.version()
-            return runtime, True
-        except UsageError:
-            pass
-    return load_runtime(_STAND_IN), False
+    runtime = load_runtime(target.profile.runtime)
+    try:
+        runtime.version()
+    except UsageError:
+        return load_runtime(_STAND_IN), False
+    return runtime, True
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return the rows as a page: one table a model, passes down, targets across."""
-    lines = [_PAGE]
+    lines = [_PAGE.rstrip("\n"), *_circumstances(rows), ""]
     for model in dict.fromkeys(row.model for row in rows):
         mine = [row for row in rows if row.model == model]
         targets = list(dict.fromkeys(row.target for row in mine))
@@ -243,6 +255,26 @@ def markdown(rows: Sequence[Row]) -> str:
             lines.append(f"| `{name}` | {' | '.join(cells[target] for target in targets)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _circumstances(rows: Sequence[Row]) -> list[str]:
+    """Return what the rows say of how they came about, in lines of text."""
+    stand_ins = {row.target: row.runtime for row in rows if row.is_stand_in}
+    elsewhere = dict.fromkeys(row.target for row in rows if row.is_elsewhere)
+    said = [
+        f"{_listed(target for target in stand_ins if stand_ins[target] == runtime)} had no runtime of their own here: "
+        f"`{runtime}` ran them, and they have no speed."
+        for runtime in dict.fromkeys(stand_ins.values())
+    ]
+    if elsewhere:
+        said.append(f"On another machine than they describe: {_listed(elsewhere)}.")
+    if any(row.runtime == "litert" for row in rows):
+        said.append(_LITERT)
+    return textwrap.wrap(" ".join(said), _WIDTH, break_on_hyphens=False)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _cell(row: Row) -> str:

@@ -14,7 +14,7 @@ def calibrate(
     json: Json = None,
     force: Force = False,
 ) -> None:
-    """Time small models on this machine, and write a target profile whose cost estimate fits it.
+    """Time small models on this machine, and write a target profile whose cost estimate fits it: about a minute.
 
     It takes over the rules of --target, by default those of this machine, and is used as any: --target PROFILE.toml.
     """
@@ -27,9 +27,9 @@ def calibrate(
     from onnxpress.tools.report.profile_tables import show_calibration
     from onnxpress.tools.report.progress import watch_progress
 
-    check_outputs({"-o": output, "--json": json}, {}, force=force)
+    check_outputs({"-o": output, "--json": json}, {"--target": target}, force=force)
     with watch_progress() as progress:
-        found = measure(output.stem, target=target, progress=progress)
+        found = measure(output, target=target, progress=progress)
     write_text(output, found.text, overwrite=force)
     show_calibration(console(), found, output)
     write_json(json, found.to_json(), overwrite=force)

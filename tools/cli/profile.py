@@ -60,16 +60,18 @@ def profile(
     """Measure MODEL in a runtime, node by node, beside what the target's cost estimate predicts.
 
     Times are CPU time of one thread where one thread computes, which a busy machine stretches least. Without --data the
-    input is made up: time hardly depends on it.
+    input is made up: time hardly depends on its numbers. It does on sizes: a model that leaves some open needs --data.
+    --json of MODEL alone is its profile; with --compare it holds both as a list, "models", and the "speedup".
     """
     from onnxpress.tools.outputs import check_outputs
 
     outputs = {"--json": json, "--trace": trace, "--report": report}
-    check_outputs(outputs, {"MODEL": model, "--compare": compare, "--data": data}, force=force)
+    inputs = {"MODEL": model, "--compare": compare, "--data": data, "--target": target}
+    check_outputs(outputs, inputs, force=force)
     if device is not None and runtime is not None:
         raise UsageError("--device: it runs models in its onnxruntime. Leave --runtime out.")
     if runtime == _ALL:
-        _require_alone(target=target, compare=compare, trace=trace, report=report)
+        _require_alone(target=target, compare=compare, trace=trace, report=report, all=every or None)
         _table(model, data, runs, threads, json, force)
     else:
         _profile(model, target, runtime, device, compare, data, runs, threads, every, trace, report, json, force)
@@ -91,7 +93,8 @@ def _table(model: Path, data: str | None, runs: int, threads: int, json: str | N
 
     rows = compare_runtimes(model, data=data, rounds=runs, threads=threads)
     show_runtimes(console(), rows)
-    write_json(json, {"model": str(model), "runtimes": [dataclasses.asdict(row) for row in rows]}, overwrite=force)
+    told = [{**dataclasses.asdict(row), "times": None if row.times is None else row.times.to_json()} for row in rows]
+    write_json(json, {"model": str(model), "runtimes": told}, overwrite=force)
 
 
 def _profile(
@@ -131,7 +134,7 @@ def _profile(
         show_profile(console(), one, every=every)
     if other is not None:
         first, second = found.profiles
-        show_comparison_by_node(console(), first, second, found.speedup)
+        show_comparison_by_node(console(), first, second, found.speedup, every=every)
     if trace is not None:
         write_text(trace, json_text(trace_events(found.profiles)), overwrite=force)
     if report is not None:

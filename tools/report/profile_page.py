@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onnxpress.ir.errors import UsageError
@@ -11,7 +11,7 @@ from onnxpress.tools.report.numbers import milliseconds, three_digits
 
 if TYPE_CHECKING:
     from onnxpress.targets.schema import Roofline
-    from onnxpress.tools.profiling import Profile
+    from onnxpress.tools.profiling import Profile, Step
 
 __all__ = ["profile_page", "require_plotly"]
 
@@ -41,12 +41,14 @@ def profile_page(profiles: Sequence[Profile], roofline: Roofline | None) -> str:
         UsageError: plotly is not installed.
     """
     figures = require_plotly()
-    parts = []
+    parts, drawn = [], 0
     for found in profiles:
-        parts.append(f"<h2>{html.escape(found.model)}</h2><p>{html.escape(_headline(found))}</p>")
-        if found.steps:
-            for figure in (_bars(figures, found), _roofline(figures, found, roofline)):
-                parts.append(figure.to_html(full_html=False, include_plotlyjs=len(parts) == 1, div_id=f"f{len(parts)}"))
+        parts.append(f"<h2>{html.escape(found.model)}</h2>")
+        parts += [f"<p>{html.escape(line)}</p>" for line in (_headline(found), *_remarks(found))]
+        for figure in _figures(figures, found, roofline):
+            # The library goes with the first figure, whichever model has one.
+            parts.append(figure.to_html(full_html=False, include_plotlyjs=drawn == 0, div_id=f"f{drawn}"))
+            drawn += 1
     title = html.escape(", ".join(found.model for found in profiles))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Profile of {title}</title>'
@@ -61,6 +63,23 @@ def _headline(found: Profile) -> str:
         f"{found.runtime} {found.version}, {found.threads} thread(s): {milliseconds(found.times.undisturbed)}, "
         f"quartiles {100 * found.times.spread:.0f} % apart{predicted}; {found.macs:,} MACs, {found.size_bytes:,} bytes"
     )
+
+
+def _remarks(found: Profile) -> list[str]:
+    """Return what is to be known of the numbers, and why there are no figures."""
+    return [*found.notes, *([] if found.steps else [f"{found.runtime} tells no times by node"])]
+
+
+def _figures(figures: Any, found: Profile, roofline: Roofline | None) -> Iterator[Any]:
+    if found.steps:
+        yield _bars(figures, found)
+    if _products(found):
+        yield _roofline(figures, found, roofline)
+
+
+def _products(found: Profile) -> list[Step]:
+    """Return the steps that a roofline has a place for: of known MACs, bytes and time."""
+    return [step for step in found.steps if step.macs and step.moved_bytes and step.milliseconds]
 
 
 def _bars(figures: Any, found: Profile) -> Any:
@@ -83,11 +102,11 @@ def _bars(figures: Any, found: Profile) -> Any:
 
 
 def _roofline(figures: Any, found: Profile, roofline: Roofline | None) -> Any:
-    steps = [step for step in found.steps if step.macs and step.moved_bytes and step.milliseconds]
-    intensity = [2 * step.macs / step.moved_bytes for step in steps]
+    steps = _products(found)
+    intensity = [2 * (step.macs or 0) / (step.moved_bytes or 1) for step in steps]
     told = [f"{step.name}: {three_digits(step.milliseconds)} ms" for step in steps]
     traces = [figures.Scatter(x=intensity, y=[step.gflops for step in steps], mode="markers", name="steps", text=told)]
-    if roofline is not None and intensity:
+    if roofline is not None:
         low, high = min(intensity) / _MARGIN, max(intensity) * _MARGIN
         for name, peak in (("float32", roofline.conv.float32), ("int8", roofline.conv.int8)):
             if peak is not None:

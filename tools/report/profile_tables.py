@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from onnxpress.ir.shapes import describe_shape
 from onnxpress.tools.report.facts import show_facts
 from onnxpress.tools.report.numbers import describe_speed, milliseconds, three_digits
 
@@ -34,8 +35,10 @@ def show_profile(console: Console, found: Profile, *, every: bool = False) -> No
     if found.predicted_ms is not None:
         off = f"{100 * (found.predicted_ms / times.undisturbed - 1):+.0f} %"
         predicted = f"{milliseconds(found.predicted_ms)} ({off}), by the estimate of {found.target}"
+    rate = f" ({three_digits(2 * found.macs / times.undisturbed / 1e6)} GFLOP/s)" if found.macs else ""
     facts = {
         "model": found.model,
+        "input": ", ".join(f"{name} {describe_shape(shape)}" for name, shape in found.inputs.items()) or None,
         "runtime": f"{found.runtime} {found.version}, {found.threads} thread{'s' if found.threads > 1 else ''}, "
         f"batch {found.batch or 1}",
         "latency": f"{milliseconds(times.undisturbed)} {clock}, undisturbed",
@@ -43,10 +46,10 @@ def show_profile(console: Console, found: Profile, *, every: bool = False) -> No
         f"{three_digits(times.p90)}; 99 %: {three_digits(times.p99)}; quartiles {100 * times.spread:.0f} % apart",
         "elapsed": f"{milliseconds(times.wall_undisturbed)} undisturbed, {milliseconds(times.wall_median)} median",
         "predicted": predicted,
-        "created in": None if found.create_ms is None else f"{milliseconds(found.create_ms)} of CPU time",
+        "loaded in": None if found.create_ms is None else milliseconds(found.create_ms),
         "memory": f"{found.memory_bytes / 2**20:.1f} MiB resident, {found.peak_activation_bytes:,} bytes of values",
         "bytes": f"{found.size_bytes:,}",
-        "MACs": f"{found.macs:,} ({three_digits(2 * found.macs / times.undisturbed / 1e6)} GFLOP/s)",
+        "MACs": f"{found.macs:,}{rate}",
         "parameters": f"{found.params:,}",
     }
     show_facts(facts)
@@ -73,40 +76,46 @@ def _show_steps(console: Console, found: Profile, *, every: bool) -> None:
             f"{100 * step.share:.1f} %",
             _NONE if step.predicted_ms is None else three_digits(step.predicted_ms),
             step.bound or "",
-            three_digits(step.gflops) if step.macs else "",
-            three_digits(step.gigabytes_per_second),
+            three_digits(step.gflops) if step.macs and step.gflops is not None else "",
+            "" if step.gb_per_s is None else three_digits(step.gb_per_s),
             "" if step.roofline is None or not step.macs else f"{100 * step.roofline:.0f} %",
             _short(step.fused),
         )
     console.print(table)
     if (rest := len(found.steps) - len(ordered)) > 0:
         console.print(f"  ... and {rest} more: --all, or --json", style="dim")
-    if found.outside_ms is not None:
+    if found.steps_ms is not None and found.outside_ms is not None:
         console.print(
-            f"{len(found.steps)} steps take {milliseconds(sum(step.milliseconds for step in found.steps))} of elapsed "
-            f"time; {milliseconds(max(0.0, found.outside_ms))} are the runtime's own"
+            f"{len(found.steps)} steps take {milliseconds(found.steps_ms)} of {found.node_clock} time; "
+            f"{milliseconds(found.outside_ms)} are the runtime's own"
         )
 
 
-def show_comparison_by_node(console: Console, first: Profile, second: Profile, speedup: float | None) -> None:
-    """Print two models side by side, by the node that each step mostly is."""
+def show_comparison_by_node(
+    console: Console, first: Profile, second: Profile, speedup: float | None, *, every: bool = False
+) -> None:
+    """Print two models side by side, by the node that each step mostly is. every: all, in the order they run."""
     table = _table("node", "kernel A", "kernel B", text=3)
     for heading in ("ms A", "ms B", "change"):
         table.add_column(heading, justify="right")
     pairs = _pairs(first.steps, second.steps)
-    pairs.sort(key=lambda pair: -max(each.milliseconds for each in pair if each is not None))
-    for a, b in pairs[:_TOP]:
+    shown = pairs if every else sorted(pairs, key=_longest)[:_TOP]
+    for a, b in shown:
         name = (a or b).name  # type: ignore[union-attr]
         table.add_row(
             name, a.kind if a else _NONE, b.kind if b else _NONE, *(_ms(each) for each in (a, b)),
             describe_speed(a.milliseconds, b.milliseconds) if a and b and a.milliseconds and b.milliseconds else "",
         )  # fmt: skip
     console.print(table)
-    if len(pairs) > _TOP:
-        console.print(f"  ... and {len(pairs) - _TOP} more: --json", style="dim")
+    if (rest := len(pairs) - len(shown)) > 0:
+        console.print(f"  ... and {rest} more: --all, or --json", style="dim")
     if speedup is not None:
-        a, b = first.times.undisturbed, second.times.undisturbed
-        console.print(f"A {milliseconds(a)}, B {milliseconds(b)}: {describe_speed(a, b)}")
+        before, after = first.times.undisturbed, second.times.undisturbed
+        console.print(f"A {milliseconds(before)}, B {milliseconds(after)}: {describe_speed(before, after)}")
+
+
+def _longest(pair: tuple[Step | None, Step | None]) -> float:
+    return -max(each.milliseconds for each in pair if each is not None)
 
 
 def _pairs(first: Sequence[Step], second: Sequence[Step]) -> list[tuple[Step | None, Step | None]]:
@@ -133,7 +142,8 @@ def show_runtimes(console: Console, rows: Sequence[RuntimeRow]) -> None:
     for row in (row for row in rows if row.times is None):
         console.print(f"{row.runtime}: {row.status}")
     console.print(
-        "ms: undisturbed, at batch 1, CPU time of one thread where one computes; error: over the largest output"
+        "ms: undisturbed, of the first sample or as many as the model's own batch holds, CPU time of one thread where "
+        "one computes; error: over the largest output"
     )
 
 
@@ -143,7 +153,7 @@ def show_calibration(console: Console, found: Calibration, path: str | os.PathLi
         {
             "profile": os.fspath(path),
             "target": f"{found.name}, which extends {found.base}",
-            "machine": found.machine.processor,
+            "machine": found.machine.title,
             "samples": f"{len(found.fitted.samples)}",
             "fit": f"half of them within {100 * found.fitted.median_error:.0f} %",
         }

@@ -15,7 +15,7 @@ __all__ = ["trace_events"]
 
 
 def trace_events(profiles: Sequence[Profile]) -> dict[str, Any]:
-    """Return the document, a process for each model. Steps follow each other by their median times."""
+    """Return the document, a process for each model. Steps follow each other; what is not known of one is left out."""
     events: list[dict[str, Any]] = []
     for number, found in enumerate(profiles, start=1):
         label = {"name": f"{found.model} in {found.runtime}"}
@@ -23,9 +23,10 @@ def trace_events(profiles: Sequence[Profile]) -> dict[str, Any]:
         start = 0.0
         for step in found.steps:
             taken = step.milliseconds * 1e3
-            arguments = {"fused": list(step.fused), "macs": step.macs, "bytes": step.moved_bytes}
+            known: dict[str, float | None] = {"macs": step.macs, "bytes": step.moved_bytes}
             if step.predicted_ms is not None:
-                arguments["predicted_us"] = step.predicted_ms * 1e3
+                known["predicted_us"] = step.predicted_ms * 1e3
+            arguments = {"fused": list(step.fused), **{key: told for key, told in known.items() if told is not None}}
             events.append(
                 {"ph": "X", "name": step.name, "cat": step.kind, "pid": number, "tid": 1, "ts": start, "dur": taken,
                  "args": arguments}

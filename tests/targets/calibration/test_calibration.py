@@ -25,7 +25,7 @@ from onnxpress.targets.calibration.micro_models import (
 from onnxpress.targets.calibration.yardstick import Yardstick
 from onnxpress.targets.costmodel import RooflineCost
 from onnxpress.targets.prediction import charges
-from onnxpress.targets.runtimes.base import Feeds, NodeTime, Port
+from onnxpress.targets.runtimes.base import Feeds, NodeClock, NodeTime, Port
 from onnxpress.targets.runtimes.registry import load_runtime
 from onnxpress.targets.schema import Profile
 from tests.support import Array, random_feeds, run
@@ -109,6 +109,7 @@ class _Clockwork:
     """A runtime whose steps take all the same time, on a machine that others slow down for most of the time."""
 
     name, title, single_thread_clock = "clockwork", "A clockwork", None
+    node_clock: NodeClock | None = "elapsed"
 
     def __init__(self) -> None:
         self._clock = 0

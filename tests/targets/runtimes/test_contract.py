@@ -116,6 +116,11 @@ def test_steps_are_told_or_none_are(runtime: Runtime, net: onnx_ir.Model) -> Non
     assert sum(prepared.layers().values()) >= 3 or not prepared.layers()
 
 
+def test_a_runtime_that_names_a_clock_of_steps_tells_steps(runtime: Runtime, net: onnx_ir.Model) -> None:
+    steps = runtime.prepare(net, _feeds(net)).node_times(5)
+    assert runtime.node_clock is None if not steps else runtime.node_clock in ("CPU", "elapsed", "GPU")
+
+
 def test_an_unknown_name_is_told_with_near_ones() -> None:
     with pytest.raises(UsageError) as caught:
         load_runtime("open-vino")
