@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import re
 from collections.abc import Callable
 
 import onnx_ir
@@ -35,6 +37,7 @@ _BLOCKED = frozenset(
      "HardSigmoid", "LeakyRelu", "MaxPool", "Mul", "Relu", "Resize", "Sigmoid", "Sum", "Tanh", "Upsample")
 )  # fmt: skip
 
+_UNPRICED = re.compile(r"Integer|^QLinear(Conv|MatMul)|^QGemm|^MatMulNBits")
 
 Charge = Callable[[RooflineCost], CostBreakdown]
 
@@ -44,12 +47,14 @@ class Prediction:
     """A model's predicted time, one thread, batch 1.
 
     nodes: by the model's names; a node that vanishes into another costs 0. conversions: of changing a value's layout,
-    by the value's name, which no node of the model accounts for. call_seconds: of running a model at all.
+    by the value's name, which no node of the model accounts for. call_seconds: of running a model at all. unpriced:
+    names of nodes that multiply and have no price of their own, such as QLinearConv: they count as if they moved data.
     """
 
     nodes: dict[str, CostBreakdown]
     conversions: dict[str, CostBreakdown]
     call_seconds: float = 0.0
+    unpriced: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -61,12 +66,13 @@ class Prediction:
 class Charges:
     """What a model pays for, whatever the prices: by node and by value, as `Prediction`.
 
-    working_set_bytes: all its weights. From run to run, a core's cache keeps them or does not.
+    unpriced: see there. working_set_bytes: all its weights. From run to run, a core's cache keeps them or does not.
     """
 
     nodes: dict[str, Charge]
     conversions: dict[str, Charge]
     working_set_bytes: int
+    unpriced: tuple[str, ...] = ()
 
     def at(self, costs: RooflineCost) -> Prediction:
         """Return the prediction at the prices of `costs`."""
@@ -74,6 +80,7 @@ class Charges:
             {name: charge(costs) for name, charge in self.nodes.items()},
             {name: charge(costs) for name, charge in self.conversions.items()},
             costs.call_seconds,
+            self.unpriced,
         )
 
 
@@ -109,15 +116,18 @@ class _Graph:
 
     def charges(self) -> Charges:
         found = {node.name or "": self._charge(node) for node in self._nodes}
-        return Charges(found, self._moved, self._weight_bytes)
+        unpriced = tuple(node.name or "" for node in self._nodes if _UNPRICED.search(node.op_type))
+        return Charges(found, self._moved, self._weight_bytes, unpriced)
 
     def _charge(self, node: onnx_ir.Node) -> Charge:
         if node.op_type == "QuantizeLinear":
             return self._quantize(node)
         if node.op_type == "DequantizeLinear":
             return self._dequantize(node)
-        if node in self._integer or _on_integers(node):
+        if node in self._integer:
             return functools.partial(RooflineCost.explain, node=node, precision="int8")
+        if _on_integers(node):
+            return functools.partial(_on_its_own_integers, node=node)
         if self._is_into_range(node):
             return _free
         fuses = self._lay_out(node)
@@ -225,6 +235,12 @@ def _is_float(value: onnx_ir.Value) -> bool:
 def _on_integers(node: onnx_ir.Node) -> bool:
     value = node.inputs[0] if node.inputs else None
     return value is not None and value.dtype in _INTEGERS
+
+
+def _on_its_own_integers(costs: RooflineCost, node: onnx_ir.Node) -> CostBreakdown:
+    """Price an operator that integers are handed to. It runs, whether or not a pass may make such ones."""
+    found = costs.explain(node, "int8")
+    return found if math.isfinite(found.seconds) else costs.explain(node, "float32")
 
 
 def _free(costs: RooflineCost) -> CostBreakdown:

@@ -383,6 +383,9 @@ class _Ready:
 
 
 def _notes(target: Target, runtime: Runtime, predicted: Prediction | None) -> Iterator[str]:
+    if predicted is not None and predicted.unpriced:
+        count, name = len(predicted.unpriced), predicted.unpriced[0]
+        yield f"the prediction is too low: it leaves out the multiplications of {count} nodes, such as {name!r}"
     if predicted is None:
         yield f"{target.name} has no cost estimate: nothing is predicted"
     elif runtime.name != target.profile.runtime:

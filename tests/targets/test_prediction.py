@@ -146,3 +146,18 @@ def test_weights_that_stay_in_the_cache_are_read_faster() -> None:
     times = [_predict(model, profile).nodes["a"].memory for model in (small, large)]
     assert 90 < times[1] / times[0] < 110  # ten times the bytes at a tenth of the speed
     assert _predict(small, profile).call_seconds == pytest.approx(5e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "unpriced"),
+    [
+        ("[c] c = Cast<to = 1>(x) [a] out = Conv(c, w)", ()),
+        ("[t] t = Transpose<perm = [0, 1, 3, 2]>(x) [c] out = Cast<to = 1>(t)", ()),
+        ("[q] q = ConvInteger(x, v) [c] out = Cast<to = 1>(q)", ("q",)),
+    ],
+)
+def test_what_reads_integers_that_no_pass_made_takes_some_time(body: str, unpriced: tuple[str, ...]) -> None:
+    weights = {**_weights(w=(4, 4, 1, 1)), "v": np.ones((4, 4, 1, 1), np.uint8)}
+    found = _predict(model_of(body, weights, inputs="uint8[1, 4, 7, 7] x", out="1, 4, 7, 7"))
+    assert 0 < found.seconds < 1e-3
+    assert found.unpriced == unpriced
