@@ -23,7 +23,6 @@ from onnxpress.ir.analysis.cost import ModelCost, cost
 from onnxpress.ir.data import open_data
 from onnxpress.ir.shapes import size_bytes
 from onnxpress.targets.base import Target, load_target
-from onnxpress.targets.devices.device import open_device
 from onnxpress.targets.prediction import Prediction, predict
 from onnxpress.targets.runtimes.base import Feeds, NodeTime, Prepared, Runtime, race
 from onnxpress.targets.runtimes.registry import load_runtime
@@ -34,12 +33,15 @@ from onnxpress.tools.memory import rss_bytes
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Profile", "Race", "Step", "Times", "pinned", "profile", "profile_on_device"]
+__all__ = [
+    "LEAST_SECONDS", "SECONDS", "STEP_SECONDS", "WARMUP_ROUNDS", "Effort", "Profile", "Race", "Step", "Times",
+    "find_steps", "model_names", "pinned", "profile", "why_not_predicted",
+]  # fmt: skip
 
-_WARMUP_ROUNDS = 5
+WARMUP_ROUNDS = 5
+LEAST_SECONDS, SECONDS = 3.0, 6.0  # of all rounds of latency
+STEP_SECONDS = 2.0  # at least, of runs under the profiler
 _STEP_ROUNDS = 100  # at most, of runs under the profiler
-_LEAST_SECONDS, _SECONDS = 3.0, 6.0  # of all rounds of latency
-_STEP_SECONDS = 2.0  # at least, of runs under the profiler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,9 @@ class Profile:
     create_ms: CPU time to load the model there, converted where it must be; None where a device does not tell.
     memory_bytes: by how much resident memory grew with loading and running it; on a device, all that the process holds.
     outside_ms: what the steps leave of the latency. predicted_ms: of the whole model.
+
+    device: the other machine that it ran on, as `--device` names it; None for this one. create_ms there is elapsed
+    time, and version "unknown" where it does not tell.
     """
 
     model: str
@@ -142,7 +147,13 @@ class Profile:
     peak_activation_bytes: int
     steps: tuple[Step, ...] = ()
     predicted_ms: float | None = None
+    device: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """The runtime, and the device where it is another machine."""
+        return self.runtime if self.device is None else f"{self.runtime} on {self.device}"
 
     @property
     def outside_ms(self) -> float | None:
@@ -199,81 +210,37 @@ def profile(
     where.version()
     loaded = [model_io.load(model) for model in models]
     with pinned(threads):
-        return _race(_names(models, loaded), loaded, chosen, where, _Effort(data, rounds, threads))
-
-
-def profile_on_device(
-    *models: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model,
-    device: str,
-    target: str | os.PathLike[str] | Target = "host-cpu",
-    data: Any = None,
-    rounds: int = 300,
-    threads: int = 1,
-) -> Race:
-    """Measure one model or several side by side on another machine. Arguments: as `profile`.
-
-    device: such as `ssh://user@host` (`targets.devices`).
-
-    Raises:
-        UsageError: no such target, device, or program on it. RuntimeRefusalError: it refuses a model. DeviceError: it
-        is gone. InputError: a model or data that cannot be used.
-    """
-    chosen = target if isinstance(target, Target) else load_target(target)
-    there = open_device(device)
-    loaded = [model_io.load(model) for model in models]
-    feeds = _Effort(data, rounds, threads).feeds(loaded[0])
-    keys = [str(index) for index in range(len(loaded))]
-    found = there.run(
-        dict(zip(keys, loaded, strict=True)), feeds, rounds=rounds, warmup=_WARMUP_ROUNDS, threads=threads,
-        node_times=True, max_seconds=_SECONDS,
-    )  # fmt: skip
-    profiles = []
-    for name, key, model in zip(_names(models, loaded), keys, loaded, strict=True):
-        one, counted = found.models[key], cost(model)
-        predicted = predict(model, chosen.profile)
-        profiles.append(
-            Profile(
-                model=name,
-                target=chosen.name,
-                runtime=device,
-                version=found.machine.runtime,
-                threads=threads,
-                batch=next((int(array.shape[0]) for array in feeds.values() if array.ndim), None),
-                times=Times.of(one.latency),
-                create_ms=None if one.load_seconds is None else one.load_seconds * 1e3,
-                memory_bytes=found.peak_rss_bytes or 0,
-                size_bytes=model_io.size_bytes(model),
-                params=counted.params,
-                macs=counted.macs,
-                peak_activation_bytes=counted.peak_activation_bytes,
-                steps=tuple(_steps(model, one.node_times, counted, predicted)),
-                predicted_ms=None if predicted is None else predicted.seconds * 1e3,
-                notes=(f"measured on {found.machine.cpu or found.machine.board or device}, {found.machine.os}",),
-            )
-        )
-    return Race(tuple(profiles))
+        return _race(model_names(models, loaded), loaded, chosen, where, Effort(data, rounds, threads))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Effort:
+class Effort:
+    """How much is run, of what. data, rounds, threads: as `profile` takes them."""
+
     data: Any
     rounds: int
     threads: int
 
+    @property
+    def step_rounds(self) -> int:
+        """Runs under the profiler."""
+        return max(5, min(_STEP_ROUNDS, self.rounds))
+
     def feeds(self, model: onnx_ir.Model) -> Feeds:
+        """Return one batch for the model."""
         source = None if self.data is None else open_data(self.data, model=model)
         return first_feeds(Subject(model, model, 0), source)
 
 
 def _race(
-    names: Sequence[str], models: Sequence[onnx_ir.Model], target: Target, runtime: Runtime, effort: _Effort
+    names: Sequence[str], models: Sequence[onnx_ir.Model], target: Target, runtime: Runtime, effort: Effort
 ) -> Race:
     ready = [_Ready.make(model, runtime, effort) for model in models]
     keys = [str(index) for index in range(len(ready))]
     entries = dict(zip(keys, (each.prepared for each in ready), strict=True))
     latencies = race(
-        runtime, entries, threads=effort.threads, rounds=effort.rounds, warmup=_WARMUP_ROUNDS,
-        min_seconds=_LEAST_SECONDS, max_seconds=_SECONDS,
+        runtime, entries, threads=effort.threads, rounds=effort.rounds, warmup=WARMUP_ROUNDS,
+        min_seconds=LEAST_SECONDS, max_seconds=SECONDS,
     )  # fmt: skip
     profiles = [
         each.profile(name, latencies[key], target, runtime, effort)
@@ -293,7 +260,7 @@ class _Ready:
     memory_bytes: int
 
     @classmethod
-    def make(cls, model: onnx_ir.Model, runtime: Runtime, effort: _Effort) -> _Ready:
+    def make(cls, model: onnx_ir.Model, runtime: Runtime, effort: Effort) -> _Ready:
         feeds = effort.feeds(model)
         before, start = rss_bytes(), time.process_time()
         prepared = runtime.prepare(model, feeds, threads=effort.threads)
@@ -301,10 +268,10 @@ class _Ready:
         prepared.compute()
         return cls(model, prepared, feeds, created * 1e3, max(0, rss_bytes() - before))
 
-    def profile(self, name: str, latency: Latency, target: Target, runtime: Runtime, effort: _Effort) -> Profile:
+    def profile(self, name: str, latency: Latency, target: Target, runtime: Runtime, effort: Effort) -> Profile:
         counted, times = cost(self.model), Times.of(latency)
         predicted = predict(self.model, target.profile)
-        measured = self.prepared.node_times(max(5, min(_STEP_ROUNDS, effort.rounds)), seconds=_STEP_SECONDS)
+        measured = self.prepared.node_times(effort.step_rounds, seconds=STEP_SECONDS)
         return Profile(
             model=name,
             target=target.name,
@@ -319,17 +286,24 @@ class _Ready:
             params=counted.params,
             macs=counted.macs,
             peak_activation_bytes=counted.peak_activation_bytes,
-            steps=tuple(_steps(self.model, measured, counted, predicted)),
+            steps=tuple(find_steps(self.model, measured, counted, predicted)),
             predicted_ms=None if predicted is None else predicted.seconds * 1e3,
             notes=tuple(_notes(target, runtime, predicted)),
         )
 
 
-def _notes(target: Target, runtime: Runtime, predicted: Prediction | None) -> Iterator[str]:
+def why_not_predicted(target: Target, runtime: str, predicted: Prediction | None) -> str | None:
+    """Return why what the target predicts is not what `runtime` should take; None where it is."""
     if predicted is None:
-        yield f"{target.name} has no cost estimate: nothing is predicted"
-    elif runtime.name != target.profile.runtime:
-        yield f"the prediction is of {target.profile.runtime}, the measurement of {runtime.name}"
+        return f"{target.name} has no cost estimate: nothing is predicted"
+    if runtime != target.profile.runtime:
+        return f"the prediction is of {target.profile.runtime}, the measurement of {runtime}"
+    return None
+
+
+def _notes(target: Target, runtime: Runtime, predicted: Prediction | None) -> Iterator[str]:
+    if (why := why_not_predicted(target, runtime.name, predicted)) is not None:
+        yield why
     elif not target.is_here:
         machine = target.profile.machine
         what = f"what {target.name} describes" if machine is None else f"{machine.processor}, of {target.name}"
@@ -339,12 +313,13 @@ def _notes(target: Target, runtime: Runtime, predicted: Prediction | None) -> It
 # Steps.
 
 
-def _steps(
+def find_steps(
     model: onnx_ir.Model,
     measured: Sequence[NodeTime],
     counted: ModelCost,
     predicted: Prediction | None,
 ) -> Iterator[Step]:
+    """Yield the steps of a model, with what is counted and predicted of the nodes behind each."""
     total = sum(one.milliseconds for one in measured)
     costs = {node.name: node for node in counted.nodes}
     nodes = {node.name or "": node for node in model.graph}
@@ -415,7 +390,8 @@ def pinned(threads: int) -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
-def _names(models: Sequence[object], loaded: Sequence[onnx_ir.Model]) -> list[str]:
+def model_names(models: Sequence[object], loaded: Sequence[onnx_ir.Model]) -> list[str]:
+    """Return what tells models apart: the path of one that was loaded, or the name of its graph."""
     return [
         os.fspath(model) if isinstance(model, str | os.PathLike) else each.graph.name or "model"
         for model, each in zip(models, loaded, strict=True)
