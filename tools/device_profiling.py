@@ -136,6 +136,6 @@ def _describes(target: Target, machine: Machine) -> bool:
     """Whether the target's estimate is of such a machine: of its processor, or of its architecture in general."""
     described = target.profile.machine
     if described is not None:  # which is told with numbers in brackets, where the system tells them
-        return bool(machine.cpu) and described.processor.partition(" (")[0] == machine.cpu.partition(" (")[0]
+        return described.processor.partition(" (")[0] == machine.cpu.partition(" (")[0]
     kind = host_kind() if target.name == HOST else target.name
     return machine.architecture.lower() in _ARCHITECTURES.get(kind, ())

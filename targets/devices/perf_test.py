@@ -107,8 +107,12 @@ def node_times(profile: str, total_ms: float) -> tuple[NodeTime, ...]:
     """
     if not profile:
         return ()
-    times = quiet_times(json.loads(profile), total_ms)
+    times = quiet_times(json.loads(profile, parse_constant=_refuse), total_ms)
     return tuple(NodeTime(one_line(name), one_line(kind), milliseconds) for name, kind, milliseconds in times)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} as a time")
 
 
 def write_model(name: str, content: bytes, graph: onnx_ir.Graph, feeds: Feeds, parent: Path) -> str:

@@ -55,7 +55,8 @@ _BURSTS, _LEAST_ROUNDS_OF_BURST = 20, 5
 _WARMUP_IN_BURST = 2  # rounds that are not timed: a pause leaves the caches to others
 _QUIET_SHARE, _LEAST_QUIET = 0.05, 3
 _PLAIN_RUNS = 5  # of a burst, without the profiler
-_KERNEL_TIME = "_kernel_time"  # how events of a node's own computing are called
+_KERNEL_TIME = "_kernel_time"  # what events of a node's own computing end with
+_RUN = "model_run"  # of a whole run, told behind its nodes
 _SMALL_BYTES = "256"  # weights below this stay in the optimized graph, which is sent back
 _FLOATS = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 _FREQUENCY = "/sys/devices/system/cpu/cpu{}/cpufreq/cpuinfo_max_freq"
@@ -404,18 +405,36 @@ def _seconds(session: Any, feeds: dict[str, Any]) -> float:
 
 
 def quiet_times(events: list[dict[str, Any]], total_ms: float) -> list[list[Any]]:
-    """Return [name, kind, milliseconds] of each node in a profile of onnxruntime, in the order in which they first ran.
+    """Return [name, kind, milliseconds] of each node of the main graph in a profile of onnxruntime, in order.
 
     total_ms: of all nodes in a run without the profiler, so that its cost can be taken off.
     """
     times: dict[tuple[str, str], list[float]] = {}
-    for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith(_KERNEL_TIME):
-            key = (name[: -len(_KERNEL_TIME)], str(event["args"].get("op_name", "")))
-            times.setdefault(key, []).append(event["dur"] / 1e3)
+    for run in _runs(events):
+        for key, milliseconds in run.items():
+            times.setdefault(key, []).append(milliseconds)
     taken = without_overhead([undisturbed(each) for each in times.values()], total_ms)
     return [[*key, milliseconds] for key, milliseconds in zip(times, taken)]  # noqa: B905  # younger than Python 3.8
+
+
+def _runs(events: list[dict[str, Any]]) -> list[dict[tuple[str, str], float]]:
+    """Return, for each run, the milliseconds of each node of the main graph by its name and kind, in order.
+
+    The nodes of a body are told too, before the If, Loop or Scan that ran them and whose time holds theirs. So from the
+    end of a run backwards, a node that began later than the one behind it is of a body.
+    """
+    runs: list[dict[tuple[str, str], float]] = []
+    began = math.inf
+    for event in reversed(events):
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Session" and name == _RUN:
+            runs.append({})
+            began = math.inf
+        elif event.get("cat") == "Node" and name.endswith(_KERNEL_TIME) and event["ts"] <= began:
+            began = event["ts"]
+            key = (name[: -len(_KERNEL_TIME)], str(event["args"].get("op_name", "")))
+            runs[-1][key] = runs[-1].get(key, 0.0) + event["dur"] / 1e3
+    return [dict(reversed(list(run.items()))) for run in reversed(runs)]
 
 
 # What the device is.

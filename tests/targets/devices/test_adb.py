@@ -34,6 +34,7 @@ from tests.targets.devices.conftest import wait_for
 _HERE = Path(__file__).parent
 _TEXT = "adb://127.0.0.1:5555"
 _Call = dict[str, Any]
+_RUN = '[%s, {"cat": "Session", "name": "model_run"}]'
 
 
 class _Adb:
@@ -315,8 +316,9 @@ def test_times_that_are_none(adb: _Adb, device: Device, net: onnx_ir.Model, line
         ("[" * 100_000, "RecursionError"),
         ("nonsense", "JSONDecodeError"),
         ('{"cat": "Node"}', "AttributeError"),
-        ('[{"cat": "Node", "name": "a_kernel_time"}]', "KeyError: 'args'"),
-        ('[{"cat": "Node", "name": "a_kernel_time", "args": {}, "dur": "x"}]', "TypeError"),
+        (_RUN % '{"cat": "Node", "name": "a_kernel_time", "ts": 1}', "KeyError: 'args'"),
+        (_RUN % '{"cat": "Node", "name": "a_kernel_time", "ts": 1, "args": {}, "dur": NaN}', "ValueError: NaN as a"),
+        (_RUN % '{"cat": "Node", "name": "a_kernel_time", "ts": 1, "args": {}, "dur": "x"}', "TypeError"),
     ],
 )
 def test_a_profile_that_is_none(adb: _Adb, device: Device, net: onnx_ir.Model, profile: str, told: str) -> None:

@@ -146,6 +146,18 @@ def test_nodes_are_timed_as_they_are_here(tmp_path: Path, net: onnx_ir.Model) ->
     assert sum(milliseconds for *_, milliseconds in runner.quiet_times(events, 0.01)) == pytest.approx(0.01)
 
 
+def test_nodes_of_a_body_are_not_told_beside_what_runs_them(local: LocalDevice) -> None:
+    model = text_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[64,64] x, int64 trips, bool go) => (float[64,64] y) { [before] a = Neg (x)
+        [loop] b = Loop (trips, go, a) <body = body (int64 i, bool c, float[64,64] v) => (bool d, float[64,64] w) {
+        [same] d = Identity (c) [inner] w = Sin (v) }>
+        [after] y = Abs (b) }""")
+    feeds = {"x": np.ones((64, 64)), "trips": np.array(3), "go": np.array(True)}
+    found = local.run({"a": model}, feeds, rounds=3, node_rounds=5).models["a"]
+    assert [step.name for step in found.node_times] == ["before", "loop", "after"]
+    assert sum(step.milliseconds for step in found.node_times) < 2 * found.latency.undisturbed_ms
+
+
 def test_steps_take_less_than_the_model_without_a_profiler(local: LocalDevice, net: onnx_ir.Model) -> None:
     found = local.run({"a": net}, random_feeds(net), rounds=100, node_rounds=20).models["a"]
     assert 0 < sum(step.milliseconds for step in found.node_times) < 1.5 * found.latency.undisturbed_ms
