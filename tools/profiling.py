@@ -30,7 +30,6 @@ from onnxpress.ir.errors import UsageError
 from onnxpress.ir.shapes import describe_shape, required_inputs, size_bytes
 from onnxpress.targets.base import Target, load_target
 from onnxpress.targets.calibration.machine import fastest_cores, usable_cores
-from onnxpress.targets.devices.device import open_device
 from onnxpress.targets.prediction import Prediction, predict
 from onnxpress.targets.runtimes.base import Feeds, NodeClock, NodeTime, Prepared, Runtime, race
 from onnxpress.targets.runtimes.fixed_shapes import fix_shapes
@@ -42,12 +41,15 @@ from onnxpress.tools.memory import rss_bytes
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Profile", "Race", "Step", "Times", "pinned", "profile", "profile_on_device"]
+__all__ = [
+    "LEAST_SECONDS", "SECONDS", "STEP_SECONDS", "WARMUP_ROUNDS", "Effort", "Profile", "Race", "Step", "Times",
+    "find_steps", "gaps", "model_names", "pinned", "profile", "why_not_predicted",
+]  # fmt: skip
 
-_WARMUP_ROUNDS = 5
+WARMUP_ROUNDS = 5
+LEAST_SECONDS, SECONDS = 3.0, 6.0  # of all rounds of latency
+STEP_SECONDS = 2.0  # at least, of runs under the profiler
 _STEP_ROUNDS = 100  # at most, of runs under the profiler
-_LEAST_SECONDS, _SECONDS = 3.0, 6.0  # of all rounds of latency
-_STEP_SECONDS = 2.0  # at least, of runs under the profiler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,8 @@ class Profile:
     create_ms: elapsed time to load the model there, converted and tried out where it must be; None where a device does
     not tell. memory_bytes: by how much resident memory grew with loading and running it; on a device, all that the
     process holds. macs, peak_activation_bytes: at the sizes of `inputs`, what is unknown of them named in `notes`.
-    predicted_ms: of the whole model. inputs: shapes that were run. node_clock: of the steps' times.
+    predicted_ms: of the whole model. inputs: shapes that were run. node_clock: of the steps' times. device: the other
+    machine that it ran on, as `--device` names it; None for this one. version: "unknown" where a device does not tell.
     """
 
     model: str
@@ -157,6 +160,7 @@ class Profile:
     peak_activation_bytes: int
     steps: tuple[Step, ...] = ()
     predicted_ms: float | None = None
+    device: str | None = None
     notes: tuple[str, ...] = ()
     inputs: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     node_clock: NodeClock | None = "elapsed"
@@ -170,6 +174,11 @@ class Profile:
     def clocked_ms(self) -> float:
         """Undisturbed latency by `node_clock`, which the steps' times are a part of."""
         return self.times.undisturbed if self.node_clock == "CPU" else self.times.wall_undisturbed
+
+    @property
+    def where(self) -> str:
+        """The runtime, and the device where it is another machine."""
+        return self.runtime if self.device is None else f"{self.runtime} on {self.device}"
 
     @property
     def outside_ms(self) -> float | None:
@@ -234,68 +243,24 @@ def profile(
     if data is not None and not isinstance(data, str | os.PathLike):
         data = open_data(data)  # once: an iterator that each model opened would give the second one what is left
     with pinned(threads):
-        return _race(_names(models, loaded), loaded, chosen, where, _Effort(data, rounds, threads))
-
-
-def profile_on_device(
-    *models: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model,
-    device: str,
-    target: str | os.PathLike[str] | Target = "host-cpu",
-    data: Any = None,
-    rounds: int = 300,
-    threads: int = 1,
-) -> Race:
-    """Measure one model or several side by side on another machine. Arguments: as `profile`.
-
-    device: such as `ssh://user@host` (`targets.devices`).
-
-    Raises:
-        UsageError: no such target, device, or program on it. RuntimeRefusalError: it refuses a model. DeviceError: it
-        is gone. InputError: a model or data that cannot be used.
-    """
-    chosen = target if isinstance(target, Target) else load_target(target)
-    there = open_device(device)
-    loaded = [model_io.load(model) for model in models]
-    feeds = _Effort(data, rounds, threads).feeds(loaded[0])
-    keys = [str(index) for index in range(len(loaded))]
-    found = there.run(
-        dict(zip(keys, loaded, strict=True)), feeds, rounds=rounds, warmup=_WARMUP_ROUNDS, threads=threads,
-        node_times=True, max_seconds=_SECONDS,
-    )  # fmt: skip
-    profiles = []
-    for name, key, model in zip(_names(models, loaded), keys, loaded, strict=True):
-        one, counted = found.models[key], cost(model)
-        predicted = predict(model, chosen.profile)
-        profiles.append(
-            Profile(
-                model=name,
-                target=chosen.name,
-                runtime=device,
-                version=found.machine.runtime,
-                threads=threads,
-                batch=next((int(array.shape[0]) for array in feeds.values() if array.ndim), None),
-                times=Times.of(one.latency),
-                create_ms=None if one.load_seconds is None else one.load_seconds * 1e3,
-                memory_bytes=found.peak_rss_bytes or 0,
-                size_bytes=model_io.size_bytes(model),
-                params=counted.params,
-                macs=counted.macs,
-                peak_activation_bytes=counted.peak_activation_bytes,
-                steps=tuple(_steps(model, one.node_times, counted, predicted)),
-                predicted_ms=None if predicted is None else predicted.seconds * 1e3,
-                notes=(f"measured on {found.machine.cpu or found.machine.board or device}, {found.machine.os}",),
-            )
-        )
-    return Race(tuple(profiles))
+        return _race(model_names(models, loaded), loaded, chosen, where, Effort(data, rounds, threads))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Effort:
+class Effort:
+    """How much is run, of what. data, rounds, threads: as `profile` takes them."""
+
     data: Any
     rounds: int
     threads: int
 
+    @property
+    def step_rounds(self) -> int:
+        """Runs under the profiler."""
+        return max(5, min(_STEP_ROUNDS, self.rounds))
+
     def feeds(self, model: onnx_ir.Model) -> Feeds:
+        """Return one batch for the model."""
         if self.data is None:
             _require_sizes(model)
         source = None if self.data is None else open_data(self.data, model=model)
@@ -321,14 +286,14 @@ def _require_sizes(model: onnx_ir.Model) -> None:
 
 
 def _race(
-    names: Sequence[str], models: Sequence[onnx_ir.Model], target: Target, runtime: Runtime, effort: _Effort
+    names: Sequence[str], models: Sequence[onnx_ir.Model], target: Target, runtime: Runtime, effort: Effort
 ) -> Race:
     ready = [_Ready.make(model, runtime, effort) for model in models]
     keys = [str(index) for index in range(len(ready))]
     entries = dict(zip(keys, (each.prepared for each in ready), strict=True))
     latencies = race(
-        runtime, entries, threads=effort.threads, rounds=effort.rounds, warmup=_WARMUP_ROUNDS,
-        min_seconds=_LEAST_SECONDS, max_seconds=_SECONDS,
+        runtime, entries, threads=effort.threads, rounds=effort.rounds, warmup=WARMUP_ROUNDS,
+        min_seconds=LEAST_SECONDS, max_seconds=SECONDS,
     )  # fmt: skip
     profiles = [
         each.profile(name, latencies[key], target, runtime, effort)
@@ -348,7 +313,7 @@ class _Ready:
     memory_bytes: int
 
     @classmethod
-    def make(cls, model: onnx_ir.Model, runtime: Runtime, effort: _Effort) -> _Ready:
+    def make(cls, model: onnx_ir.Model, runtime: Runtime, effort: Effort) -> _Ready:
         feeds = effort.feeds(model)
         fixed = fix_shapes(model, feeds).model
         before, start = rss_bytes(), time.perf_counter()
@@ -357,9 +322,9 @@ class _Ready:
         prepared.compute()
         return cls(fixed, prepared, feeds, created * 1e3, max(0, rss_bytes() - before))
 
-    def profile(self, name: str, latency: Latency, target: Target, runtime: Runtime, effort: _Effort) -> Profile:
+    def profile(self, name: str, latency: Latency, target: Target, runtime: Runtime, effort: Effort) -> Profile:
         counted, predicted = cost(self.fixed), predict(self.fixed, target.profile)
-        measured = self.prepared.node_times(max(5, min(_STEP_ROUNDS, effort.rounds)), seconds=_STEP_SECONDS)
+        measured = self.prepared.node_times(effort.step_rounds, seconds=STEP_SECONDS)
         return Profile(
             model=name,
             target=target.name,
@@ -374,22 +339,26 @@ class _Ready:
             params=counted.params,
             macs=counted.macs,
             peak_activation_bytes=counted.peak_activation_bytes,
-            steps=tuple(_steps(self.fixed, measured, counted, predicted)),
+            steps=tuple(find_steps(self.fixed, measured, counted, predicted)),
             predicted_ms=None if predicted is None else predicted.seconds * 1e3,
-            notes=(*_notes(target, runtime, predicted), *_gaps(runtime.name, counted, measured)),
+            notes=(*_notes(target, runtime, predicted), *gaps(runtime.name, counted, measured, predicted)),
             inputs={name: tuple(np.shape(array)) for name, array in self.feeds.items()},
             node_clock="elapsed" if runtime.node_clock == "CPU" and effort.threads > 1 else runtime.node_clock,
         )
 
 
-def _notes(target: Target, runtime: Runtime, predicted: Prediction | None) -> Iterator[str]:
-    if predicted is not None and predicted.unpriced:
-        count, name = len(predicted.unpriced), predicted.unpriced[0]
-        yield f"the prediction is too low: it leaves out the multiplications of {count} nodes, such as {name!r}"
+def why_not_predicted(target: Target, runtime: str, predicted: Prediction | None) -> str | None:
+    """Return why what the target predicts is not what `runtime` should take; None where it is."""
     if predicted is None:
-        yield f"{target.name} has no cost estimate: nothing is predicted"
-    elif runtime.name != target.profile.runtime:
-        yield f"the prediction is of {target.profile.runtime}, the measurement of {runtime.name}"
+        return f"{target.name} has no cost estimate: nothing is predicted"
+    if runtime != target.profile.runtime:
+        return f"the prediction is of {target.profile.runtime}, the measurement of {runtime}"
+    return None
+
+
+def _notes(target: Target, runtime: Runtime, predicted: Prediction | None) -> Iterator[str]:
+    if (why := why_not_predicted(target, runtime.name, predicted)) is not None:
+        yield why
     elif not target.is_here:
         machine = target.profile.machine
         what = f"what {target.name} describes" if machine is None else f"{machine.processor}, of {target.name}"
@@ -400,7 +369,7 @@ def _notes(target: Target, runtime: Runtime, predicted: Prediction | None) -> It
             yield f"the prediction is of {machine.runtime_version}, the measurement of {version}"
 
 
-def _gaps(runtime: str, counted: ModelCost, measured: Sequence[NodeTime]) -> Iterator[str]:
+def gaps(runtime: str, counted: ModelCost, measured: Sequence[NodeTime], predicted: Prediction | None) -> Iterator[str]:
     """Yield what is not known of a model."""
     if counted.unknown:
         more = f", and {len(counted.unknown) - 1} more" if len(counted.unknown) > 1 else ""
@@ -409,17 +378,21 @@ def _gaps(runtime: str, counted: ModelCost, measured: Sequence[NodeTime]) -> Ite
         yield f"bytes of values are a lower bound: {counted.unsized} have no known size"
     if measured and not any(step.origins for step in measured):
         yield f"{runtime} does not say which nodes its steps compute: what each computes and moves is not known"
+    if predicted is not None and predicted.unpriced:
+        count, name = len(predicted.unpriced), predicted.unpriced[0]
+        yield f"the prediction is too low: it leaves out the multiplications of {count} nodes, such as {name!r}"
 
 
 # Steps.
 
 
-def _steps(
+def find_steps(
     model: onnx_ir.Model,
     measured: Sequence[NodeTime],
     counted: ModelCost,
     predicted: Prediction | None,
 ) -> Iterator[Step]:
+    """Yield the steps of a model, with what is counted and predicted of the nodes behind each."""
     total = sum(one.milliseconds for one in measured)
     costs = {node.name: node for node in counted.nodes}
     nodes = {node.name or "": node for node in model.graph}
@@ -504,7 +477,8 @@ def pinned(threads: int) -> Iterator[None]:
             os.sched_setaffinity(0, allowed)
 
 
-def _names(models: Sequence[object], loaded: Sequence[onnx_ir.Model]) -> list[str]:
+def model_names(models: Sequence[object], loaded: Sequence[onnx_ir.Model]) -> list[str]:
+    """Return what tells models apart: the path of one that was loaded, or the name of its graph."""
     return [
         os.fspath(model) if isinstance(model, str | os.PathLike) else each.graph.name or "model"
         for model, each in zip(models, loaded, strict=True)

@@ -6,20 +6,21 @@ There is no Python there, so models are run by onnxruntime_perf_test (see `perf_
     adb shell chmod +x /data/local/tmp/onnxruntime_perf_test
 
 `runner` is where it lies, its libraries beside it. It takes one model, so the models take turns by processes, a few for
-each, and not round by round. It tells wall time, and neither CPU time nor outputs. All that is pushed lies in one
-folder, which is removed at the end.
+each, and not round by round: a process is a burst of rounds. It tells wall time, and neither CPU time nor outputs. All
+that is pushed lies in one folder; at the end, and where we give up, what is at work there is ended and the folder
+removed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import random
+import re
 import secrets
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx_ir
@@ -29,19 +30,21 @@ from onnxpress.targets.devices import perf_test
 from onnxpress.targets.devices.adb_bridge import Bridge
 from onnxpress.targets.devices.address import Address
 from onnxpress.targets.devices.base import Device, DeviceError, DeviceRun, Machine, ModelRun, Models, Work
-from onnxpress.targets.devices.job import model_bytes
+from onnxpress.targets.devices.job import model_bytes, parse_model
 from onnxpress.targets.devices.python_device import require_program
 from onnxpress.targets.devices.refused import refusal
-from onnxpress.targets.runtimes.base import Feeds
+from onnxpress.targets.devices.runner import LEAST_ROUNDS
+from onnxpress.targets.runtimes.base import Feeds, NodeTime
+from onnxpress.targets.runtimes.onnxruntime import empty_feeds, empty_model
 from onnxpress.targets.runtimes.refusal import one_line
-from onnxpress.targets.runtimes.timing import Latency
+from onnxpress.targets.runtimes.timing import Latency, undisturbed
 
 __all__ = ["AdbDevice"]
 
 _FOLDER = "/data/local/tmp"  # where adb's user may write and run programs
 _RUNNER = f"{_FOLDER}/onnxruntime_perf_test"
-_TURNS = 5  # processes of each model that the rounds are spread over
-_LEAST_ROUNDS = 5
+_TURNS = 5  # processes of each model that the rounds are spread over: each loads the model anew
+_EMPTY_RUNS = 100  # of a model that computes nothing
 _CANNOT_RUN = (126, 127)  # a shell's words for a program that is not there, or is none
 _CANNOT_LINK = "CANNOT LINK EXECUTABLE"  # Android's, for one whose libraries are not there
 _FIRST_SIGNAL, _LAST_SIGNAL = 129, 192  # exit statuses of a program that a signal ended
@@ -69,7 +72,7 @@ class AdbDevice(Device):
         self._serial, self._runner = address.host, address.options.get("runner", _RUNNER)
         self._adb = require_program("adb", self.text, "install it (Debian: apt-get install adb)")
 
-    def _run(self, models: Models, feeds: Feeds, work: Work) -> DeviceRun:
+    def _run(self, models: Models, feeds: Mapping[str, Feeds], work: Work) -> DeviceRun:
         if work.outputs:
             raise UsageError(f"{self.text}: onnxruntime_perf_test brings no outputs back. Ask for times only")
         bridge = Bridge(self._adb, self.text, self._serial, work.timeout_seconds)
@@ -78,11 +81,16 @@ class AdbDevice(Device):
         with tempfile.TemporaryDirectory(prefix="onnxpress-") as temporary:
             local = Path(temporary) / name
             local.mkdir()
-            digests = {each: _write(local, each, model, feeds) for each, model in models.items()}
-            with bridge.removing(posixpath.join(_FOLDER, name)):
+            remote = posixpath.join(_FOLDER, name)
+            places = {
+                each: posixpath.join(remote, _write(local, each, model, feeds[each])) for each, model in models.items()
+            }
+            empty = ""
+            if work.node_rounds:
+                empty = posixpath.join(remote, _write(local, "empty", empty_model(), empty_feeds()))
+            with bridge.removing(remote, perf_test.ending(remote)):
                 bridge.push("sending the models", str(local), f"{_FOLDER}/")
-                places = {each: posixpath.join(_FOLDER, name, digest) for each, digest in digests.items()}
-                return self._measure(bridge, models, places, work, machine)
+                return self._measure(bridge, models, places, empty, work, machine)
 
     def _look(self, bridge: Bridge) -> Machine:
         """Return what the device says of itself.
@@ -91,7 +99,7 @@ class AdbDevice(Device):
             UsageError: it is not there, or there is no runner on it.
         """
         told = bridge.look(f"{_FACTS}; test -x {shlex.quote(self._runner)} && echo runner=yes; true")
-        facts = dict(line.strip().split("=", 1) for line in told.splitlines() if "=" in line)
+        facts = dict(one_line(line).split("=", 1) for line in told.splitlines() if "=" in line)
         if "runner" not in facts:
             raise UsageError(
                 f"{self.text}: no program {self._runner} there. Build onnxruntime for Android and put its "
@@ -99,15 +107,19 @@ class AdbDevice(Device):
                 f"{posixpath.dirname(self._runner)}/, or say where it is: adb://{self._serial}?runner=PATH"
             )
         android = f", Android {facts['android']}" if facts.get("android") else ""
+        cores = facts.get("cores", "")
         return Machine(
-            facts.get("cpu", ""), facts.get("board", ""), facts.get("architecture", ""), int(facts.get("cores") or 0),
-            os=facts.get("os", "") + android, runtime=posixpath.basename(self._runner),
+            facts.get("cpu", ""), facts.get("board", ""), facts.get("architecture", ""),
+            int(cores) if re.fullmatch("[0-9]{1,4}", cores) else 0, os=facts.get("os", "") + android,
         )  # fmt: skip
 
     def _measure(
-        self, bridge: Bridge, models: Models, places: dict[str, str], work: Work, machine: Machine
+        self, bridge: Bridge, models: Models, places: Mapping[str, str], empty: str, work: Work, machine: Machine
     ) -> DeviceRun:
-        """Run each model in turns, then once more where the times of its nodes are asked for."""
+        """Run each model in turns, then once more where the times of its nodes are asked for.
+
+        empty: where the model lies whose time is that of a call; "" where none is needed.
+        """
 
         def run(name: str, rounds: int, profile: bool = False) -> perf_test.Said:
             return self._time(bridge, name, models[name], places[name], rounds + work.warmup, work.threads, profile)
@@ -115,12 +127,27 @@ class AdbDevice(Device):
         runs: dict[str, list[perf_test.Said]] = {name: [] for name in models}
         for name, rounds in _turns(list(models), work):
             runs[name].append(run(name, rounds))
-        profiles = {name: run(name, work.rounds, True).profile for name in (models if work.node_times else ())}
+        walls = {name: _wall_ms(said, work.warmup) for name, said in runs.items()}
+        nodes: dict[str, tuple[NodeTime, ...]] = {}
+        if work.node_rounds:
+            nothing = self._time(bridge, "empty", empty_model(), empty, _EMPTY_RUNS, 1, False)
+            call = undisturbed(_wall_ms([nothing], 0))
+            for name in models:
+                of_nodes = max(0.0, undisturbed(walls[name]) - call)
+                nodes[name] = self._node_times(name, run(name, work.node_rounds, True), of_nodes)
         found = {
-            name: ModelRun(Latency(_wall_ms(said, work.warmup)), said[0].load_seconds, profiles.get(name, ()))
+            name: ModelRun(Latency(walls[name]), said[0].load_seconds, nodes.get(name, ()))
             for name, said in runs.items()
         }
         return DeviceRun(found, machine, max(each.peak_bytes for said in runs.values() for each in said))
+
+    def _node_times(self, name: str, said: perf_test.Said, total_ms: float) -> tuple[NodeTime, ...]:
+        try:
+            return perf_test.node_times(said.profile, total_ms)
+        except Exception as error:  # whatever reading may raise, of what another machine may have written
+            raise DeviceError(
+                f"{self.text}: the profile of model {name!r} cannot be read: {type(error).__name__}: {one_line(error)}"
+            ) from error
 
     def _time(
         self,
@@ -164,12 +191,17 @@ class AdbDevice(Device):
 
 
 def _turns(names: list[str], work: Work) -> Iterator[tuple[str, int]]:
-    """Yield who runs next, and how many rounds: the models in shuffled order, `_TURNS` times, until time is up."""
-    shuffler, start, done = random.Random(work.seed), time.monotonic(), 0
+    """Yield who runs next, and how many rounds: the models in shuffled order, `_TURNS` times, until time is up.
+
+    The turns are spread over the time that the rounds take at least.
+    """
+    shuffler, start, done = random.Random(0), time.monotonic(), 0
     for rounds in _split(work.rounds, _TURNS):
         late = work.max_seconds is not None and time.monotonic() - start > work.max_seconds
-        if late and done >= _LEAST_ROUNDS:
+        if late and done >= LEAST_ROUNDS:
             return
+        if (left := start + work.min_seconds * done / work.rounds - time.monotonic()) > 0:
+            time.sleep(left)
         shuffler.shuffle(names)
         yield from ((name, rounds) for name in names)
         done += rounds
@@ -182,15 +214,7 @@ def _split(rounds: int, parts: int) -> list[int]:
 
 
 def _write(local: Path, name: str, model: onnx_ir.Model | bytes, feeds: Feeds) -> str:
-    """Write a model and its inputs into a folder that is called by the model's digest, which is returned."""
-    content = model_bytes(name, model)
-    digest = hashlib.sha256(content).hexdigest()
-    folder = local / digest
-    if not folder.exists():
-        folder.mkdir()
-        (folder / "model.onnx").write_bytes(content)
-        perf_test.write_inputs(name, model, feeds, folder)
-    return digest
+    return perf_test.write_model(name, model_bytes(name, model), parse_model(model).graph, feeds, local)
 
 
 def _wall_ms(said: list[perf_test.Said], warmup: int) -> tuple[float, ...]:

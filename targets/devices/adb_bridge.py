@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
-import subprocess
 import time
 import warnings
 from collections.abc import Iterator
 
 from onnxpress.ir.errors import UsageError, near_names
 from onnxpress.targets.devices.base import DeviceError
+from onnxpress.targets.devices.conversation import TOO_MUCH, Heard, converse
 from onnxpress.targets.runtimes.refusal import one_line
 
 __all__ = ["Bridge"]
@@ -33,9 +32,9 @@ class Bridge:
             UsageError: adb does not know the device, or it does not answer. DeviceError: time is up.
         """
         said = self._call("connecting", "-s", self._serial, "shell", command)
-        if said.returncode:
+        if said.status:
             raise self._unknown(said)
-        return said.stdout
+        return _text(said.lines)
 
     def shell(self, doing: str, command: str) -> tuple[str, str]:
         """Return what a shell command prints, and what adb says; its exit status tells nothing.
@@ -46,7 +45,7 @@ class Bridge:
             DeviceError: time is up.
         """
         said = self._call(doing, "-s", self._serial, "shell", command)
-        return said.stdout, said.stderr
+        return _text(said.lines), _text(said.noise)
 
     def push(self, doing: str, local: str, remote: str) -> None:
         """Copy a folder into one on the device.
@@ -55,55 +54,61 @@ class Bridge:
             DeviceError: it cannot be copied, or time is up.
         """
         said = self._call(doing, "-s", self._serial, "push", local, remote)
-        if said.returncode:
-            raise self.lost(doing, said.stdout + said.stderr)
+        if said.status:
+            raise self.lost(doing, _text(said.lines + said.noise))
 
     @contextlib.contextmanager
-    def removing(self, folder: str) -> Iterator[None]:
-        """Remove a folder of the device at the end. Where it is out of reach, the error says so, or else a warning."""
+    def removing(self, folder: str, ending: str) -> Iterator[None]:
+        """Remove a folder of the device at the end. Where it is out of reach, the error says so, or else a warning.
+
+        folder: its name needs no quotes. ending: shell text that ends what is at work there.
+        """
         try:
             yield
         except DeviceError as error:
-            if self._remove(folder):
+            if self._remove(folder, ending):
                 raise
-            raise DeviceError(f"{error}. {folder} may be left there") from error
+            raise DeviceError(f"{error}. {folder} may be left there, and what runs in it") from error
         except BaseException:
-            self._remove(folder)
+            self._remove(folder, ending)
             raise
-        if not self._remove(folder):
+        if not self._remove(folder, ending):
             warnings.warn(f"{self._text}: {folder} cannot be removed and may be left there", stacklevel=2)
 
-    def _remove(self, folder: str) -> bool:
+    def _remove(self, folder: str, ending: str) -> bool:
         self._end = time.monotonic() + _CLEANING_SECONDS
         try:
-            said = self._call("cleaning up", "-s", self._serial, "shell", f"rm -rf {shlex.quote(folder)}")
+            said = self._call("cleaning up", "-s", self._serial, "shell", f"{ending}; rm -rf {folder}")
         except DeviceError:
             return False
-        return said.returncode == 0
+        return said.status == 0
 
     def lost(self, doing: str, said: str) -> DeviceError:
         """Return the error for a device that did not let adb finish."""
         return DeviceError(f"{self._text}: the connection was lost while {doing}: {_last_line(said)}")
 
-    def _unknown(self, said: subprocess.CompletedProcess[str]) -> UsageError:
-        listed = self._call("connecting", "devices").stdout.splitlines()
-        states = dict(line.split("\t", 1) for line in listed if "\t" in line)
+    def _unknown(self, said: Heard) -> UsageError:
+        listed = self._call("connecting", "devices").lines
+        states = dict(one_line(line.replace("\t", " ")).split(" ", 1) for line in listed if "\t" in line)
         known = ", ".join(f"{serial} ({state.strip()})" for serial, state in states.items()) or "no device"
         near = near_names(self._serial, states) if self._serial not in states else ""
-        told = _last_line(said.stdout + said.stderr)
+        told = _last_line(_text(said.lines + said.noise))
         return UsageError(f"{self._text}: adb does not get there: {told}.{near} It knows {known}")
 
-    def _call(self, doing: str, *words: str) -> subprocess.CompletedProcess[str]:
-        try:
-            return subprocess.run(
-                [self._program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                check=False, timeout=max(self._end - time.monotonic(), 0.0),
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
+    def _call(self, doing: str, *words: str) -> Heard:
+        said = converse([self._program, *words], (), max(self._end - time.monotonic(), 0.0))
+        if said.too_much:
+            raise DeviceError(f"{self._text}: {TOO_MUCH}, while {doing}")
+        if said.status is None:
             raise DeviceError(
                 f"{self._text}: not done after {self._limit_seconds:g} s, while {doing}. Give it more time, or fewer "
                 "rounds"
-            ) from None
+            )
+        return said
+
+
+def _text(lines: list[str]) -> str:
+    return "\n".join(lines)
 
 
 def _last_line(text: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import onnx_ir
@@ -34,7 +34,7 @@ class Machine:
     """What a device says of itself; "" and 0 where it does not.
 
     cpu: its model name. board: the whole device's. cores_used: those that the models were kept to, all where they are
-    alike. runtime: name and version.
+    alike; none where nothing keeps them. runtime_version: of its onnxruntime.
     """
 
     cpu: str = ""
@@ -43,8 +43,7 @@ class Machine:
     cores: int = 0
     cores_used: tuple[int, ...] = ()
     os: str = ""
-    python: str = ""
-    runtime: str = ""
+    runtime_version: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +69,6 @@ class DeviceRun:
     machine: Machine
     peak_rss_bytes: int
 
-    @property
-    def latencies(self) -> dict[str, Latency]:
-        """Times by model, as `timing.take_turns` returns them."""
-        return {name: model.latency for name, model in self.models.items()}
-
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -83,11 +77,12 @@ class Work:
     rounds: int
     warmup: int
     threads: int
-    node_times: bool
-    outputs: bool
-    max_seconds: float | None
-    timeout_seconds: float
-    seed: int = 0
+    outputs: bool = False
+    min_seconds: float = 0.0
+    max_seconds: float | None = None
+    node_rounds: int = 0
+    node_seconds: float = 0.0
+    timeout_seconds: float = 600.0
 
 
 class Device(abc.ABC):
@@ -99,23 +94,26 @@ class Device(abc.ABC):
     def run(
         self,
         models: Models,
-        feeds: Feeds,
+        feeds: Feeds | Sequence[Feeds],
         *,
         rounds: int = 60,
         warmup: int = 10,
         threads: int = 1,
-        node_times: bool = False,
         outputs: bool = False,
+        min_seconds: float = 0.0,
         max_seconds: float | None = None,
+        node_rounds: int = 0,
+        node_seconds: float = 0.0,
         timeout_seconds: float = 600.0,
     ) -> DeviceRun:
         """Run and time models side by side in onnxruntime on the device's CPU.
 
-        models: by name, not changed; bytes are those of a file. feeds: one batch, by the names of inputs; a model takes
-        those that it has, floats cast to its type. rounds: each model runs once in a round, in shuffled order. warmup:
-        rounds before, not timed. node_times: time each node too, in runs of their own. outputs: bring the outputs back.
-        max_seconds: end the rounds early after this time, but not before 5. timeout_seconds: for all of it, from
-        connecting to the last byte of the answer.
+        models: by name, not changed; bytes are those of a file. feeds: one batch for all, or one for each in their
+        order, by the names of inputs; a model takes those that it has, floats cast to its type. rounds: each model runs
+        once in a round, in shuffled order. warmup: rounds before, not timed. outputs: bring the outputs back.
+        min_seconds: spread the rounds over this time, in bursts. max_seconds: end them early after this time, but not
+        before 5. node_rounds: runs under a profiler, which times each node, spread over node_seconds; 0 for none.
+        timeout_seconds: for all of it, from connecting to the last byte of the answer.
 
         Raises:
             UsageError: the device cannot be reached, or lacks what the runner needs; says what to do. InputError: an
@@ -123,13 +121,17 @@ class Device(abc.ABC):
             take a model: its message, and the node. DeviceError: time is up, the connection was lost, or the runner
             died.
         """
-        work = Work(rounds, warmup, threads, node_times, outputs, max_seconds, timeout_seconds)
         if not models or rounds < 1 or threads < 1 or warmup < 0:
             raise UsageError(
                 f"{self.text}: {len(models)} models, rounds {rounds}, warmup {warmup}, threads {threads}: needs one "
                 "model or more, rounds >= 1, warmup >= 0 and threads >= 1"
             )
-        return self._run(models, feeds, work)
+        each = [feeds] * len(models) if isinstance(feeds, Mapping) else feeds
+        work = Work(
+            rounds, warmup, threads, outputs, min_seconds, max_seconds, node_rounds, node_seconds, timeout_seconds
+        )
+        return self._run(models, dict(zip(models, each, strict=True)), work)
 
     @abc.abstractmethod
-    def _run(self, models: Models, feeds: Feeds, work: Work) -> DeviceRun: ...
+    def _run(self, models: Models, feeds: Mapping[str, Feeds], work: Work) -> DeviceRun:
+        """Do what `run` says. feeds: by model."""

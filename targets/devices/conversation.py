@@ -10,25 +10,32 @@ from collections.abc import Iterable, Sequence
 from typing import IO
 
 from onnxpress.targets.devices.runner import STEP_PREFIX
+from onnxpress.targets.runtimes.refusal import one_line
 
-__all__ = ["Heard", "converse"]
+__all__ = ["TOO_MUCH", "Heard", "converse"]
 
 # How long we wait for what takes no time: for the runner to clean up, for a killed program's last words.
 _GRACE_SECONDS = 3.0
+_MOST_BYTES = 1 << 28  # of standard output: the outputs of thousands of samples are below it
+_LINE_BYTES = 64  # that a line takes in memory beside its characters
+_LONGEST_NOISE_BYTES, _NOISE_LINES = 1 << 12, 100  # of standard error, whose last lines are kept
+TOO_MUCH = f"it printed more than {_MOST_BYTES >> 20} MiB, which no answer needs"
 
 
 @dataclasses.dataclass
 class Heard:
     """What a program said.
 
-    status: its exit status; None where it had to be ended because time was up. lines: its standard output. noise: its
-    standard error without the runner's steps. step: the last of these, "" where the runner never started.
+    status: its exit status; None where it had to be ended because time was up. lines: its standard output. noise: the
+    last of its standard error without the runner's steps. step: the last of these, "" where the runner never started.
+    too_much: its standard output was not listened to until its end, and lines hold none of it.
     """
 
     status: int | None = None
     lines: list[str] = dataclasses.field(default_factory=list)
     noise: list[str] = dataclasses.field(default_factory=list)
     step: str = ""
+    too_much: bool = False
 
     @property
     def last_words(self) -> str:
@@ -73,19 +80,26 @@ def _send(stdin: IO[bytes], chunks: Iterable[bytes]) -> None:
 
 
 def _listen(stdout: IO[bytes], heard: Heard) -> None:
+    left = _MOST_BYTES
     with stdout:
-        for line in stdout:
+        while line := stdout.readline(left + 1):
+            left -= len(line) + _LINE_BYTES
+            if left < 0:
+                heard.too_much = True
+                heard.lines.clear()
+                return
             heard.lines.append(line.decode("utf-8", "replace").strip())
 
 
 def _listen_aside(stderr: IO[bytes], heard: Heard) -> None:
     with stderr:
-        for raw in stderr:
-            line = raw.decode("utf-8", "replace").strip()
+        while raw := stderr.readline(_LONGEST_NOISE_BYTES):
+            line = one_line(raw.decode("utf-8", "replace"))
             if line.startswith(STEP_PREFIX):
                 heard.step = line.removeprefix(STEP_PREFIX)
             elif line:
                 heard.noise.append(line)
+                del heard.noise[:-_NOISE_LINES]
 
 
 def _end(process: subprocess.Popen[bytes], sender: threading.Thread) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -21,11 +22,12 @@ import onnx
 import onnx_ir
 
 from onnxpress.ir import model_io
-from onnxpress.ir.errors import InputError, UsageError
+from onnxpress.ir.errors import InputError, OnnxpressError, UsageError
 from onnxpress.targets.devices import runner
 from onnxpress.targets.devices.base import DeviceError, DeviceRun, Machine, ModelRun, Models, Work
 from onnxpress.targets.devices.refused import refusal
 from onnxpress.targets.runtimes.base import Array, Feeds, NodeTime
+from onnxpress.targets.runtimes.onnxruntime import empty_model
 from onnxpress.targets.runtimes.origins import find_origins
 from onnxpress.targets.runtimes.refusal import one_line
 from onnxpress.targets.runtimes.timing import Latency
@@ -45,24 +47,28 @@ class Job:
     files: tuple[bytes, ...]
 
 
-def pack(models: Models, feeds: Feeds, work: Work) -> Job:
-    """Return the job for the runner.
+def pack(models: Models, feeds: Mapping[str, Feeds], work: Work) -> Job:
+    """Return the job for the runner. feeds: by model.
 
     Raises:
         InputError: a model is too large for one file.
     """
     contents: dict[str, bytes] = {}
-    named = {name: _add(contents, model_bytes(name, model)) for name, model in models.items()}
+    named = {
+        name: {"model": _add(contents, model_bytes(name, model)), "feeds": _add(contents, _npz(feeds[name]))}
+        for name, model in models.items()
+    }
     job = {
         "format": runner.FORMAT,
         "models": named,
-        "feeds": _add(contents, _npz(feeds)),
+        "empty": _add(contents, empty_model()) if work.node_rounds else None,
         "rounds": work.rounds,
         "warmup": work.warmup,
         "threads": work.threads,
-        "seed": work.seed,
+        "min_seconds": work.min_seconds,
         "max_seconds": work.max_seconds,
-        "node_times": work.node_times,
+        "node_rounds": work.node_rounds,
+        "node_seconds": work.node_seconds,
         "outputs": work.outputs,
         "deadline_seconds": work.timeout_seconds + _EXTRA_SECONDS,
         "files": [{"digest": digest, "bytes": len(content)} for digest, content in contents.items()],
@@ -91,12 +97,12 @@ def model_bytes(name: str, model: onnx_ir.Model | bytes) -> bytes:
 
 
 def _npz(feeds: Feeds) -> bytes:
-    """Return an .npz file. Not numpy's `savez`, for which an input cannot be called `file`."""
+    """Return an .npz file, the same for the same feeds. Not numpy's `savez`: it takes no input of the name `file`."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, given in feeds.items():
             array = np.asarray(given)
-            with archive.open(f"{name}.npy", "w") as file:
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
                 np.save(file, array.astype(str) if array.dtype == object else array, allow_pickle=False)
     return content.getvalue()
 
@@ -108,7 +114,7 @@ def find_answer(lines: list[str]) -> Mapping[str, Any] | None:
             continue
         try:
             found = json.loads(line)
-        except ValueError:  # cut off with the connection
+        except (ValueError, RecursionError):  # cut off with the connection, or none of ours
             continue
         if isinstance(found, dict) and found.get(runner.MARK) == runner.FORMAT:
             return found
@@ -120,40 +126,76 @@ def read_answer(device: str, answer: Mapping[str, Any], models: Models, step: st
 
     Raises:
         UsageError, InputError, RuntimeRefusalError, DeviceError: it says that there are no results; see `Device.run`.
+        DeviceError: it is not of the form that the runner gives it.
     """
-    if "error" in answer:
-        _raise(device, answer["error"], models, step)
-    machine = answer["machine"]
-    return DeviceRun(
-        {name: _model_run(answer["models"][name], model) for name, model in models.items()},
-        Machine(**{**machine, "cores_used": tuple(machine["cores_used"])}),
-        answer["peak_rss_bytes"],
-    )
+    try:
+        found = _error(device, answer["error"], models, step) if "error" in answer else _results(answer, models)
+    except Exception as error:  # whatever reading may raise, of what another machine may have written
+        raise DeviceError(
+            f"{device}: its answer cannot be read: {type(error).__name__}: {one_line(error)}. Is it the runner's?"
+        ) from error
+    if isinstance(found, DeviceRun):
+        return found
+    raise found
 
 
-def _raise(device: str, error: Mapping[str, str], models: Models, step: str) -> None:
-    kind, message = error["kind"], error["message"]
+def _error(device: str, error: Mapping[str, str], models: Models, step: str) -> OnnxpressError:
+    kind, message = error["kind"], one_line(error["message"])
     if kind == "missing":
-        raise UsageError(
-            f"{device}: {error['python']}, cannot import what the runner needs: {one_line(message)}. Install it there: "
+        return UsageError(
+            f"{device}: {one_line(error['python'])}, cannot import what the runner needs: {message}. Install it there: "
             f"python3 -m pip install onnxruntime numpy, or name a Python that has it: {device.partition('?')[0]}"
             "?python=/path/to/python"
         )
     if kind == "feeds":
-        raise InputError(message)
+        return InputError(message)
     if kind == "refused":
-        runtime = f"onnxruntime {error['version']}"
-        raise refusal(device, runtime, error["act"], error["model"], message, models[error["model"]])
-    raise DeviceError(f"{device}: {_FROM_RUNNER.get(kind, kind)} while {step}: {one_line(message)}")
+        runtime, act, name = f"onnxruntime {one_line(error['version'])}", one_line(error["act"]), error["model"]
+        return refusal(device, runtime, act, name, error["message"], models[name])
+    return DeviceError(f"{device}: {_FROM_RUNNER[kind]} while {step}: {message}")
+
+
+def _results(answer: Mapping[str, Any], models: Models) -> DeviceRun:
+    return DeviceRun(
+        {name: _model_run(answer["models"][name], model) for name, model in models.items()},
+        _machine(answer["machine"]),
+        int(answer["peak_rss_bytes"]),
+    )
+
+
+def _machine(found: Mapping[str, Any]) -> Machine:
+    return Machine(
+        cpu=one_line(found["cpu"]),
+        board=one_line(found["board"]),
+        architecture=one_line(found["architecture"]),
+        cores=int(found["cores"]),
+        cores_used=tuple(map(int, found["cores_used"])),
+        os=one_line(found["os"]),
+        runtime_version=one_line(found["runtime_version"]),
+    )
 
 
 def _model_run(found: Mapping[str, Any], model: onnx_ir.Model | bytes) -> ModelRun:
+    wall, cpu = _times(found["wall_ms"]), _times(found["cpu_ms"])
+    if not wall or len(cpu) not in (0, len(wall)):
+        raise ValueError(f"{len(wall)} wall times, {len(cpu)} CPU times")
     return ModelRun(
-        Latency(tuple(found["wall_ms"]), tuple(found["cpu_ms"])),
-        found["load_seconds"],
+        Latency(wall, cpu),
+        _time(found["load_seconds"]),
         _node_times(found, model) if "node_times" in found else (),
-        {name: _array(content) for name, content in found.get("outputs", ())},
+        {str(name): _array(content) for name, content in found.get("outputs", ())},
     )
+
+
+def _times(found: list[Any]) -> tuple[float, ...]:
+    return tuple(map(_time, found))
+
+
+def _time(found: Any) -> float:
+    time = float(found)
+    if not (math.isfinite(time) and time >= 0):
+        raise ValueError(f"{time} as a time")
+    return time
 
 
 def _array(content: str) -> Array:
@@ -163,7 +205,10 @@ def _array(content: str) -> Array:
 
 def _node_times(found: Mapping[str, Any], model: onnx_ir.Model | bytes) -> tuple[NodeTime, ...]:
     origins = find_origins(parse_model(model), parse_model(base64.b64decode(found["graph"])))
-    return tuple(NodeTime(name, kind, time, origins.get(name, ())) for name, kind, time in found["node_times"])
+    return tuple(
+        NodeTime(one_line(name), one_line(kind), _time(time), origins.get(name, ()))
+        for name, kind, time in found["node_times"]
+    )
 
 
 def parse_model(model: onnx_ir.Model | bytes) -> onnx_ir.Model:

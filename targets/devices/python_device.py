@@ -5,12 +5,12 @@ from __future__ import annotations
 import abc
 import pkgutil
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onnxpress.ir.errors import InternalError, UsageError
 from onnxpress.targets.devices import runner
 from onnxpress.targets.devices.base import Device, DeviceError, DeviceRun, Models, Work
-from onnxpress.targets.devices.conversation import Heard, converse
+from onnxpress.targets.devices.conversation import TOO_MUCH, Heard, converse
 from onnxpress.targets.devices.job import find_answer, pack, read_answer
 from onnxpress.targets.runtimes.base import Feeds
 from onnxpress.targets.runtimes.refusal import one_line
@@ -35,10 +35,12 @@ class PythonDevice(Device):
     def _not_started(self, heard: Heard) -> UsageError:
         """Return the error to raise where the runner never spoke."""
 
-    def _run(self, models: Models, feeds: Feeds, work: Work) -> DeviceRun:
+    def _run(self, models: Models, feeds: Mapping[str, Feeds], work: Work) -> DeviceRun:
         job = pack(models, feeds, work)
         source = _source()
         heard = converse(self._command(), (b"%d\n" % len(source), source, job.head, *job.files), work.timeout_seconds)
+        if heard.too_much:
+            raise DeviceError(f"{self.text}: {TOO_MUCH}, while {heard.step or 'connecting'}")
         answer = find_answer(heard.lines)
         if answer is not None:
             return read_answer(self.text, answer, models, heard.step)

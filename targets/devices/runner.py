@@ -10,7 +10,8 @@ folder; a fork of it computes. If the fork crashes or is killed, that is an answ
 is up, the fork is killed. If this process is killed, the fork removes the folder and ends.
 
 Nothing of the project is imported here, and no syntax or function is younger than Python 3.8. The way of timing is that
-of `targets/runtimes/timing.py`, and the settings of sessions are those of `onnxruntime_session.py`: tests compare them.
+of `targets/runtimes/timing.py`, that of timing nodes is of `onnxruntime.py` beside it, and the settings of sessions are
+those of `onnxruntime_session.py`: tests compare them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import platform
@@ -34,19 +36,27 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-__all__ = ["FORMAT", "MARK", "STEP_PREFIX", "main", "median_times", "take_turns"]
+__all__ = [
+    "FORMAT", "LEAST_ROUNDS", "MARK", "STEP_PREFIX", "bursts", "main", "quiet_times", "take_turns", "undisturbed",
+    "without_overhead",
+]  # fmt: skip
 
 FORMAT = 1  # of the job and of the answer
 MARK = "onnxpress_runner"  # the key that tells the answer from what a login shell prints
 STEP_PREFIX = "onnxpress-step: "
 
+LEAST_ROUNDS = 5  # that time does not end
+
 _CHUNK_BYTES = 1 << 20
-_LEAST_ROUNDS = 5
-_PROFILE_WARMUP = 3  # runs that no median sees: the first ones fill caches and arenas
-_KERNEL_TIME = "_kernel_time"  # how events of a node's own computing are called
+_BURSTS, _LEAST_ROUNDS_OF_BURST = 20, 5
+_WARMUP_IN_BURST = 2  # rounds that are not timed: a pause leaves the caches to others
+_QUIET_SHARE, _LEAST_QUIET = 0.05, 3
+_PLAIN_RUNS = 5  # of a burst, without the profiler
+_KERNEL_TIME = "_kernel_time"  # what events of a node's own computing end with
+_RUN = "model_run"  # of a whole run, told behind its nodes
 _SMALL_BYTES = "256"  # weights below this stay in the optimized graph, which is sent back
 _FLOATS = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 _FREQUENCY = "/sys/devices/system/cpu/cpu{}/cpufreq/cpuinfo_max_freq"
@@ -192,47 +202,72 @@ def _end_with_parent(parent_gone: int, folder: pathlib.Path) -> None:
 
 
 def _measure(job: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    runtime, given = _start(folder / job["feeds"])
+    runtime = _start()
     cores = _keep_to_fast_cores(job["threads"])
     models: dict[str, dict[str, Any]] = {}
-    runs: dict[str, Callable[[], Any]] = {}
-    for name, digest in job["models"].items():
+    sessions: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for name, digests in job["models"].items():
         start = time.perf_counter()
-        session = _open(name, folder / digest, job["threads"])
+        session = _open(name, folder / digests["model"], job["threads"])
         models[name] = {"load_seconds": time.perf_counter() - start}
-        feeds = _fit(name, session, given)
+        feeds = _fit(name, session, folder / digests["feeds"])
         results = _run_first(name, session, feeds)
         if job["outputs"]:
             models[name]["outputs"] = [
                 [value.name, _pack(results[index])] for index, value in enumerate(session.get_outputs())
             ]
-        runs[name] = functools.partial(session.run, None, feeds)
-    _step(f"timing {', '.join(map(repr, runs))} in {job['rounds']} rounds")
+        sessions[name] = session, feeds
+    _step(f"timing {', '.join(map(repr, sessions))} in {job['rounds']} rounds")
     times = take_turns(
-        runs, rounds=job["rounds"], warmup=job["warmup"], seed=job["seed"], max_seconds=job["max_seconds"],
+        {name: functools.partial(session.run, None, feeds) for name, (session, feeds) in sessions.items()},
+        rounds=job["rounds"], warmup=job["warmup"], max_seconds=job["max_seconds"], min_seconds=job["min_seconds"],
         cpu_clock=time.thread_time if job["threads"] == 1 else None,
     )  # fmt: skip
     for name, (wall_ms, cpu_ms) in times.items():
         models[name].update(wall_ms=wall_ms, cpu_ms=cpu_ms)
     peak = _peak_rss_bytes()  # before the profiler takes its share
-    if job["node_times"]:
-        for name, digest in job["models"].items():
-            models[name].update(_profile(name, folder / digest, given, job))
+    if job["node_rounds"]:
+        for name, digests in job["models"].items():
+            models[name].update(_profile(name, folder, digests["model"], *sessions[name], job))
     return {"machine": _machine(runtime, cores), "models": models, "peak_rss_bytes": peak}
 
 
-def _start(feeds_path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
-    """Return onnxruntime, and the arrays to feed."""
+def _start() -> Any:
+    """Return onnxruntime."""
     _step("starting onnxruntime")
     try:
-        import numpy
+        import numpy  # noqa: F401  # which reads the feeds
         import onnxruntime
     except ImportError as error:
         raise _Answer("missing", error, python=f"Python {platform.python_version()}, {sys.executable}") from error
     # It would keep its records in a folder that goes, and tell others what runs on a machine that is not ours.
     getattr(onnxruntime, "disable_telemetry_events", lambda: None)()
-    with numpy.load(feeds_path, allow_pickle=False) as arrays:
-        return onnxruntime, {name: arrays[name] for name in arrays.files}
+    return onnxruntime
+
+
+def undisturbed(times: list[float]) -> float:
+    """Return what a run takes where nothing disturbs it, as `timing.undisturbed` does."""
+    return statistics.median(sorted(times)[: max(_LEAST_QUIET, round(_QUIET_SHARE * len(times)))])
+
+
+def bursts(rounds: int, seconds: float) -> Iterator[bool]:
+    """Yield for each round whether a burst begins with it, spread over `seconds`, as `timing.bursts` does."""
+    size = max(_LEAST_ROUNDS_OF_BURST, math.ceil(rounds / _BURSTS))
+    started = time.perf_counter()
+    for done in range(rounds):
+        begins = done % size == 0
+        if begins and (left := started + seconds * done / rounds - time.perf_counter()) > 0:
+            time.sleep(left)
+        yield begins
+
+
+def without_overhead(times: list[float], total: float) -> list[float]:
+    """Return `times` less what reading a clock added to each, as `timing.without_overhead` does."""
+    left = list(times)
+    while (excess := sum(left) - total) > 1e-9 * total and any(left):
+        share = excess / sum(each > 0 for each in left)
+        left = [max(0.0, each - share) for each in left]
+    return left
 
 
 def take_turns(
@@ -240,22 +275,29 @@ def take_turns(
     *,
     rounds: int,
     warmup: int,
-    seed: int,
+    seed: int = 0,
     max_seconds: float | None,
+    min_seconds: float,
     cpu_clock: Callable[[], float] | None,
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Return wall and CPU times in milliseconds, one entry per round, by name, as `timing.take_turns` does."""
     wall: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(warmup):
-        for run in runs.values():
-            run()
+
+    def warm_up(count: int) -> None:
+        for _ in range(count):
+            for run in runs.values():
+                run()
+
+    warm_up(warmup)
     order, shuffler = list(runs), random.Random(seed)
     clock = cpu_clock or time.perf_counter
     deadline = None if max_seconds is None else time.perf_counter() + max_seconds
-    for done in range(rounds):
-        if deadline is not None and done >= _LEAST_ROUNDS and time.perf_counter() > deadline:
+    for done, begins in enumerate(bursts(rounds, min_seconds)):
+        if deadline is not None and done >= LEAST_ROUNDS and time.perf_counter() > deadline:
             break
+        if begins and min_seconds:
+            warm_up(_WARMUP_IN_BURST)
         shuffler.shuffle(order)
         for name in order:
             run = runs[name]
@@ -301,17 +343,20 @@ def _run_first(name: str, session: Any, feeds: dict[str, Any]) -> list[Any]:
     return results
 
 
-def _fit(name: str, session: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the feeds of the session's inputs, floats cast to the type that each has."""
+def _fit(name: str, session: Any, feeds_path: pathlib.Path) -> dict[str, Any]:
+    """Return the feeds of the session's inputs from a file, floats cast to the type that each has."""
+    import numpy
+
     feeds = {}
-    for value in session.get_inputs():
-        if value.name not in given:
-            told = ", ".join(given) or "nothing"
-            raise _Answer("feeds", f"input {value.name!r} of model {name!r} has no data. Given: {told}")
-        array = given[value.name]
-        if value.type in _FLOATS and array.dtype.kind == "f":
-            array = array.astype(_FLOATS[value.type], order="C", copy=False)
-        feeds[value.name] = array
+    with numpy.load(feeds_path, allow_pickle=False) as given:
+        for value in session.get_inputs():
+            if value.name not in given.files:
+                told = ", ".join(given.files) or "nothing"
+                raise _Answer("feeds", f"input {value.name!r} of model {name!r} has no data. Given: {told}")
+            array = given[value.name]
+            if value.type in _FLOATS and array.dtype.kind == "f":
+                array = array.astype(_FLOATS[value.type], order="C", copy=False)
+            feeds[value.name] = array
     return feeds
 
 
@@ -325,28 +370,71 @@ def _pack(result: Any) -> str:
     return base64.b64encode(content.getvalue()).decode("ascii")
 
 
-def _profile(name: str, path: pathlib.Path, given: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    """Return the median time of each node in order, and the graph that they are nodes of, without its weights."""
-    folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent))
-    session = _open(name, path, job["threads"], folder)
-    feeds = _fit(name, session, given)
+def _profile(
+    name: str, folder: pathlib.Path, digest: str, plain: Any, feeds: dict[str, Any], job: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the time of each node in order, and the graph that they are nodes of, without its weights.
+
+    plain: a session without the profiler, for what all nodes take.
+    """
+    import numpy
+
+    apart = pathlib.Path(tempfile.mkdtemp(dir=folder))
+    session = _open(name, folder / digest, job["threads"], apart)
+    nothing = _open("empty", folder / job["empty"], 1)
+    no_feeds = {value.name: numpy.zeros(value.shape, numpy.float32) for value in nothing.get_inputs()}
     _step(f"timing the nodes of model {name!r}")
-    for _ in range(job["rounds"] + _PROFILE_WARMUP):
+    times: list[float] = []
+    calls: list[float] = []
+    for begins in bursts(job["node_rounds"], job["node_seconds"]):
         session.run(None, feeds)
+        if begins:  # in turns, each would find its data driven out of the cache by the other
+            times += [_seconds(plain, feeds) for _ in range(_PLAIN_RUNS)]
+            calls += [_seconds(nothing, no_feeds) for _ in range(_PLAIN_RUNS)]
     events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
-    graph = base64.b64encode((folder / "optimized.onnx").read_bytes()).decode("ascii")
-    return {"node_times": median_times(events), "graph": graph}
+    graph = base64.b64encode((apart / "optimized.onnx").read_bytes()).decode("ascii")
+    of_nodes = max(0.0, undisturbed(times) - undisturbed(calls))
+    return {"node_times": quiet_times(events, of_nodes * 1e3), "graph": graph}
 
 
-def median_times(events: list[dict[str, Any]]) -> list[list[Any]]:
-    """Return [name, kind, milliseconds] of each node in a profile of onnxruntime, warm-up left out."""
+def _seconds(session: Any, feeds: dict[str, Any]) -> float:
+    """Run once, and return the seconds that it took."""
+    start = time.perf_counter()
+    session.run(None, feeds)
+    return time.perf_counter() - start
+
+
+def quiet_times(events: list[dict[str, Any]], total_ms: float) -> list[list[Any]]:
+    """Return [name, kind, milliseconds] of each node of the main graph in a profile of onnxruntime, in order.
+
+    total_ms: of all nodes in a run without the profiler, so that its cost can be taken off.
+    """
     times: dict[tuple[str, str], list[float]] = {}
-    for event in events:
+    for run in _runs(events):
+        for key, milliseconds in run.items():
+            times.setdefault(key, []).append(milliseconds)
+    taken = without_overhead([undisturbed(each) for each in times.values()], total_ms)
+    return [[*key, milliseconds] for key, milliseconds in zip(times, taken)]  # noqa: B905  # younger than Python 3.8
+
+
+def _runs(events: list[dict[str, Any]]) -> list[dict[tuple[str, str], float]]:
+    """Return, for each run, the milliseconds of each node of the main graph by its name and kind, in order.
+
+    The nodes of a body are told too, before the If, Loop or Scan that ran them and whose time holds theirs. So from the
+    end of a run backwards, a node that began later than the one behind it is of a body.
+    """
+    runs: list[dict[tuple[str, str], float]] = []
+    began = math.inf
+    for event in reversed(events):
         name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith(_KERNEL_TIME):
+        if event.get("cat") == "Session" and name == _RUN:
+            runs.append({})
+            began = math.inf
+        elif event.get("cat") == "Node" and name.endswith(_KERNEL_TIME) and event["ts"] <= began:
+            began = event["ts"]
             key = (name[: -len(_KERNEL_TIME)], str(event["args"].get("op_name", "")))
-            times.setdefault(key, []).append(event["dur"] / 1e3)
-    return [[*key, statistics.median(each[_PROFILE_WARMUP:] or each)] for key, each in times.items()]
+            runs[-1][key] = runs[-1].get(key, 0.0) + event["dur"] / 1e3
+    return [dict(reversed(list(run.items()))) for run in reversed(runs)]
 
 
 # What the device is.
@@ -393,8 +481,7 @@ def _machine(runtime: Any, cores: list[int]) -> dict[str, Any]:
         "cores": os.cpu_count() or 1,
         "cores_used": cores,
         "os": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "runtime": f"onnxruntime {runtime.__version__}",
+        "runtime_version": runtime.__version__,
     }
 
 

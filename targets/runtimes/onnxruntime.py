@@ -29,7 +29,7 @@ from onnxpress.targets.runtimes.onnxruntime_session import fit_session, open_ses
 from onnxpress.targets.runtimes.origins import find_origins
 from onnxpress.targets.runtimes.timing import bursts, undisturbed, without_overhead
 
-__all__ = ["CPU", "CUDA", "OnnxRuntime", "PreparedSession"]
+__all__ = ["CPU", "CUDA", "OnnxRuntime", "PreparedSession", "empty_feeds", "empty_model"]
 
 _CPU = "CPUExecutionProvider"
 _PLAIN_RUNS = 5  # of a burst, without the profiler
@@ -69,7 +69,7 @@ class PreparedSession:
                 self._model, threads=self._threads, providers=self._providers, optimized_path=path,
                 profile_path=pathlib.Path(folder) / "profile",
             )  # fmt: skip
-            nothing, no_feeds = open_session(_empty_model()), {_EMPTY_INPUT: np.zeros(1, np.float32)}
+            nothing, no_feeds = open_session(empty_model()), empty_feeds()
             plain, empty = [], []
             for begins in bursts(rounds, seconds):
                 run_session(session, self._feeds)
@@ -90,7 +90,7 @@ def _seconds(session: Any, feeds: Feeds) -> float:
 
 
 @functools.cache
-def _empty_model() -> bytes:
+def empty_model() -> bytes:
     """A model that hands on one number: what a call costs that computes nothing."""
     value = onnx.helper.make_tensor_value_info(_EMPTY_INPUT, onnx.TensorProto.FLOAT, [1])
     result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
@@ -99,6 +99,11 @@ def _empty_model() -> bytes:
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())
+
+
+def empty_feeds() -> dict[str, Array]:
+    """What `empty_model` takes."""
+    return {_EMPTY_INPUT: np.zeros(1, np.float32)}
 
 
 def _quiet_times(

@@ -14,6 +14,6 @@ class RuntimeRefusalError(BudgetError):
 
 
 def one_line(message: object) -> str:
-    """Return a runtime's message without line breaks, cut where it is long."""
-    text = " ".join(str(message).split())
+    """Return a runtime's message without line breaks and what a terminal obeys, cut where it is long."""
+    text = "".join(filter(str.isprintable, " ".join(str(message).split())))
     return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 3] + "..."

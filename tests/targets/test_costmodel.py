@@ -466,13 +466,13 @@ def test_integers_want_whole_groups_of_outputs(channels: int, outputs: int) -> N
 @pytest.mark.parametrize("channels", [24, 40])
 def test_integers_want_whole_groups_of_depthwise_channels(channels: int) -> None:
     """24 channels of 16x16 took 11 us in int8, and 64 channels of 14x14 as long."""
-    rates = {"unaligned_depthwise_ns": {"float32": 0, "int8": 0.1}}
+    rates: dict[str, Any] = {"unaligned_depthwise_ns": {"float32": 0, "int8": 0.1}}
     ragged, whole = (_seconds(_conv(n, n, 16, group=n), "int8", **rates) for n in (channels, channels + 8))
     assert ragged > whole
 
 
 def test_a_product_of_one_row_is_far_from_the_peak_of_integers() -> None:
-    rates = {"half_peak_rows": {"float32": 0, "int8": 6}}
+    rates: dict[str, Any] = {"half_peak_rows": {"float32": 0, "int8": 6}}
     one, many = (_seconds(_gemm(rows, 512, 512), "int8", **rates) for rows in (1, 64))
     assert many / one < 64 / 5
 

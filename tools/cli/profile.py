@@ -33,7 +33,18 @@ def profile(
             "--device",
             metavar="D",
             show_default=False,
-            help="Another machine: ssh://user@host, adb://serial. It needs Python with onnxruntime.",
+            help="Another machine: ssh://user@host, which needs Python with onnxruntime; adb://serial, which needs "
+            "onnxruntime_perf_test; or qemu://SYSROOT, an Arm64 Linux under emulation.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            min=1,
+            show_default=False,
+            help="Of all that --device does; 600 by default.",
         ),
     ] = None,
     compare: Annotated[
@@ -70,11 +81,15 @@ def profile(
     check_outputs(outputs, inputs, force=force)
     if device is not None and runtime is not None:
         raise UsageError("--device: it runs models in its onnxruntime. Leave --runtime out.")
+    if timeout is not None and device is None:
+        raise UsageError("--timeout: it bounds what --device does. Give --device, or leave it out.")
     if runtime == _ALL:
         _require_alone(target=target, compare=compare, trace=trace, report=report, all=every or None)
         _table(model, data, runs, threads, json, force)
     else:
-        _profile(model, target, runtime, device, compare, data, runs, threads, every, trace, report, json, force)
+        _profile(
+            model, target, runtime, device, timeout, compare, data, runs, threads, every, trace, report, json, force
+        )
 
 
 def _require_alone(**options: object) -> None:
@@ -102,6 +117,7 @@ def _profile(
     target: str | None,
     runtime: str | None,
     device: str | None,
+    timeout: float | None,
     other: Path | None,
     data: str | None,
     runs: int,
@@ -113,9 +129,9 @@ def _profile(
     force: bool,
 ) -> None:
     from onnxpress.targets.base import load_target
+    from onnxpress.tools.device_profiling import TIMEOUT_SECONDS, profile_on_device
     from onnxpress.tools.outputs import write_text
     from onnxpress.tools.profiling import profile as measure
-    from onnxpress.tools.profiling import profile_on_device
     from onnxpress.tools.report.console import console
     from onnxpress.tools.report.json_output import json_text, write_json
     from onnxpress.tools.report.profile_page import profile_page, require_plotly
@@ -129,7 +145,10 @@ def _profile(
     if device is None:
         found = measure(*models, target=chosen, runtime=runtime, data=data, rounds=runs, threads=threads)
     else:
-        found = profile_on_device(*models, device=device, target=chosen, data=data, rounds=runs, threads=threads)
+        found = profile_on_device(
+            *models, device=device, target=chosen, data=data, rounds=runs, threads=threads,
+            timeout_seconds=TIMEOUT_SECONDS if timeout is None else timeout,
+        )  # fmt: skip
     for one in found.profiles:
         show_profile(console(), one, every=every)
     if other is not None:

@@ -60,7 +60,7 @@ def profile_page(profiles: Sequence[Profile], roofline: Roofline | None) -> str:
 def _headline(found: Profile) -> str:
     predicted = "" if found.predicted_ms is None else f"; predicted {milliseconds(found.predicted_ms)}"
     return (
-        f"{found.runtime} {found.version}, {found.threads} thread(s): {milliseconds(found.times.undisturbed)}, "
+        f"{found.where}, version {found.version}, {found.threads} thread(s): {milliseconds(found.times.undisturbed)}, "
         f"quartiles {100 * found.times.spread:.0f} % apart{predicted}; {found.macs:,} MACs, {found.size_bytes:,} bytes"
     )
 

@@ -41,6 +41,7 @@ def show_profile(console: Console, found: Profile, *, every: bool = False) -> No
         "input": ", ".join(f"{name} {describe_shape(shape)}" for name, shape in found.inputs.items()) or None,
         "runtime": f"{found.runtime} {found.version}, {found.threads} thread{'s' if found.threads > 1 else ''}, "
         f"batch {found.batch or 1}",
+        "device": found.device,
         "latency": f"{milliseconds(times.undisturbed)} {clock}, undisturbed",
         "met": f"median {three_digits(times.median)} of {times.rounds} runs; 10 to 90 %: {three_digits(times.p10)} to "
         f"{three_digits(times.p90)}; 99 %: {three_digits(times.p99)}; quartiles {100 * times.spread:.0f} % apart",

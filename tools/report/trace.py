@@ -18,7 +18,7 @@ def trace_events(profiles: Sequence[Profile]) -> dict[str, Any]:
     """Return the document, a process for each model. Steps follow each other; what is not known of one is left out."""
     events: list[dict[str, Any]] = []
     for number, found in enumerate(profiles, start=1):
-        label = {"name": f"{found.model} in {found.runtime}"}
+        label = {"name": f"{found.model} in {found.where}"}
         events.append({"ph": "M", "name": "process_name", "pid": number, "tid": 1, "args": label})
         start = 0.0
         for step in found.steps:

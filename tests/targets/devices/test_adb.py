@@ -1,13 +1,16 @@
 """Devices over adb, against recorded conversations.
 
 `adb_conversations.json` is what adb 29.0.6 said to an adbd 34.0.5 on loopback, on whose side a program stood in for
-onnxruntime_perf_test: it ran the models in onnxruntime and printed what that program's source prints.
+onnxruntime_perf_test: it ran the models in onnxruntime and printed what that program's source prints. The shell text of
+its commands is today's, which a shell here runs too; what a device would say to more than was recorded is made of that.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,16 +23,18 @@ import pytest
 
 from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.targets.devices import perf_test
-from onnxpress.targets.devices.adb import _split
-from onnxpress.targets.devices.base import Device, DeviceError
+from onnxpress.targets.devices.adb import _split, _turns
+from onnxpress.targets.devices.base import Device, DeviceError, Work
 from onnxpress.targets.devices.device import open_device
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from tests.passes.residual_net import residual_net
 from tests.support import random_feeds, text_model
+from tests.targets.devices.conftest import wait_for
 
 _HERE = Path(__file__).parent
 _TEXT = "adb://127.0.0.1:5555"
 _Call = dict[str, Any]
+_RUN = '[%s, {"cat": "Session", "name": "model_run"}]'
 
 
 class _Adb:
@@ -62,6 +67,16 @@ def _recorded(name: str) -> list[_Call]:
     return found
 
 
+def _nodes() -> list[_Call]:
+    """The conversation of one model whose nodes are timed, with one that computes nothing in 2 us, 100 times."""
+    look, push, run, profile, remove = _recorded("nodes")
+    at = next(index for index, line in enumerate(run["stdout"]) if line.startswith("DIGEST,"))
+    rows = [f"DIGEST,{2 if index else 9}e-06,70352896,100,{index}" for index in range(100)]
+    words = [word.replace(" -r 1 ", " -r 100 ") for word in run["words"]]
+    nothing = _answer(run, words=words, stdout=[*run["stdout"][:at], *rows, *run["stdout"][at + 1 :]])
+    return [look, push, run, nothing, profile, remove]
+
+
 def _answer(call: _Call, **changed: object) -> _Call:
     return {**call, **changed}
 
@@ -90,21 +105,23 @@ def test_models_take_turns_by_processes(adb: _Adb, device: Device, net: onnx_ir.
 
 
 def test_nodes_are_timed_in_a_process_of_their_own(adb: _Adb, device: Device, net: onnx_ir.Model) -> None:
-    adb.tell(_recorded("nodes"))
-    found = device.run({"a": net}, random_feeds(net, batch=1), rounds=1, warmup=0, node_times=True)
+    adb.tell(_nodes())
+    found = device.run({"a": net}, random_feeds(net, batch=1), rounds=1, warmup=0, node_rounds=1)
     steps = found.models["a"].node_times
     assert [step.name for step in steps][-3:] == ["pool", "flat", "head"]
-    assert steps[-1].kind == "Gemm" and 0 < steps[-1].milliseconds < 1
+    assert steps[-1].kind == "Gemm" and max(steps, key=lambda step: step.milliseconds).kind == "Conv"
+    # The profiler's own time is taken off: what is left is the model's time less that of a call.
+    assert sum(step.milliseconds for step in steps) == pytest.approx(0.058587 - 0.002)
     assert adb.left == []
 
 
 def test_an_android_says_what_it_is(adb: _Adb, device: Device, net: onnx_ir.Model) -> None:
-    look, *rest = _recorded("nodes")
+    look, *rest = _nodes()
     facts = "cpu=SM8550 board=Pixel_7 architecture=aarch64 cores=8 os=Linux_5.10 android=14 runner=yes"
     adb.tell([_answer(look, stdout=[f"{fact}\r" for fact in facts.split()]), *rest])
-    found = device.run({"a": net}, random_feeds(net, batch=1), rounds=1, warmup=0, node_times=True).machine
+    found = device.run({"a": net}, random_feeds(net, batch=1), rounds=1, warmup=0, node_rounds=1).machine
     assert (found.cpu, found.board, found.architecture, found.cores) == ("SM8550", "Pixel_7", "aarch64", 8)
-    assert (found.os, found.runtime) == ("Linux_5.10, Android 14", "onnxruntime_perf_test")
+    assert (found.os, found.runtime_version) == ("Linux_5.10, Android 14", "")
 
 
 def test_a_refused_model_keeps_the_message_and_names_the_node(adb: _Adb, device: Device) -> None:
@@ -170,7 +187,9 @@ def test_a_device_that_vanishes(adb: _Adb, device: Device, net: onnx_ir.Model) -
         device.run({"a": net}, random_feeds(net, batch=1), rounds=10_000_000, warmup=0)
     told, _, left = str(caught.value).partition(". ")
     assert told == f"{_TEXT}: the connection was lost while timing model 'a': adb gives no reason"
-    assert left.startswith("/data/local/tmp/onnxpress-device-") and left.endswith(" may be left there")
+    assert left.startswith("/data/local/tmp/onnxpress-device-") and left.endswith(
+        " may be left there, and what runs in it"
+    )
     assert caught.value.exit_code == 1
 
 
@@ -206,10 +225,10 @@ def test_time_is_up(adb: _Adb, device: Device, net: onnx_ir.Model) -> None:
 
 
 def test_what_cannot_be_removed_is_a_warning(adb: _Adb, device: Device, net: onnx_ir.Model) -> None:
-    *calls, remove = _recorded("nodes")
+    *calls, remove = _nodes()
     adb.tell([*calls, _answer(remove, status=1)])
     with pytest.warns(UserWarning, match=r"/onnxpress-device-\w+ cannot be removed and may be left there$"):
-        device.run({"a": net}, random_feeds(net, batch=1), rounds=1, warmup=0, node_times=True)
+        device.run({"a": net}, random_feeds(net, batch=1), rounds=1, warmup=0, node_rounds=1)
 
 
 def test_a_call_outside_of_the_conversation_is_an_error(adb: _Adb, device: Device, net: onnx_ir.Model) -> None:
@@ -238,13 +257,19 @@ def test_no_adb_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_inputs_are_written_as_the_program_reads_them(tmp_path: Path) -> None:
     model = text_model("""<ir_version: 8, opset_import: ["": 17]>
         g (float16[2] x, int64[2] k) => (float16[2] y) { [pow] y = Pow (x, k) }""")
-    perf_test.write_inputs("m", model, {"k": np.array([1, 2]), "x": np.array([0.5, 2])}, tmp_path)
-    tensors = [onnx.load_tensor(str(tmp_path / "test_data_set_0" / f"input_{index}.pb")) for index in (0, 1)]
+    feeds = {"k": np.array([1, 2]), "x": np.array([0.5, 2])}
+    digest = perf_test.write_model("m", b"the model", model.graph, feeds, tmp_path)
+    assert (tmp_path / digest / "model.onnx").read_bytes() == b"the model"
+    tensors = [onnx.load_tensor(str(tmp_path / digest / "test_data_set_0" / f"input_{index}.pb")) for index in (0, 1)]
     assert [tensor.name for tensor in tensors] == ["x", "k"]
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensors[0]), np.array([0.5, 2], np.float16))
     with pytest.raises(InputError) as caught:
-        perf_test.write_inputs("m", model, {"k": np.zeros(2)}, tmp_path / "test_data_set_0")
+        perf_test.write_model("m", b"", model.graph, {"k": np.zeros(2)}, tmp_path)
     assert str(caught.value) == "input 'x' of model 'm' has no data. Given: k"
+    assert perf_test.write_model("again", b"the model", model.graph, feeds, tmp_path) == digest
+    others = {**feeds, "k": np.array([3, 4])}
+    assert perf_test.write_model("m", b"the model", model.graph, others, tmp_path) != digest
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_lines_of_old_devices_end_otherwise() -> None:
@@ -257,3 +282,122 @@ def test_lines_of_old_devices_end_otherwise() -> None:
 @pytest.mark.parametrize(("rounds", "parts"), [(6, [1, 1, 1, 1, 2]), (3, [1, 1, 1]), (60, [12] * 5), (1, [1])])
 def test_rounds_are_spread_over_turns(rounds: int, parts: list[int]) -> None:
     assert _split(rounds, 5) == parts
+
+
+@pytest.mark.parametrize(("rounds", "turns", "last"), [(4, 4, 3 / 4), (10, 3, 4 / 10)])  # of 5 rounds or more
+def test_turns_are_spread_over_the_least_time(rounds: int, turns: int, last: float) -> None:
+    start = time.monotonic()
+    at = [time.monotonic() - start for _ in _turns(["a"], Work(rounds, 0, 1, min_seconds=0.5, max_seconds=0.0))]
+    assert len(at) == turns and at[-1] >= 0.5 * last
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("DIGEST,5.8587.0e-05,70352896,100,0", "tells 0 times where 1 were asked for"),
+        ("DIGEST,1e999,70352896,100,0", "tells 0 times where 1 were asked for"),
+        ("DIGEST,nan,70352896,100,0", "tells 0 times where 1 were asked for"),
+        (f"DIGEST,{'9' * 5000},70352896,100,0", "tells 0 times where 1 were asked for"),
+        ("DIGEST,5e-05,70352896,100,0\nDIGEST,5e-05,70352896,100,0", "tells 2 times where 1 were asked for"),
+    ],
+)
+def test_times_that_are_none(adb: _Adb, device: Device, net: onnx_ir.Model, line: str, told: str) -> None:
+    look, push, run, *_, remove = _recorded("nodes")
+    stdout = [line if each.startswith("DIGEST,") else each for each in run["stdout"]]
+    adb.tell([look, push, _answer(run, stdout=stdout), remove])
+    with pytest.raises(DeviceError, match=told):
+        device.run({"a": net}, random_feeds(net, batch=1), rounds=1, warmup=0)
+    assert adb.left == []
+
+
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        ("[" * 100_000, "RecursionError"),
+        ("nonsense", "JSONDecodeError"),
+        ('{"cat": "Node"}', "AttributeError"),
+        (_RUN % '{"cat": "Node", "name": "a_kernel_time", "ts": 1}', "KeyError: 'args'"),
+        (_RUN % '{"cat": "Node", "name": "a_kernel_time", "ts": 1, "args": {}, "dur": NaN}', "ValueError: NaN as a"),
+        (_RUN % '{"cat": "Node", "name": "a_kernel_time", "ts": 1, "args": {}, "dur": "x"}', "TypeError"),
+    ],
+)
+def test_a_profile_that_is_none(adb: _Adb, device: Device, net: onnx_ir.Model, profile: str, told: str) -> None:
+    look, push, run, nothing, _, remove = _nodes()
+    profiling = _recorded("nodes")[3]
+    answer = _answer(profiling, stdout=[*run["stdout"][:-3], profile, "", "onnxpress-status:0", ""])
+    adb.tell([look, push, run, nothing, answer, remove])
+    with pytest.raises(DeviceError, match=rf"^{_TEXT}: the profile of model 'a' cannot be read: {told}"):
+        device.run({"a": net}, random_feeds(net, batch=1), rounds=1, warmup=0, node_rounds=1)
+
+
+def test_facts_of_no_known_form_are_not_told(adb: _Adb, device: Device, net: onnx_ir.Model) -> None:
+    look, *rest = _recorded("nodes")
+    facts = ["cpu=\x1b[2JSM8550\x07", "board=" + "x" * 9999, "cores=many", "os=Linux", "android=", "runner=yes"]
+    adb.tell([_answer(look, stdout=facts), rest[0], rest[1], rest[3]])
+    found = device.run({"a": net}, random_feeds(net, batch=1), rounds=1, warmup=0).machine
+    assert (found.cpu, found.architecture, found.cores) == ("[2JSM8550", "", 0) and len(found.board) < 300
+
+
+def test_words_of_a_device_cannot_steer_the_terminal(adb: _Adb, device: Device, net: onnx_ir.Model) -> None:
+    look, push, run, *_, remove = _recorded("nodes")
+    adb.tell(
+        [
+            look,
+            push,
+            _answer(run, stdout=["\x1b]0;mine\x07 \u202etxt\x9b31m", "onnxpress-profile:", "onnxpress-status:1", ""]),
+            remove,
+        ]
+    )
+    with pytest.raises(RuntimeRefusalError) as caught:
+        device.run({"a": net}, random_feeds(net, batch=1), rounds=1, warmup=0)
+    assert str(caught.value) == f"{_TEXT}: onnxruntime_perf_test: does not run model 'a': ]0;mine txt31m"
+
+
+def _program(folder: Path, script: str) -> Path:
+    path = folder / "perf_test"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_shell_text_hands_on_what_the_program_says(tmp_path: Path) -> None:
+    program = _program(tmp_path, 'echo "m,2e-05,77,100,0" > result.csv; echo "[]" > profile_1.json; cat pid; exit 3')
+    work = tmp_path / "work"
+    work.mkdir()
+    ran = subprocess.run(["sh", "-c", perf_test.command(str(program), str(work), 1, 1)], capture_output=True, text=True)
+    said = perf_test.read(ran.stdout)
+    assert (said.status, said.seconds, said.peak_bytes, said.profile) == (3, (2e-05,), 77, "[]")
+    assert said.message.isdecimal()  # its number, which nothing needs any more
+    assert list(work.iterdir()) == []
+
+
+def test_what_is_at_work_is_ended_and_nothing_else(tmp_path: Path) -> None:
+    program = _program(tmp_path, "exec sleep 60")
+    work = tmp_path / "device" / "digest"
+    work.mkdir(parents=True)
+    text = perf_test.command(str(program), str(work), 1, 1)
+    with subprocess.Popen(["sh", "-c", text], stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        wait_for(lambda: (work / "pid").exists() and (work / "pid").read_text().endswith("\n"))
+        at_work = int((work / "pid").read_text())
+        wait_for(lambda: Path(f"/proc/{at_work}/cmdline").read_bytes().startswith(b"sleep"))
+        ended = subprocess.run(["sh", "-c", perf_test.ending(str(tmp_path / "device"))], capture_output=True)
+        said = perf_test.read(shell.stdout.read())
+    assert said.status == 137 and ended.stderr == b"" and not Path(f"/proc/{at_work}").exists()
+    assert subprocess.run(["sh", "-c", perf_test.ending(str(tmp_path / "device"))], capture_output=True).stderr == b""
+
+
+def test_an_interruption_ends_the_program_there(
+    adb: _Adb, device: Device, net: onnx_ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, push, *_, remove = _recorded("nodes")
+    assert re.match(r"kill -9 \$\(cat \S+/\*/pid 2>/dev/null\) 2>/dev/null; rm -rf \S+$", remove["words"][-1])
+
+    def interrupt(_: str) -> perf_test.Said:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(perf_test, "read", interrupt)
+    adb.tell([look, push, _recorded("nodes")[2], remove])
+    with pytest.raises(KeyboardInterrupt):
+        device.run({"a": net}, random_feeds(net, batch=1), rounds=1, warmup=0)
+    assert adb.left == []

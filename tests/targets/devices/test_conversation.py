@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from onnxpress.ir.errors import UsageError
+from onnxpress.targets.devices import conversation
 from onnxpress.targets.devices.base import DeviceError
 from onnxpress.targets.devices.conversation import Heard, converse
 from onnxpress.targets.devices.python_device import PythonDevice
@@ -32,6 +33,30 @@ sys.exit(3)"""
     heard = converse(_python(code), [b"ab", b"cde"], 20)
     assert heard == Heard(3, ["5"], ["noise"], "second")
     assert heard.last_words == "noise" and Heard().last_words == "no message"
+
+
+def test_only_so_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "_MOST_BYTES", 1000)
+    start = time.monotonic()
+    for code in ("print('x' * 1000)", "print('x' * 10**7)", "while True: print()"):
+        heard = converse(_python(code), [], 60)
+        assert heard.too_much and heard.lines == []
+    assert time.monotonic() - start < 10
+    heard = converse(_python("print('x' * 900)"), [], 60)
+    assert not heard.too_much and heard.lines == ["x" * 900]
+
+
+def test_the_last_noise_is_kept_and_none_of_what_a_terminal_obeys() -> None:
+    code = f"""
+import sys
+for number in range(1000):
+    print(number, file=sys.stderr)
+print("y" * 10**6, file=sys.stderr)
+print("{STEP_PREFIX}first\x1b[2J", file=sys.stderr)
+print("last\x07", file=sys.stderr)"""
+    heard = converse(_python(code), [], 20)
+    assert (heard.step, heard.last_words) == ("first[2J", "last")
+    assert len(heard.noise) <= 100 and max(map(len, heard.noise)) <= 300
 
 
 def test_one_that_does_not_read_is_ended_in_time() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,14 @@ from onnxpress.ir.errors import InputError, UsageError
 from onnxpress.targets.devices import runner
 from onnxpress.targets.devices.base import DeviceError, Work
 from onnxpress.targets.devices.job import Job, find_answer, pack, read_answer
-from onnxpress.targets.runtimes import onnxruntime_session, timing
+from onnxpress.targets.runtimes import onnxruntime, onnxruntime_session, timing
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from tests.passes.residual_net import residual_net
 from tests.support import random_feeds, run, text_model
 from tests.targets.devices.conftest import LocalDevice, wait_for
 
 _FOREVER = 10_000_000  # rounds
-_WORK = Work(3, 1, 1, False, False, None, 60.0)
+_WORK = Work(3, 1, 1, timeout_seconds=60.0)
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def _child_of(process: subprocess.Popen[bytes]) -> int:
 
 
 def test_it_is_a_program_that_prints_one_line_of_json(tmp_path: Path, net: onnx_ir.Model) -> None:
-    process = _start(tmp_path, pack({"a": net}, random_feeds(net), _WORK))
+    process = _start(tmp_path, pack({"a": net}, {"a": random_feeds(net)}, _WORK))
     lines = _lines_of(process)
     assert process.wait() == 0 and len(lines) == 1
     answer = find_answer(lines)
@@ -82,15 +84,16 @@ def test_it_has_no_syntax_that_is_younger_than_its_oldest_python() -> None:
     assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names | {"numpy", "onnxruntime"}
 
 
-@pytest.mark.parametrize("max_seconds", [None, 0.0])
+@pytest.mark.parametrize(("max_seconds", "min_seconds"), [(None, 0.0), (0.0, 0.0), (None, 0.05), (0.0, 0.05)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_models_take_turns_as_they_do_here(seed: int, max_seconds: float | None) -> None:
+def test_models_take_turns_as_they_do_here(seed: int, max_seconds: float | None, min_seconds: float) -> None:
     def play(take_turns: Callable[..., Any]) -> tuple[list[str], Any]:
         calls: list[str] = []
         runs = {name: lambda name=name: calls.append(name) for name in "abc"}
         found = take_turns(
-            runs, rounds=9, warmup=2, seed=seed, max_seconds=max_seconds, cpu_clock=iter(range(1000)).__next__
-        )
+            runs, rounds=19, warmup=2, seed=seed, max_seconds=max_seconds, min_seconds=min_seconds,
+            cpu_clock=iter(range(1000)).__next__,
+        )  # fmt: skip
         return calls, found
 
     (there, times), (here, latencies) = play(runner.take_turns), play(timing.take_turns)
@@ -99,7 +102,72 @@ def test_models_take_turns_as_they_do_here(seed: int, max_seconds: float | None)
         name: latency.cpu_ms for name, latency in latencies.items()
     }
     assert [len(wall) for wall, _ in times.values()] == [len(latency.wall_ms) for latency in latencies.values()]
-    assert runner.take_turns({}, rounds=1, warmup=0, seed=0, max_seconds=None, cpu_clock=None) == {}
+    nothing = runner.take_turns({}, rounds=1, warmup=0, max_seconds=None, min_seconds=0.0, cpu_clock=None)
+    assert nothing == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 59, 60, 70, 111, 300])
+def test_times_are_summed_up_as_they_are_here(count: int) -> None:
+    times = np.random.default_rng(count).gamma(2.0, 1.0, count).tolist()
+    assert runner.undisturbed(times) == timing.undisturbed(times)
+    assert list(runner.bursts(count, 0.0)) == list(timing.bursts(count, 0.0))
+    for total in (0.0, 0.5 * sum(times), 0.9 * sum(times), sum(times), 2 * sum(times)):
+        assert runner.without_overhead(times, total) == timing.without_overhead(times, total)
+
+
+def test_bursts_are_spread_as_they_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def play(bursts: Callable[[int, float], Iterator[bool]]) -> list[float]:
+        now, slept = 0.0, []
+
+        def sleep(seconds: float) -> None:
+            nonlocal now
+            now += seconds
+            slept.append(seconds)
+
+        monkeypatch.setattr(time, "perf_counter", lambda: now)
+        monkeypatch.setattr(time, "sleep", sleep)
+        for _ in bursts(43, 3.0):
+            now += 0.01
+        return slept
+
+    there = play(runner.bursts)
+    assert there == play(timing.bursts) and len(there) == 8
+
+
+def test_nodes_are_timed_as_they_are_here(tmp_path: Path, net: onnx_ir.Model) -> None:
+    session = onnxruntime_session.open_session(net, profile_path=tmp_path / "profile")
+    for _ in range(30):
+        session.run(None, random_feeds(net))
+    events = json.loads(Path(session.end_profiling()).read_text())
+    for total_ms in (0.01, 1e3):
+        there = runner.quiet_times(events, total_ms)
+        here = onnxruntime._quiet_times(events, {}, total_ms)
+        assert there == [[step.name, step.kind, step.milliseconds] for step in here] and len(there) > 5
+    assert sum(milliseconds for *_, milliseconds in runner.quiet_times(events, 0.01)) == pytest.approx(0.01)
+
+
+def test_nodes_of_a_body_are_not_told_beside_what_runs_them(local: LocalDevice) -> None:
+    model = text_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[64,64] x, int64 trips, bool go) => (float[64,64] y) { [before] a = Neg (x)
+        [loop] b = Loop (trips, go, a) <body = body (int64 i, bool c, float[64,64] v) => (bool d, float[64,64] w) {
+        [same] d = Identity (c) [inner] w = Sin (v) }>
+        [after] y = Abs (b) }""")
+    feeds = {"x": np.ones((64, 64)), "trips": np.array(3), "go": np.array(True)}
+    found = local.run({"a": model}, feeds, rounds=3, node_rounds=5).models["a"]
+    assert [step.name for step in found.node_times] == ["before", "loop", "after"]
+    assert sum(step.milliseconds for step in found.node_times) < 2 * found.latency.undisturbed_ms
+
+
+def test_steps_take_less_than_the_model_without_a_profiler(local: LocalDevice, net: onnx_ir.Model) -> None:
+    found = local.run({"a": net}, random_feeds(net), rounds=100, node_rounds=20).models["a"]
+    assert 0 < sum(step.milliseconds for step in found.node_times) < 1.5 * found.latency.undisturbed_ms
+    assert found.node_times[0].origins == ("stem", "relu")
+
+
+def test_rounds_are_spread_over_the_least_time(local: LocalDevice, net: onnx_ir.Model) -> None:
+    start = time.monotonic()
+    found = local.run({"a": net}, random_feeds(net), rounds=10, min_seconds=2.0).models["a"]
+    assert time.monotonic() - start > 1.0 and len(found.latency.wall_ms) == 10  # the second of two bursts
 
 
 def test_sessions_have_the_settings_that_they_have_here(
@@ -140,11 +208,19 @@ def test_floats_are_cast_and_each_model_takes_its_own_inputs(local: LocalDevice)
     assert found["two"].outputs["t"].tolist() == ["Ä", "bc"]
 
 
+def test_models_may_take_feeds_of_their_own(local: LocalDevice) -> None:
+    one = text_model('<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) { y = Neg (x) }')
+    two = text_model('<ir_version: 8, opset_import: ["": 17]> g (float[3] x) => (float[3] y) { y = Neg (x) }')
+    feeds = [{"x": np.array([1.0, 2.0])}, {"x": np.array([3.0, 4.0, 5.0])}]
+    found = local.run({"one": one, "two": two}, feeds, rounds=1, outputs=True).models
+    assert [found[name].outputs["y"].tolist() for name in ("one", "two")] == [[-1, -2], [-3, -4, -5]]
+
+
 def test_a_model_of_two_names_is_sent_once_and_bytes_are_a_model(local: LocalDevice, net: onnx_ir.Model) -> None:
     feeds, content = random_feeds(net), onnx_ir.to_proto(net).SerializeToString()
-    assert len(pack({"a": content, "b": content}, feeds, _WORK).files) == 2
-    found = local.run({"a": content, "b": content}, feeds, rounds=2, threads=2, node_times=True, outputs=True)
-    assert found.latencies["a"].cpu_ms == () and len(found.latencies["b"].wall_ms) == 2
+    assert len(pack({"a": content, "b": content}, {"a": feeds, "b": feeds}, _WORK).files) == 2
+    found = local.run({"a": content, "b": content}, feeds, rounds=2, threads=2, node_rounds=3, outputs=True)
+    assert found.models["a"].latency.cpu_ms == () and len(found.models["b"].latency.wall_ms) == 2
     assert found.models["a"].node_times[0].origins == ("stem", "relu")
     np.testing.assert_allclose(found.models["b"].outputs["y"], run(net, feeds)[0], rtol=1e-4, atol=1e-5)
 
@@ -177,7 +253,7 @@ def test_wrong_counts_are_told(local: LocalDevice) -> None:
 
 
 def test_a_crash_is_an_answer(tmp_path: Path, net: onnx_ir.Model) -> None:
-    process = _start(tmp_path, pack({"a": net}, random_feeds(net), Work(_FOREVER, 1, 1, False, False, None, 60.0)))
+    process = _start(tmp_path, pack({"a": net}, {"a": random_feeds(net)}, Work(_FOREVER, 1, 1)))
     _wait_for_step(process, "timing")
     os.kill(_child_of(process), signal.SIGSEGV)
     answer = find_answer(_lines_of(process))
@@ -189,7 +265,7 @@ def test_a_crash_is_an_answer(tmp_path: Path, net: onnx_ir.Model) -> None:
 
 
 def test_nothing_stays_where_the_process_that_waits_is_killed(tmp_path: Path, net: onnx_ir.Model) -> None:
-    process = _start(tmp_path, pack({"a": net}, random_feeds(net), Work(_FOREVER, 1, 1, False, False, None, 60.0)))
+    process = _start(tmp_path, pack({"a": net}, {"a": random_feeds(net)}, Work(_FOREVER, 1, 1)))
     _wait_for_step(process, "timing")
     child = _child_of(process)
     process.kill()
@@ -199,7 +275,7 @@ def test_nothing_stays_where_the_process_that_waits_is_killed(tmp_path: Path, ne
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_nothing_stays_after_a_signal(tmp_path: Path, net: onnx_ir.Model, number: signal.Signals) -> None:
-    process = _start(tmp_path, pack({"a": net}, random_feeds(net), Work(_FOREVER, 1, 1, False, False, None, 60.0)))
+    process = _start(tmp_path, pack({"a": net}, {"a": random_feeds(net)}, Work(_FOREVER, 1, 1)))
     _wait_for_step(process, "starting")
     child = _child_of(process)
     process.send_signal(number)
@@ -208,7 +284,7 @@ def test_nothing_stays_after_a_signal(tmp_path: Path, net: onnx_ir.Model, number
 
 
 def test_it_ends_by_itself_where_time_is_up_and_nobody_asks(tmp_path: Path, net: onnx_ir.Model) -> None:
-    job = pack({"a": net}, random_feeds(net), Work(_FOREVER, 1, 1, False, False, None, -29.0))  # 30 s are added
+    job = pack({"a": net}, {"a": random_feeds(net)}, Work(_FOREVER, 1, 1, timeout_seconds=-29.0))  # 30 s are added
     process = _start(tmp_path, job)
     answer = find_answer(_lines_of(process))
     assert answer is not None and answer["error"] == {"kind": "timeout", "message": "time is up"}
@@ -216,7 +292,7 @@ def test_it_ends_by_itself_where_time_is_up_and_nobody_asks(tmp_path: Path, net:
 
 
 def test_what_ends_early_or_arrives_damaged(tmp_path: Path, net: onnx_ir.Model) -> None:
-    job = pack({"a": net}, random_feeds(net), _WORK)
+    job = pack({"a": net}, {"a": random_feeds(net)}, _WORK)
     cut = _start(tmp_path, Job(job.head, (job.files[0][:-5],)))
     assert cut.communicate(timeout=10)[0] == b"" and cut.returncode == 0
     damaged = _start(tmp_path, Job(job.head, (job.files[0][::-1], *job.files[1:])))

@@ -31,14 +31,14 @@ def net() -> onnx_ir.Model:
 def test_models_are_run_and_timed_side_by_side(sshd: Sshd, net: onnx_ir.Model) -> None:
     feeds = random_feeds(net, batch=1)
     device = open_device(sshd.text)
-    found = device.run({"a": net, "b": net}, feeds, rounds=6, warmup=1, node_times=True, outputs=True)
+    found = device.run({"a": net, "b": net}, feeds, rounds=6, warmup=1, node_rounds=3, outputs=True)
     assert list(found.models) == ["a", "b"]
     for model in found.models.values():
         assert len(model.latency.wall_ms) == len(model.latency.cpu_ms) == 6
         assert model.load_seconds is not None and model.load_seconds > 0
         assert [origin for step in model.node_times for origin in step.origins][:2] == ["stem", "relu"]
         np.testing.assert_allclose(model.outputs["y"], run(net, feeds)[0], rtol=1e-4, atol=1e-5)
-    assert found.machine.cores >= 1 and found.machine.runtime.startswith("onnxruntime ")
+    assert found.machine.cores >= 1 and re.match(r"\d+\.\d+", found.machine.runtime_version)
     assert found.peak_rss_bytes > 1 << 20
     assert list(sshd.folder.iterdir()) == []
 
