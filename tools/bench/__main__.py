@@ -6,6 +6,7 @@ python -m onnxpress.tools.bench factorize [MODEL ...] [--times 1.25,1.5,2,3] [--
 python -m onnxpress.tools.bench lowbit [MODEL ...] [--by PIPELINE,...] [all options of ptq]
 python -m onnxpress.tools.bench targets [MODEL ...] [--by PASS,...] [--targets T,...] [--markdown FILE] [all of ptq]
 python -m onnxpress.tools.bench profile [MODEL ...] [--by VARIANT,...] [--target T] [all options of ptq but --limit]
+python -m onnxpress.tools.bench decisions [MODEL ...] [--by REWRITE,...] [--target T] [the same]
 python -m onnxpress.tools.bench openvino [MODEL ...] [all options of ptq]
 python -m onnxpress.tools.bench arm64 [MODEL ...] [--targets T,...] [--device DEVICE] [all options of ptq but --rounds]
 python -m onnxpress.tools.bench pack [MODEL ...] [--json FILE|-]
@@ -48,9 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     targets.add_argument("--by", help="passes to run, with commas between; all by default")
     targets.add_argument("--targets", help="targets to lower to, with commas between; all by default")
     targets.add_argument("--markdown", type=Path, help="write the table as a page")
-    profile = benchmarks.add_parser("profile", parents=[shared, kept, timed], help="predicted beside measured time")
-    profile.add_argument("--by", help="variants to time, with commas between; all by default")
-    profile.add_argument("--target", default="host-cpu", help="whose estimate predicts: a name, or a profile")
+    for name, what in (("profile", "predicted beside measured time"), ("decisions", "what is slower, node by node")):
+        predicting = benchmarks.add_parser(name, parents=[shared, kept, timed], help=what)
+        predicting.add_argument("--by", help="variants to time, with commas between; all by default")
+        predicting.add_argument("--target", default="host-cpu", help="whose estimate predicts: a name, or a profile")
     benchmarks.add_parser("openvino", parents=usual, help="int8 beside float, both on OpenVINO")
     arm64 = benchmarks.add_parser(
         "arm64", parents=[shared, kept, evaluated], help="mobile-cpu's results on emulated Arm64 beside here"
@@ -62,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         bench = {
             "ptq": _ptq, "lowbit": _lowbit, "targets": _targets, "openvino": _openvino, "pack": _pack,
-            "profile": _profile, "arm64": _arm64,
+            "profile": _profile, "decisions": _decisions, "arm64": _arm64,
         }  # fmt: skip
         rows, headings = bench.get(options.benchmark, _reduction)(options)
     except OnnxpressError as error:
@@ -155,6 +157,19 @@ def _tell_summary(records: _Rows) -> None:
     if summary is not None:
         known = {key: value for key, value in dataclasses.asdict(summary).items() if value is not None}
         _tell(", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in known.items()))
+
+
+def _decisions(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+    from onnxpress.tools.bench.assets import select
+    from onnxpress.tools.bench.decisions import HEADINGS, REWRITES, run
+    from onnxpress.tools.bench.reduction import parse_compilers
+
+    rows = run(
+        select(options.models, "ptq"),
+        parse_compilers(options.by, REWRITES, what="rewrite"),
+        target=options.target, rounds=options.rounds, keep=options.keep, tell=_tell,
+    )  # fmt: skip
+    return [dataclasses.asdict(row) for row in rows], HEADINGS
 
 
 def _openvino(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
