@@ -65,12 +65,14 @@ class Prepared(Protocol):
         """Take one batch, of the shapes that it was prepared for.
 
         Raises:
-            InputError: an input has no feed, or one of another shape.
+            InputError: an input has no feed, or one of another shape or kind.
         """
         ...
 
-    def compute(self) -> float | None:
+    def compute(self, *, timed: bool = True) -> float | None:
         """Compute, from what was fed last.
+
+        timed: False where nobody asks for the time, which a runtime with a clock of its own computes several times for.
 
         Returns: None where the caller's clock times it, else the milliseconds that it took by the runtime's own.
 
@@ -80,7 +82,11 @@ class Prepared(Protocol):
         ...
 
     def fetch(self) -> dict[str, Array]:
-        """Return copies of the outputs by the model's names."""
+        """Return copies of the outputs of the last `compute`, which there must be, by the model's names.
+
+        Raises:
+            RuntimeRefusalError: an output is missing, or has another shape than the model's.
+        """
         ...
 
     def layers(self) -> collections.Counter[str]:
@@ -98,7 +104,8 @@ class Prepared(Protocol):
 class Runtime(Protocol):
     """Runs models.
 
-    name: what profiles and `--runtime` call it. title: its full name.
+    name: what profiles and `--runtime` call it. title: its full name. tells_node_times: whether `Prepared.node_times`
+    has any.
     """
 
     @property
@@ -106,6 +113,9 @@ class Runtime(Protocol):
 
     @property
     def title(self) -> str: ...
+
+    @property
+    def tells_node_times(self) -> bool: ...
 
     @property
     def single_thread_clock(self) -> Callable[[], float] | None:
@@ -116,16 +126,16 @@ class Runtime(Protocol):
         """Return the version that is installed.
 
         Raises:
-            UsageError: none is; says what to install.
+            UsageError: none is, or it does not start on this machine; says what to install.
         """
         ...
 
     def prepare(self, model: onnx_ir.Model, feeds: Feeds, *, threads: int = 1) -> Prepared:
-        """Load `model`, which is not changed, for the shapes of `feeds`; converted first where it must be.
+        """Load `model`, which is not changed, for the shapes of `feeds`, and feed it; converted first where it must be.
 
         Raises:
-            UsageError: the runtime is not installed. RuntimeRefusalError: it does not take the model. InputError: an
-            input has no feed, or the model has no form there.
+            UsageError: the runtime is not installed. RuntimeRefusalError: it does not take the model, or gives other
+            numbers than the model says. InputError: an input has no feed, or one that does not fit the model.
         """
         ...
 
@@ -174,13 +184,13 @@ class _AsSession:
         self.constant_names = frozenset(set(self.output_names) & set(graph.initializers) - fed)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        self._prepared.feed({name: feeds[name] for name in self._prepared.ports})
-        self._prepared.compute()
+        self._prepared.feed(feeds)
+        self._prepared.compute(timed=False)
         return self._prepared.fetch()
 
 
 def fit_feeds(feeds: Feeds, ports: Mapping[str, Port]) -> dict[str, Array]:
-    """Return an array for each input, in C order; floats are cast to the float that the input has.
+    """Return an array for each input, in C order; floats are cast to the float that the input has, texts to objects.
 
     Raises:
         InputError: an input has no feed, or one of another shape or kind.
@@ -190,7 +200,7 @@ def fit_feeds(feeds: Feeds, ports: Mapping[str, Port]) -> dict[str, Array]:
         if name not in feeds:
             raise InputError(f"input {name!r} has no data. Given: {', '.join(feeds) or 'nothing'}")
         array = np.asarray(feeds[name])
-        if array.dtype.kind == port.dtype.kind == "f":
+        if array.dtype.kind == port.dtype.kind == "f" or (array.dtype.kind == "U" and port.dtype.kind == "O"):
             array = array.astype(port.dtype, copy=False)
         if array.shape != port.shape or array.dtype != port.dtype:
             raise InputError(
