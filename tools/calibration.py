@@ -67,10 +67,10 @@ def calibrate(name: str, *, target: str | None = None, progress: Progress | None
         raise UsageError(f"calibrate: {base.name} has no roofline to start from. Give --target x86-vnni or mobile-cpu")
     runtime = load_runtime(base.profile.runtime)
     version, machine = runtime.version(), this_machine()
+    if not runtime.tells_node_times:
+        raise UsageError(f"calibrate: {runtime.title} tells no times by node, which an estimate is fitted to")
     with pinned(1):
         measurement = measure(_with_cache(base, machine), runtime, progress or Progress())
-    if not measurement.samples:
-        raise UsageError(f"calibrate: {runtime.title} tells no times by node, which an estimate is fitted to")
     fitted = fit(_with_cache(base, machine).profile, measurement)
     named = _NOT_A_NAME.sub("-", name.lower()).strip("-.") or "calibrated"
     text = "\n".join(_lines(named, base, machine, version, fitted)) + "\n"

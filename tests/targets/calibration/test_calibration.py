@@ -108,7 +108,7 @@ def test_a_fit_finds_the_numbers_that_made_the_times_in_spite_of_strays() -> Non
 class _Clockwork:
     """A runtime whose steps take all the same time, on a machine that others slow down for most of the time."""
 
-    name, title, single_thread_clock = "clockwork", "A clockwork", None
+    name, title, single_thread_clock, tells_node_times = "clockwork", "A clockwork", None, True
 
     def __init__(self) -> None:
         self._clock = 0
@@ -135,7 +135,7 @@ class _Wound:
 
     def feed(self, feeds: Feeds) -> None: ...
 
-    def compute(self) -> float:
+    def compute(self, *, timed: bool = True) -> float:
         return self.runtime.milliseconds
 
     def fetch(self) -> dict[str, Array]:
