@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class _OnGpu:
 
 
 @pytest.fixture
-def wheel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Sequence[str]]]:
+def wheel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """A wheel with CUDA on a machine without a GPU: sessions are made on the CPU. Gives the providers asked for."""
     make, asked = onnxruntime.InferenceSession, []
 
@@ -73,7 +73,7 @@ def test_a_session_is_on_the_provider_that_was_asked_for() -> None:
     )
 
 
-def test_nothing_of_cuda_is_asked_of_the_cpu(wheel: list[Sequence[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_cuda_is_asked_of_the_cpu(wheel: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     on_cpu = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **named: _OnGpu(on_cpu(*args, **named)))
     net = residual_net()
@@ -83,7 +83,7 @@ def test_nothing_of_cuda_is_asked_of_the_cpu(wheel: list[Sequence[str]], monkeyp
     assert _asked_first(wheel) == {"CUDAExecutionProvider"}
 
 
-def _asked_first(asked: list[Sequence[str]]) -> set[str]:
+def _asked_first(asked: list[list[str]]) -> set[str]:
     return {providers[0] for providers in asked}
 
 

@@ -50,7 +50,7 @@ def test_layers_of_one_name_are_one_step_and_what_did_not_run_is_none() -> None:
 
 def test_a_layer_that_is_skipped_in_a_run_moves_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     model = graph("[one] c = Conv (x, w) [two] y = Softmax <axis = 1> (c)")
-    runs = iter([{("one", "k"): 9.0}] * 3 + [{("one", "k"): 1.0}, {("two", "k"): 2.0}, {("one", "k"): 1.0}] * 2)
+    runs = iter([{("one", "k"): 0.1}] * 3 + [{("one", "k"): 1.0}, {("two", "k"): 2.0}, {("one", "k"): 1.0}] * 2)
     monkeypatch.setattr(openvino, "_executed", lambda told: next(runs))
     steps = prepare(OPENVINO, model, random_feeds(model, batch=1)).node_times(6)
     assert [(step.name, step.milliseconds) for step in steps] == [("one", 1.0), ("two", 2.0)]
