@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from onnxpress.passes.registry import get_pass, pass_names
+from onnxpress.targets.runtimes.registry import RUNTIMES, load_runtime
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TEXT = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -130,6 +131,11 @@ def test_the_exit_statuses_are_those_of_the_errors() -> None:
 
     codes = {0, *(getattr(errors, name).exit_code for name in errors.__all__ if name.endswith("Error"))}
     assert {int(row[0]) for row in _table("exit status")} == codes
+
+
+def test_the_table_of_runtimes_says_which_tell_node_times() -> None:
+    told = {row[0].split("`")[1]: row[2].split(",")[0] for row in _table("runtime")}
+    assert told == {name: load_runtime(name).node_clock or "no" for name in RUNTIMES}
 
 
 def test_links_and_folders_exist() -> None:

@@ -51,9 +51,8 @@ class NodeTime:
     """What one step of the runtime takes.
 
     name: as the runtime calls it. kind: its kernel or layer type. milliseconds: undisturbed (`timing`), by
-    `Runtime.node_clock`. origins:
-    names of the model's nodes that it computes, the one that does most of the work first; none where the runtime put it
-    in, or does not say.
+    `Runtime.node_clock`. origins: names of the model's nodes that it computes, the one that does most of the work
+    first; none where the runtime put it in, or does not say.
     """
 
     name: str
@@ -78,12 +77,14 @@ class Prepared(Protocol):
         """Take one batch, of the shapes that it was prepared for.
 
         Raises:
-            InputError: an input has no feed, or one of another shape.
+            InputError: an input has no feed, or one of another shape or kind.
         """
         ...
 
-    def compute(self) -> float | None:
+    def compute(self, *, timed: bool = True) -> float | None:
         """Compute, from what was fed last.
+
+        timed: False where nobody asks for the time, which a runtime with a clock of its own computes several times for.
 
         Returns: None where the caller's clock times it, else the milliseconds that it took by the runtime's own.
 
@@ -93,7 +94,11 @@ class Prepared(Protocol):
         ...
 
     def fetch(self) -> dict[str, Array]:
-        """Return copies of the outputs by the model's names."""
+        """Return copies of the outputs of the last `compute`, which there must be, by the model's names.
+
+        Raises:
+            RuntimeRefusalError: an output is missing, or has another shape than the model's.
+        """
         ...
 
     def layers(self) -> collections.Counter[str]:
@@ -134,16 +139,16 @@ class Runtime(Protocol):
         """Return the version that is installed.
 
         Raises:
-            UsageError: none is; says what to install.
+            UsageError: none is, or it does not start on this machine; says what to install.
         """
         ...
 
     def prepare(self, model: onnx_ir.Model, feeds: Feeds, *, threads: int = 1) -> Prepared:
-        """Load `model`, which is not changed, for the shapes of `feeds`; converted first where it must be.
+        """Load `model`, which is not changed, for the shapes of `feeds`, and feed it; converted first where it must be.
 
         Raises:
-            UsageError: the runtime is not installed. RuntimeRefusalError: it does not take the model. InputError: an
-            input has no feed, or the model has no form there.
+            UsageError: the runtime is not installed. RuntimeRefusalError: it does not take the model, or gives other
+            numbers than the model says. InputError: an input has no feed, or one that does not fit the model.
         """
         ...
 
@@ -192,13 +197,13 @@ class _AsSession:
         self.constant_names = frozenset(set(self.output_names) & set(graph.initializers) - fed)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        self._prepared.feed({name: feeds[name] for name in self._prepared.ports})
-        self._prepared.compute()
+        self._prepared.feed(feeds)
+        self._prepared.compute(timed=False)
         return self._prepared.fetch()
 
 
 def fit_feeds(feeds: Feeds, ports: Mapping[str, Port]) -> dict[str, Array]:
-    """Return an array for each input, in C order; floats are cast to the float that the input has.
+    """Return an array for each input, in C order; floats are cast to the float that the input has, texts to objects.
 
     Raises:
         InputError: an input has no feed, or one of another shape or kind.
@@ -208,7 +213,7 @@ def fit_feeds(feeds: Feeds, ports: Mapping[str, Port]) -> dict[str, Array]:
         if name not in feeds:
             raise InputError(f"input {name!r} has no data. Given: {', '.join(feeds) or 'nothing'}")
         array = np.asarray(feeds[name])
-        if array.dtype.kind == port.dtype.kind == "f":
+        if array.dtype.kind == port.dtype.kind == "f" or (array.dtype.kind == "U" and port.dtype.kind == "O"):
             array = array.astype(port.dtype, copy=False)
         if array.shape != port.shape or array.dtype != port.dtype:
             raise InputError(

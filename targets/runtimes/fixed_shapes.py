@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx_ir
 
+from onnxpress.ir import model_io
 from onnxpress.ir.errors import InputError
 from onnxpress.ir.inference import infer_shapes
 from onnxpress.ir.shapes import required_inputs
 from onnxpress.targets.runtimes.base import Array, Feeds, Port, fit_feeds
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 
-__all__ = ["FixedModel", "Output", "first_node", "fix_shapes", "narrow"]
+__all__ = ["FixedModel", "Output", "first_node", "fix_shapes", "input_ports", "narrow"]
+
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,16 @@ class FixedModel:
     model: onnx_ir.Model
     inputs: Mapping[str, Port]
     outputs: Mapping[str, Output]
+
+    def write(self, path: Path, title: str) -> None:
+        """Write the model as one file, which `title` is to read.
+
+        Raises:
+            RuntimeRefusalError: it is too large for that.
+        """
+        if model_io.size_bytes(self.model) > _PROTOBUF_LIMIT_BYTES:
+            raise RuntimeRefusalError(f"{title}: does not convert the model: it takes more than 2 GiB")
+        path.write_bytes(model_io.to_proto_bytes(self.model))
 
     def conform(self, name: str, array: Array, title: str) -> Array:
         """Return a new array, what a runtime gave as output `name`, in the type that the model declares.
@@ -58,15 +72,25 @@ def fix_shapes(model: onnx_ir.Model, feeds: Feeds) -> FixedModel:
     Raises:
         InputError: an input has no feed, or one of another shape or kind.
     """
-    ports = {str(value.name): _port(value, feeds) for value in required_inputs(model)}
-    fit_feeds(feeds, ports)
+    ports = input_ports(model, feeds)
     copy = model.clone()
-    for value in required_inputs(copy):
-        value.shape = onnx_ir.Shape(ports[str(value.name)].shape)
     for value in copy.graph.outputs:
         value.shape = None  # what the file says of it was said for an open batch
+    for value in required_inputs(copy):  # of which one may be an output
+        value.shape = onnx_ir.Shape(ports[str(value.name)].shape)
     infer_shapes(copy)
     return FixedModel(copy, ports, {str(value.name): _output(value) for value in copy.graph.outputs})
+
+
+def input_ports(model: onnx_ir.Model, feeds: Feeds) -> dict[str, Port]:
+    """Return the inputs that must be fed, in order: as the model has them, with open sizes as in `feeds`.
+
+    Raises:
+        InputError: an input has no feed, or one of another shape or kind.
+    """
+    ports = {str(value.name): _port(value, feeds) for value in required_inputs(model)}
+    fit_feeds(feeds, ports)
+    return ports
 
 
 def _port(value: onnx_ir.Value, feeds: Feeds) -> Port:

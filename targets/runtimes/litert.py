@@ -1,8 +1,8 @@
 """Run and time .tflite files on LiteRT with XNNPACK, as on a phone's CPU: the runtime `litert`.
 
-An ONNX model is written as a .tflite file first (`targets/litert`). A file has one fixed batch, so samples run one
-batch at a time. With one thread LiteRT computes on the calling thread, so that it is timed as onnxruntime is
-(`timing`). It tells no times by operator: one delegate computes them all.
+An ONNX model is written as a .tflite file first (`targets/litert`). A file has fixed sizes, those of the feeds, so
+samples run one batch at a time. With one thread LiteRT computes on the calling thread, so that it is timed as
+onnxruntime is (`timing`). It tells no times by operator: one delegate computes them all.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 
+from onnxpress.ir.errors import InputError
 from onnxpress.targets.litert.install import require_interpreter
 from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, Port, fit_feeds
+from onnxpress.targets.runtimes.fixed_shapes import fix_shapes
 from onnxpress.targets.runtimes.quiet import quiet
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
 
@@ -52,7 +54,7 @@ class LiteRtSession:
                 self._interpreter.allocate_tensors()
                 ((_, names),) = self._interpreter._get_full_signature_list().items()
         except (RuntimeError, ValueError) as error:
-            raise RuntimeRefusalError(f"LiteRT does not load the model: {one_line(error)}") from error
+            raise RuntimeRefusalError(f"LiteRT: does not load the model: {one_line(error)}") from error
         taken, made = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self._inputs = _in_order(names["inputs"], [each["index"] for each in taken])
         self._outputs = _in_order(names["outputs"], [each["index"] for each in made])
@@ -68,8 +70,8 @@ class LiteRtSession:
         for name, array in fit_feeds(feeds, self.ports).items():
             self._interpreter.set_tensor(self._inputs[name], array)
 
-    def compute(self) -> None:
-        """Compute, from what was fed last.
+    def compute(self, *, timed: bool = True) -> None:
+        """Compute, from what was fed last. timed: makes no difference.
 
         Raises:
             RuntimeRefusalError: the runtime fails.
@@ -77,7 +79,7 @@ class LiteRtSession:
         try:
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
-            raise RuntimeRefusalError(f"LiteRT does not run the model: {one_line(error)}") from error
+            raise RuntimeRefusalError(f"LiteRT: does not run the model: {one_line(error)}") from error
 
     def fetch(self) -> dict[str, Array]:
         """Return copies of the outputs."""
@@ -120,8 +122,12 @@ class LiteRt:
         from onnxpress.targets.litert import emit
 
         require_interpreter()
-        batch = next((len(array) for array in feeds.values() if array.ndim), 1)
-        session = LiteRtSession(emit(model, batch=batch).content, threads=threads)
+        fixed = fix_shapes(model, feeds)
+        try:
+            content = emit(fixed.model).content
+        except InputError as error:
+            raise RuntimeRefusalError(f"LiteRT: does not take the model: {error}") from error
+        session = LiteRtSession(content, threads=threads)
         session.feed(feeds)
         return session
 

@@ -25,14 +25,13 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from onnxpress.ir import model_io
 from onnxpress.ir.errors import UsageError
 from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, Prepared, fit_feeds
 from onnxpress.targets.runtimes.fixed_shapes import FixedModel, first_node, narrow
 from onnxpress.targets.runtimes.programs import Finished, run_program
 from onnxpress.targets.runtimes.quiet import quiet
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
-from onnxpress.targets.runtimes.rehearsal import MODEL_FILE, prepare_converted
+from onnxpress.targets.runtimes.rehearsal import CONVERSION_SECONDS, MODEL_FILE, prepare_converted
 from onnxpress.targets.runtimes.timing import bursts, undisturbed
 
 __all__ = ["MNN", "Mnn", "MnnSession"]
@@ -67,7 +66,7 @@ class MnnSession:
             if name in self._inputs  # else nothing reads it
         ]
 
-    def compute(self) -> None:
+    def compute(self, *, timed: bool = True) -> None:
         self._copy_in()
         code = self._interpreter.runSession(self._session)
         if code != 0:
@@ -79,6 +78,9 @@ class MnnSession:
             tensor.copyFrom(host)
 
     def fetch(self) -> dict[str, Array]:
+        missing = [name for name in self._fixed.outputs if name not in self._outputs]
+        if missing:
+            raise RuntimeRefusalError(f"{_TITLE}: gives no output {missing[0]!r}")
         return {name: self._fixed.conform(name, self._read(name), _TITLE) for name in self._fixed.outputs}
 
     def layers(self) -> collections.Counter[str]:
@@ -140,9 +142,10 @@ class Mnn:
         return prepare_converted(self, model, feeds, threads)
 
     def convert(self, fixed: FixedModel, folder: Path) -> None:
-        (folder / MODEL_FILE).write_bytes(model_io.to_proto_bytes(fixed.model))
+        fixed.write(folder / MODEL_FILE, _TITLE)
         options = ["-f", "ONNX", "--modelFile", MODEL_FILE, "--MNNModel", _FILE, "--bizCode", "onnxpress"]
-        ended = run_program([sys.executable, "-P", "-c", _CONVERT, *options], folder)
+        command = [sys.executable, "-P", "-c", _CONVERT, *options]
+        ended = run_program(command, folder, limit_seconds=CONVERSION_SECONDS)
         if ended.failure or not (folder / _FILE).is_file():
             raise _conversion_refusal(ended, fixed.model)
 

@@ -65,7 +65,7 @@ class NcnnNet:
             raise RuntimeRefusalError(f"{_TITLE}: does not take input {name!r}: {one_line(error)}") from error
         return mat.clone()  # until now it was a view
 
-    def compute(self) -> None:
+    def compute(self, *, timed: bool = True) -> None:
         extractor = self._extractor()
         self._results = []
         for index, name in enumerate(self._fixed.outputs):
@@ -98,9 +98,10 @@ class NcnnNet:
         times = []
         for layer in self._steps:
             start = clock()
-            for top in layer.tops:
-                extractor.extract(top, _AS_IT_LIES)
+            codes = [extractor.extract(top, _AS_IT_LIES)[0] for top in layer.tops]
             times.append((clock() - start) * 1e3)
+            if any(codes):
+                raise RuntimeRefusalError(f"{_TITLE}: does not compute layer {str(layer.name)!r} (codes {codes})")
         return times
 
     def _extractor(self) -> Any:

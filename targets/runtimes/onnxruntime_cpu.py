@@ -21,7 +21,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,15 +144,17 @@ def example_feeds(model: ModelLike, *, free_size: int = 1, batch: int = 1) -> di
     return feeds
 
 
-def inspect_kernels(model: ModelLike) -> Kernels:
+def inspect_kernels(model: ModelLike, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Kernels:
     """Load `model` on one thread with all optimizations and report what is left to run.
+
+    providers: see `open_session`.
 
     Raises:
         RuntimeRefusalError: it does not load.
     """
     with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
         path = pathlib.Path(folder) / "optimized.onnx"
-        open_session(model, optimized_path=path)
+        open_session(model, optimized_path=path, providers=providers)
         # Weights lie in a file beside it that is never read: this stays small whatever the model weighs.
         optimized = onnx_ir.load(path)
     given = _given(model)

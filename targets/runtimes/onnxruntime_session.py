@@ -45,10 +45,11 @@ def open_session(
     """Return an InferenceSession.
 
     optimized_path: where the graph goes that is left after the runtime's optimizations. profile_path: what the file of
-    times by node begins with. providers: those to try, in order.
+    times by node begins with. providers: the one that computes, and those that take what it has no kernel for.
 
     Raises:
-        RuntimeRefusalError: the runtime does not load the model. UsageError: no onnxruntime is installed.
+        RuntimeRefusalError: the runtime does not load the model, or not on the first of the providers. UsageError: no
+        onnxruntime is installed.
     """
     from onnxpress.ir.analysis.execute import require_runtime
 
@@ -71,11 +72,18 @@ def open_session(
         options.profile_file_prefix = str(profile_path)
     with model_source(model) as source:
         try:
-            return runtime.InferenceSession(source, options, providers=list(providers))
+            session = runtime.InferenceSession(source, options, providers=list(providers))
         except Exception as error:  # the binding raises plain RuntimeErrors and its own classes
             raise RuntimeRefusalError(
                 f"onnxruntime {runtime.__version__}: does not load the model: {_one_line(error)}"
             ) from error
+    # Where a provider does not start, for want of a driver or a library, the runtime goes on with the next one.
+    if providers[0] not in session.get_providers():
+        raise RuntimeRefusalError(
+            f"onnxruntime {runtime.__version__}: does not load the model: {providers[0]} does not start here, and "
+            f"{', '.join(session.get_providers())} would compute in its place"
+        )
+    return session
 
 
 @contextlib.contextmanager

@@ -13,16 +13,16 @@ from __future__ import annotations
 import collections
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import onnx_ir
 
 from onnxpress.ir import model_io
-from onnxpress.ir.errors import InputError, UsageError
-from onnxpress.ir.shapes import required_inputs
-from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, Port, fit_feeds
+from onnxpress.ir.errors import UsageError
+from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, fit_feeds
+from onnxpress.targets.runtimes.fixed_shapes import input_ports
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, is_quantized_on_paper
 from onnxpress.targets.runtimes.onnxruntime_session import model_source
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
@@ -49,12 +49,9 @@ class CompiledModel:
     def __init__(self, model: onnx_ir.Model, feeds: Feeds, *, threads: int = 1) -> None:
         """Errors: see `Runtime.prepare`."""
         self._model, self._threads = model, threads
+        self.ports = input_ports(model, feeds)
         self._request = _compile(model, feeds, threads).create_infer_request()
         self._names = [str(value.name) for value in model.graph.outputs]
-        self.ports = {
-            port.get_any_name(): Port(tuple(port.shape), np.dtype(port.get_element_type().to_dtype()))
-            for port in self._request.model_inputs
-        }
         self.size_bytes = model_io.size_bytes(model)
         self.feed(feeds)
 
@@ -63,7 +60,7 @@ class CompiledModel:
         for name, array in self._feeds.items():
             self._request.set_tensor(name, _require().Tensor(array))
 
-    def compute(self) -> None:
+    def compute(self, *, timed: bool = True) -> None:
         try:
             self._request.infer()
         except RuntimeError as error:
@@ -84,17 +81,15 @@ class CompiledModel:
         compiled = _compile(self._model, self._feeds, self._threads, PERF_COUNT=True)
         origins = _origins(self._model, compiled)
         request = compiled.create_infer_request()
-        times: dict[tuple[str, str], list[float]] = {}
+        runs = []
         for _ in bursts(rounds + _WARMUP, seconds):
             request.infer(self._feeds)
-            for each in request.get_profiling_info():
-                if each.status.name == "EXECUTED":
-                    taken = each.real_time.total_seconds() * 1e3
-                    times.setdefault((each.node_name, each.exec_type), []).append(taken)
-        return [
-            NodeTime(name, kind, undisturbed(each[_WARMUP:] or each), origins.get(name, ()))
-            for (name, kind), each in times.items()
-        ]
+            runs.append(_executed(request.get_profiling_info()))
+        times: dict[tuple[str, str], list[float]] = {}
+        for run in runs[_WARMUP:]:
+            for key, milliseconds in run.items():
+                times.setdefault(key, []).append(milliseconds)
+        return [NodeTime(name, kind, undisturbed(each), origins.get(name, ())) for (name, kind), each in times.items()]
 
     def run(self, feeds: Feeds) -> list[Array]:
         """Return the outputs for one batch, in order."""
@@ -160,16 +155,36 @@ def inspect_kernels(model: onnx_ir.Model, feeds: Feeds) -> Kernels:
     return Kernels(operators, **{group: tuple(names) for group, names in found.items()})
 
 
+def _executed(told: Iterable[Any]) -> dict[tuple[str, str], float]:
+    """Return the milliseconds of each layer of one run by its name and type, of those that share both together."""
+    taken: dict[tuple[str, str], float] = {}
+    for each in told:
+        if each.status.name == "EXECUTED":
+            key = (each.node_name, each.exec_type)
+            taken[key] = taken.get(key, 0.0) + each.real_time.total_seconds() * 1e3
+    return taken
+
+
 def _origins(model: onnx_ir.Model, compiled: Any) -> dict[str, tuple[str, ...]]:
     """Return the names of the model's nodes that each layer computes: it tells theirs or those of their outputs."""
     named = {name: node.name or "" for node in model.graph for name in (node.name, node.outputs[0].name) if name}
     found = {}
     for layer in compiled.get_runtime_model().get_ordered_ops():
-        told = [layer.get_friendly_name(), *_told(layer, "originalLayersNames").split(",")]
-        found[layer.get_friendly_name()] = tuple(
-            dict.fromkeys(named[name] for name in map(_plain, told) if name in named)
-        )
+        name = layer.get_friendly_name()
+        mine = [*_find_names(name, named), *_find_names(_told(layer, "originalLayersNames"), named)]
+        found[name] = tuple(dict.fromkeys(named[each] for each in mine))
     return found
+
+
+def _find_names(told: str, named: Container[str]) -> Iterator[str]:
+    """Yield those of `named` in a list with commas between, which a name may hold too: of several, the longest."""
+    parts = told.split(",")
+    while parts:
+        joined = ((size, ",".join(parts[:size])) for size in range(len(parts), 0, -1))
+        size, name = next(((size, name) for size, name in joined if name in named), (1, _plain(parts[0])))
+        if name in named:
+            yield name
+        parts = parts[size:]
 
 
 def _told(layer: Any, key: str) -> str:
@@ -182,15 +197,12 @@ def _plain(name: str) -> str:
 
 
 def _compile(model: onnx_ir.Model, feeds: Feeds, threads: int = 1, **settings: Any) -> Any:
-    openvino = _require()
-    missing = [value.name for value in required_inputs(model) if value.name not in feeds]
-    if missing:
-        raise InputError(f"input {missing[0]!r} has no data. Given: {', '.join(feeds) or 'nothing'}")
-    core = openvino.Core()
+    ports = input_ports(model, feeds)
+    core = _require().Core()
     with model_source(model) as source:
         try:
             read = core.read_model(source)
-            read.reshape({port.get_any_name(): list(feeds[port.get_any_name()].shape) for port in read.inputs})
+            read.reshape({port.get_any_name(): list(ports[port.get_any_name()].shape) for port in read.inputs})
             return core.compile_model(read, "CPU", {**_SETTINGS, "INFERENCE_NUM_THREADS": threads, **settings})
         except RuntimeError as error:
             raise _refusal("load", error) from error

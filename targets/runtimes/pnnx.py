@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 
-from onnxpress.ir import model_io
 from onnxpress.ir.errors import UsageError
 from onnxpress.passes.cleanup.graph_edits import constant_ints, is_default_domain
 from onnxpress.targets.lowering.emit import Emitter
@@ -33,7 +32,7 @@ from onnxpress.targets.runtimes.base import Port
 from onnxpress.targets.runtimes.fixed_shapes import FixedModel, first_node
 from onnxpress.targets.runtimes.programs import run_program
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
-from onnxpress.targets.runtimes.rehearsal import MODEL_FILE
+from onnxpress.targets.runtimes.rehearsal import CONVERSION_SECONDS, MODEL_FILE
 
 __all__ = ["FILES", "convert", "find_pnnx", "read_batch_axes"]
 
@@ -73,8 +72,10 @@ def convert(fixed: FixedModel, folder: Path) -> None:
     program = find_pnnx()
     shapes = ",".join(_describe(name, port) for name, port in fixed.inputs.items())
     _stride_by_pooling(fixed.model)
-    (folder / MODEL_FILE).write_bytes(model_io.to_proto_bytes(fixed.model))
-    ended = run_program([program, MODEL_FILE, f"inputshape={shapes}", "fp16=0"], folder)
+    fixed.write(folder / MODEL_FILE, "ncnn")
+    ended = run_program(
+        [program, MODEL_FILE, f"inputshape={shapes}", "fp16=0"], folder, limit_seconds=CONVERSION_SECONDS
+    )
     remarks = dict.fromkeys(_with_node(line, fixed.model) for line in ended.lines if _REMARK.search(line))
     if remarks:
         raise _refusal("; ".join(remarks))

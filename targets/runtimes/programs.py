@@ -16,15 +16,19 @@ __all__ = ["Finished", "run_program"]
 class Finished:
     """How a program ended.
 
-    failure: `exit code 1`, `SIGABRT`, or why it did not start; empty where it ended well. lines: what it wrote.
+    failure: `exit code 1`, `SIGABRT`, `ended after 60 s`, or why it did not start; empty where it ended well.
+    lines: what it wrote.
     """
 
     failure: str
     lines: list[str]
 
 
-def run_program(command: Sequence[str | Path], folder: Path) -> Finished:
-    """Run a program in `folder` to its end, with nothing to read; output and error are taken together."""
+def run_program(command: Sequence[str | Path], folder: Path, *, limit_seconds: float) -> Finished:
+    """Run a program in `folder` to its end, with nothing to read; output and error are taken together.
+
+    limit_seconds: what takes longer is ended.
+    """
     try:
         ended = subprocess.run(
             [os.fspath(each) for each in command],
@@ -32,11 +36,17 @@ def run_program(command: Sequence[str | Path], folder: Path) -> Finished:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            timeout=limit_seconds,
         )
     except OSError as error:
         return Finished(str(error), [])
-    written = ended.stdout.decode(errors="replace").splitlines()
-    return Finished(_failure(ended.returncode), [line.strip() for line in written if line.strip()])
+    except subprocess.TimeoutExpired as error:
+        return Finished(f"ended after {limit_seconds:g} s", _lines(error.stdout or b""))
+    return Finished(_failure(ended.returncode), _lines(ended.stdout))
+
+
+def _lines(written: bytes) -> list[str]:
+    return [line.strip() for line in written.decode(errors="replace").splitlines() if line.strip()]
 
 
 def _failure(code: int) -> str:

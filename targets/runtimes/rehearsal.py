@@ -8,6 +8,7 @@ refusal, and the second is compared with onnxruntime's. Preparing takes one to t
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -17,16 +18,21 @@ import numpy as np
 import onnx_ir
 
 from onnxpress.ir.analysis.decibels import sqnr_db
+from onnxpress.ir.errors import InputError
+from onnxpress.ir.shapes import required_inputs
 from onnxpress.targets.runtimes.base import Array, Feeds, Prepared, fit_feeds
 from onnxpress.targets.runtimes.fixed_shapes import FixedModel, fix_shapes
 from onnxpress.targets.runtimes.programs import run_program
 from onnxpress.targets.runtimes.quiet import quiet
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
 
-__all__ = ["MODEL_FILE", "Converter", "prepare_converted"]
+__all__ = ["CONVERSION_SECONDS", "MODEL_FILE", "Converter", "prepare_converted"]
 
 MODEL_FILE = "model.onnx"
+CONVERSION_SECONDS = 1800.0  # at most, of a converter
+_REHEARSAL_SECONDS = 600.0  # at most
 _FEEDS_FILE = "feeds.npz"
+_DONE_FILE = "rehearsed"  # is there once the run came to its end
 # Half precision gives 60 dB and int8 30; another function gives 0. Decibels of output power over that of the error.
 _LEAST_SQNR_DB = 20.0
 _GREETINGS = ("The device supports:", "MNN use ")  # lines that tell nothing of a failure
@@ -72,12 +78,23 @@ def prepare_converted(runtime: Converter, model: onnx_ir.Model, feeds: Feeds, th
 
 
 def _rehearse(runtime: Converter, fixed: FixedModel, feeds: Feeds, folder: Path, threads: int) -> None:
-    """Refuse a model that ends the process. What else goes wrong will go wrong here too, with the engine's words."""
+    """Refuse a model that ends the process, or whose run there did not come to its end.
+
+    What is refused there will be refused here too, with the engine's words.
+    """
     arrays = fit_feeds(feeds, fixed.inputs).values()
     np.savez(folder / _FEEDS_FILE, **{f"in{index}": array for index, array in enumerate(arrays)})  # type: ignore[arg-type]
-    ended = run_program([sys.executable, "-m", __name__, runtime.name, folder, str(threads)], folder)
+    # In this process's own folder, which paths that it was started with may be relative to.
+    command: list[str | Path] = [sys.executable, "-P", "-m", __name__, runtime.name, folder, str(threads)]
+    ended = run_program(command, Path.cwd(), limit_seconds=_REHEARSAL_SECONDS)
     if ended.failure.startswith(("SIG", "signal")):
         raise RuntimeRefusalError(f"{runtime.title}: a run of the model ends the process ({ended.failure})")
+    if ended.failure or not (folder / _DONE_FILE).is_file():
+        last = one_line(ended.lines[-1]) if ended.lines else "it wrote nothing"
+        raise RuntimeRefusalError(
+            f"{runtime.title}: a first run of the model, in a process of its own, fails: {last} "
+            f"({ended.failure or 'exit code 0'})"
+        )
 
 
 def _main(name: str, folder: str, threads: str) -> None:
@@ -86,10 +103,12 @@ def _main(name: str, folder: str, threads: str) -> None:
     runtime = cast(Converter, load_runtime(name))
     model = onnx_ir.load(Path(folder) / MODEL_FILE)
     with np.load(Path(folder) / _FEEDS_FILE) as file:
-        feeds = {str(value.name): file[f"in{index}"] for index, value in enumerate(model.graph.inputs)}
-    prepared = runtime.open(fix_shapes(model, feeds), Path(folder), int(threads))
-    prepared.feed(feeds)
-    prepared.compute()
+        feeds = {str(value.name): file[f"in{index}"] for index, value in enumerate(required_inputs(model))}
+    with contextlib.suppress(RuntimeRefusalError, InputError):
+        prepared = runtime.open(fix_shapes(model, feeds), Path(folder), int(threads))
+        prepared.feed(feeds)
+        prepared.compute()
+    (Path(folder) / _DONE_FILE).touch()
 
 
 def _first_run(
@@ -106,9 +125,22 @@ def _first_run(
 
 
 def _compare(found: dict[str, Array], model: onnx_ir.Model, feeds: Feeds, title: str) -> None:
+    """Refuse outputs that are not the model's, as onnxruntime computes it."""
     from onnxpress.ir.analysis.execute import Session
 
-    for name, expected in Session(model).run(feeds).items():
+    try:
+        outputs = Session(model).run(feeds)
+    except InputError as error:
+        raise RuntimeRefusalError(f"{title}: its numbers cannot be held to the model's: {error}") from error
+    for name, expected in outputs.items():
+        if name not in found:
+            raise RuntimeRefusalError(f"{title}: gives no output {name!r}")
+        if found[name].shape != expected.shape:
+            raise RuntimeRefusalError(
+                f"{title}: gives output {name!r} the shape {list(found[name].shape)}, the model {list(expected.shape)}"
+            )
+        if expected.dtype.kind not in "fiub":
+            raise RuntimeRefusalError(f"{title}: output {name!r} holds no numbers, but {expected.dtype}")
         known = np.isfinite(expected)
         wanted = expected[known].astype(np.float64)
         noise = float(((found[name][known] - wanted) ** 2).sum())

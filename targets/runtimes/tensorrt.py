@@ -3,7 +3,7 @@
 No Python package is needed, and none of ours is in the way of the clock. The price is a process for each `compute`,
 whose start and reading of the engine take seconds that are nobody's inference time. So `compute` hands out what
 trtexec measured: the median GPU time of a run, by CUDA events, copies to and from the GPU not counted. Its outputs are
-of the same process, printed with six significant digits.
+of the same process, printed with six significant digits. Where nobody asks for the time, it runs the model once.
 
 An engine has the types of its model (`--stronglyTyped`): float16 and int8 are where the model says so. float32 is not
 computed in TF32.
@@ -34,7 +34,6 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from onnxpress.ir import model_io
 from onnxpress.ir.errors import UsageError
 from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, fit_feeds
 from onnxpress.targets.runtimes.fixed_shapes import FixedModel, fix_shapes
@@ -46,7 +45,9 @@ __all__ = ["TENSORRT", "Engine", "TensorRt"]
 _TITLE = "TensorRT"
 _PROGRAM = "trtexec"
 _BUILD = ("--stronglyTyped", "--noTF32", "--profilingVerbosity=detailed", "--skipInference")
-_RUNS = 20  # of the model in each `compute`, after trtexec's own warm-up of 200 ms; it reports their median
+_RUNS = 20  # of the model in a `compute` that is timed, after trtexec's own warm-up of 200 ms; their median counts
+_ONCE = "--warmUp=0"
+_BUILD_SECONDS, _RUN_SECONDS, _VERSION_SECONDS = 7200.0, 600.0, 60.0  # at most; large engines take tens of minutes
 _VERSION = re.compile(r"\[TensorRT v(\d+)\]")  # of its first line
 _ERROR = re.compile(r"\[E\] (.*)")  # of a line of its log
 _UNKNOWN_KIND = "layer"  # what the inspector does not list
@@ -62,8 +63,9 @@ class Engine:
         self._temporary = tempfile.TemporaryDirectory(prefix="onnxpress-")
         self._folder = Path(self._temporary.name)
         self._inputs, self._outputs = _rename(self._fixed)
-        (self._folder / "model.onnx").write_bytes(model_io.to_proto_bytes(self._fixed.model))
-        self._run("build", "--onnx=model.onnx", "--saveEngine=model.engine", "--exportLayerInfo=layers.json", *_BUILD)
+        self._fixed.write(self._folder / "model.onnx", _TITLE)
+        files = ("--onnx=model.onnx", "--saveEngine=model.engine", "--exportLayerInfo=layers.json")
+        self._run("build", _BUILD_SECONDS, *files, *_BUILD)
         self.size_bytes = (self._folder / "model.engine").stat().st_size
         self.feed(feeds)
 
@@ -71,13 +73,22 @@ class Engine:
         for name, array in fit_feeds(feeds, self.ports).items():
             (self._folder / f"{self._inputs[name]}.bin").write_bytes(array.tobytes())
 
-    def compute(self) -> float:
+    def compute(self, *, timed: bool = True) -> float | None:
+        if not timed:
+            self._infer(1, 0, _ONCE, "--exportOutput=outputs.json")
+            return None
         self._infer(_RUNS, 0, "--exportTimes=times.json", "--exportOutput=outputs.json")
         return statistics.median(float(each["computeMs"]) for each in self._read("times.json"))
 
     def fetch(self) -> dict[str, Array]:
-        found = {each["name"]: each for each in self._read("outputs.json")}
-        return {name: self._fixed.conform(name, _array(found[inner]), _TITLE) for name, inner in self._outputs.items()}
+        try:
+            found = {str(each["name"]): _array(each) for each in self._read("outputs.json")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unreadable("outputs.json", error) from error
+        missing = [name for name, inner in self._outputs.items() if inner not in found]
+        if missing:
+            raise RuntimeRefusalError(f"{_TITLE}: gives no output {missing[0]!r}")
+        return {name: self._fixed.conform(name, found[inner], _TITLE) for name, inner in self._outputs.items()}
 
     def layers(self) -> collections.Counter[str]:
         return collections.Counter(kind for _, kind in self._kinds())
@@ -99,10 +110,11 @@ class Engine:
         inputs = ",".join(f"{inner}:{inner}.bin" for inner in self._inputs.values())
         loading = [f"--loadInputs={inputs}"] if inputs else []
         effort = (f"--iterations={runs}", f"--duration={seconds}")  # both at least
-        self._run("run", "--loadEngine=model.engine", *loading, *effort, *options)
+        limit = max(_RUN_SECONDS, 2.0 * seconds)
+        self._run("run", limit, "--loadEngine=model.engine", *loading, *effort, *options)
 
-    def _run(self, what: str, *options: str) -> None:
-        ended = run_program([_require(), *options], self._folder)
+    def _run(self, what: str, limit_seconds: float, *options: str) -> None:
+        ended = run_program([_require(), *options], self._folder, limit_seconds=limit_seconds)
         if not ended.failure:
             return
         errors = [found[1] for line in ended.lines if (found := _ERROR.search(line))]
@@ -113,7 +125,7 @@ class Engine:
         try:
             return json.loads((self._folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:  # not written, or with the bare nan and inf that C++ prints
-            raise RuntimeRefusalError(f"{_TITLE}: trtexec left no {name} that reads: {one_line(error)}") from error
+            raise _unreadable(name, error) from error
 
 
 class TensorRt:
@@ -125,7 +137,7 @@ class TensorRt:
     node_clock: NodeClock | None = "GPU"
 
     def version(self) -> str:
-        lines = run_program([_require(), "--help"], Path.cwd()).lines
+        lines = run_program([_require(), "--help"], Path.cwd(), limit_seconds=_VERSION_SECONDS).lines
         found = next((found[1] for line in lines if (found := _VERSION.search(line))), None)
         return "unknown" if found is None else _dotted(int(found))
 
@@ -162,6 +174,10 @@ def _rename(fixed: FixedModel) -> tuple[dict[str, str], dict[str, str]]:
         {name: str(value.name) for name, value in inputs.items()},
         {name: str(value.name) for name, value in outputs.items()},
     )
+
+
+def _unreadable(name: str, error: Exception) -> RuntimeRefusalError:
+    return RuntimeRefusalError(f"{_TITLE}: trtexec left no {name} that reads: {one_line(error)}")
 
 
 def _array(output: Any) -> Array:

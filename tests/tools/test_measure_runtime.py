@@ -36,7 +36,7 @@ class _Fake:
     def feed(self, feeds: Feeds) -> None:
         self.x, self.fed = np.asarray(feeds["x"]), self.fed + 1
 
-    def compute(self) -> None:
+    def compute(self, *, timed: bool = True) -> None:
         pass
 
     def fetch(self) -> dict[str, Array]:

@@ -34,7 +34,7 @@ REWRITES = {
     "int8": "quantize-int8{placement=all,tail=int8}",
 }
 HEADINGS = {
-    "compiler": "rewrite", "sites": "sites", "slower": "slower by the clock", "right": "right", "right_percent": "right %",
+    "compiler": "rewrite", "sites": "sites", "slower": "really slower", "right": "right", "right_percent": "right %",
     "clear": "clear ones", "clear_right_percent": "right of these %", "wrong": "wrong", "status": "status",
 }  # fmt: skip
 

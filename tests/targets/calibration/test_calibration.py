@@ -136,7 +136,7 @@ class _Wound:
 
     def feed(self, feeds: Feeds) -> None: ...
 
-    def compute(self) -> float:
+    def compute(self, *, timed: bool = True) -> float:
         return self.runtime.milliseconds
 
     def fetch(self) -> dict[str, Array]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir
 import pytest
 
 from onnxpress.ir.errors import InputError
+from onnxpress.targets.runtimes import fixed_shapes
 from onnxpress.targets.runtimes.fixed_shapes import first_node, fix_shapes, narrow
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from tests.support import Array, text_model
@@ -66,3 +69,22 @@ def test_the_first_node_of_a_type_is_named() -> None:
     model = text_model(_TEXT)
     assert first_node(model, ["Unique", "Conv"]) == " (node 'keep')"
     assert first_node(model, ["Conv"]) == ""
+
+
+def test_an_input_that_is_an_output_keeps_its_shape() -> None:
+    model = text_model('<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x) => (float[N, 3] y) { y = Neg (x) }')
+    model.graph.outputs.append(model.graph.inputs[0])
+    fixed = fix_shapes(model, {"x": np.zeros((2, 3), np.float32)})
+    assert {name: output.shape for name, output in fixed.outputs.items()} == {"y": (2, 3), "x": (2, 3)}
+    assert list(fixed.model.graph.inputs[0].shape or ()) == [2, 3]
+
+
+def test_a_model_too_large_for_one_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fixed = fix_shapes(text_model(_TEXT), _feeds(1, 3, 5))
+    fixed.write(tmp_path / "model.onnx", "It")
+    assert onnx_ir.load(tmp_path / "model.onnx").graph.name == "g"
+    monkeypatch.setattr(fixed_shapes, "_PROTOBUF_LIMIT_BYTES", 10)
+    with pytest.raises(RuntimeRefusalError) as caught:
+        fixed.write(tmp_path / "large.onnx", "It")
+    assert str(caught.value) == "It: does not convert the model: it takes more than 2 GiB"
+    assert not (tmp_path / "large.onnx").exists()

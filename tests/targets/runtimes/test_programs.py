@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,18 @@ from onnxpress.targets.runtimes.programs import Finished, run_program
     ],
 )
 def test_how_a_program_ended(tmp_path: Path, code: str, expected: Finished) -> None:
-    found = run_program([sys.executable, "-c", code], tmp_path)
+    found = run_program([sys.executable, "-c", code], tmp_path, limit_seconds=60)
     assert Finished(found.failure, found.lines[-1:]) == expected
 
 
 def test_a_program_that_is_none(tmp_path: Path) -> None:
-    found = run_program([tmp_path / "none"], tmp_path)
+    found = run_program([tmp_path / "none"], tmp_path, limit_seconds=60)
     assert found == Finished(f"[Errno 2] No such file or directory: '{tmp_path / 'none'}'", [])
+
+
+def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
+    code = "import os, time; os.write(1, b'working\\n'); time.sleep(600)"
+    started = time.monotonic()
+    found = run_program([sys.executable, "-c", code], tmp_path, limit_seconds=1.5)
+    assert found == Finished("ended after 1.5 s", ["working"])
+    assert time.monotonic() - started < 60

@@ -15,8 +15,10 @@ import numpy as np
 import onnx_ir
 import pytest
 
+from onnxpress.ir.data import Batch
 from onnxpress.ir.errors import UsageError
-from onnxpress.targets.runtimes.base import NodeTime, race
+from onnxpress.targets.runtimes import tensorrt
+from onnxpress.targets.runtimes.base import NodeTime, race, sample_runner
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError
 from onnxpress.targets.runtimes.tensorrt import TENSORRT
 from tests.support import Array, text_model
@@ -126,6 +128,27 @@ def test_an_engine_is_built_run_and_read(trtexec: Path) -> None:
     ]  # fmt: skip
 
 
+def test_where_nobody_asks_for_the_time_it_runs_once(trtexec: Path) -> None:
+    engine = TENSORRT.prepare(_model(), _feeds(1, 2, 3))
+    found = sample_runner(_model(), engine).run(Batch({"x:0,'a'": np.eye(3, dtype=np.float32)}))
+    assert found["y:0"].tolist() == (2 * np.eye(3)).tolist()
+    assert _commands(trtexec)[1:] == 3 * [
+        [
+            "--loadEngine=model.engine", "--loadInputs=port0:port0.bin", "--iterations=1", "--duration=0",
+            "--warmUp=0", "--exportOutput=outputs.json",
+        ]
+    ]  # fmt: skip
+
+
+def test_a_program_that_hangs_is_a_refusal(trtexec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TENSORRT.prepare(_model(), _feeds(1, 2, 3))
+    (trtexec / "trtexec").write_text(f"#!{sys.executable}\nimport time; time.sleep(600)", encoding="utf-8")
+    monkeypatch.setattr(tensorrt, "_RUN_SECONDS", 0.5)
+    with pytest.raises(RuntimeRefusalError) as caught:
+        engine.compute()
+    assert str(caught.value) == "TensorRT: does not run the model: it wrote nothing (ended after 0.5 s)"
+
+
 def test_times_by_layer_are_the_profiles(trtexec: Path) -> None:
     engine = TENSORRT.prepare(_model(), _feeds(1, 2, 3))
     assert engine.layers() == {"Reformat": 1, "PointWiseV2": 1}
@@ -166,6 +189,30 @@ def test_numbers_that_json_has_not_are_a_refusal(trtexec: Path) -> None:
     assert str(caught.value) == (
         "TensorRT: trtexec left no outputs.json that reads: Expecting value: line 1 column 61 (char 60)"
     )
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ('[ { "name" : "port7", "dimensions" : "1x3", "values" : [ 1, 2, 3 ] } ]', "gives no output 'y:0'"),
+        (
+            '[ { "name" : "port1", "dimensions" : "1x2", "values" : [ 1, 2 ] } ]',
+            "gives output 'y:0' the shape [1, 2], the model [1, 3]",
+        ),
+        (
+            '[ { "name" : "port1", "dimensions" : "1x3", "values" : [ 1, 2 ] } ]',
+            "trtexec left no outputs.json that reads: cannot reshape array of size 2 into shape (1,3)",
+        ),
+        ('[ { "name" : "port1" } ]', "trtexec left no outputs.json that reads: 'dimensions'"),
+    ],
+)
+def test_outputs_that_are_not_the_models_are_a_refusal(trtexec: Path, answer: str, told: str) -> None:
+    _answer(trtexec, exportOutput=answer)
+    engine = TENSORRT.prepare(_model(), _feeds(1, 2, 3))
+    engine.compute()
+    with pytest.raises(RuntimeRefusalError) as caught:
+        engine.fetch()
+    assert str(caught.value) == f"TensorRT: {told}"
 
 
 def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
