@@ -156,7 +156,7 @@ def test_calibrate_asks_for_node_times_before_it_measures(monkeypatch: pytest.Mo
     monkeypatch.setattr("onnxpress.tools.calibration.measure", measured)
     monkeypatch.setattr(type(load_runtime("litert")), "version", lambda self: "1")
     with pytest.raises(UsageError) as caught:
-        calibrate("x", target="mobile-cpu-litert")
+        calibrate("x.toml", target="mobile-cpu-litert")
     assert str(caught.value) == (
         "calibrate: LiteRT with XNNPACK tells no times by node, which an estimate is fitted to"
     )

@@ -168,7 +168,7 @@ def _predicted(
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         if precision == "int8":
-            parts = (site,) if site in made else ()
+            parts: tuple[str, ...] = (site,) if site in made else ()
         else:
             parts = tuple(name for name in made if _belongs(name, site) and (name == site or name not in nodes))
         if len(parts) > (precision == "float32"):  # rewritten: into several nodes, or in place

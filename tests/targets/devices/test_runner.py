@@ -176,9 +176,13 @@ def test_sessions_have_the_settings_that_they_have_here(
     import onnxruntime
 
     seen: list[Any] = []
-    monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda _, options, providers: seen.append((options, providers))
-    )
+
+    class _Session:
+        def __init__(self, _: object, options: Any, providers: list[str]) -> None:
+            seen.append((options, providers))
+            self.get_providers = lambda: providers
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", _Session)
     onnxruntime_session.open_session(net, threads=2)
     runner._open("a", tmp_path, 2)
     names = ("intra_op_num_threads", "inter_op_num_threads", "log_severity_level", "graph_optimization_level")
