@@ -23,7 +23,7 @@ A Conv is unaligned whose input channels are no multiple of `aligned_channels`, 
 of `aligned_outputs`, or fewer than `least_outputs`: its kernel copies patches of the image first, which costs rows * K
 times `unaligned_tap_ns` and, for each input channel, `unaligned_copy_ns`. So does a grouped Conv whose groups are no
 multiple of `group_step` channels, in and out (`unaligned_group_ns` for each input channel of all groups), and a
-depthwise one whose channels are none (`unaligned_depthwise_ns`); all where K is above 1.
+depthwise one whose channels are no multiple of `depthwise_step` (`unaligned_depthwise_ns`); all where K is above 1.
 
 An integer Conv whose input channels are padded by the lowering (`input_channel_multiple`) pays for a copy of
 its data and for the padded width.
@@ -58,6 +58,7 @@ __all__ = ["CostBreakdown", "RooflineCost"]
 
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _ASSUMED_EXTENT = 64  # image sides and lengths of sequences: large enough that a call's overhead does not decide
+_FILLED = 0.75  # of a cache, with one thing
 _BYTES: dict[Precision, int] = {"float32": 4, "int8": 1}
 
 _Class = Literal["conv", "pointwise", "depthwise", "grouped", "gemm"]
@@ -249,8 +250,8 @@ class RooflineCost:
         )
 
     def _is_near(self, size: int) -> bool:
-        """Whether a core's own cache holds so many bytes."""
-        return self._roofline.cache_gb_per_s is not None and size <= self._roofline.cache_kib * 1024
+        """Whether a core's own cache holds so many bytes, and what else a run touches."""
+        return self._roofline.cache_gb_per_s is not None and size <= _FILLED * self._roofline.cache_kib * 1024
 
     def _activations(self, elements: int, precision: Precision) -> float:
         """Seconds to move so many elements; none where a core's own cache holds them all."""
@@ -293,7 +294,8 @@ class RooflineCost:
             return work.groups * work.inputs * roofline.unaligned_group_ns.of(precision) if is_copied else 0.0
         found = roofline.tap_ns.of(precision)
         if work.kind == "depthwise":
-            return found + (work.groups * roofline.unaligned_depthwise_ns.of(precision) if work.groups % step else 0.0)
+            ragged = work.groups * work.outputs % roofline.depthwise_step.of(precision)
+            return found + (work.groups * roofline.unaligned_depthwise_ns.of(precision) if ragged else 0.0)
         if self._is_unaligned(work, precision):
             found += roofline.unaligned_tap_ns.of(precision) + work.inputs * roofline.unaligned_copy_ns.of(precision)
         return found

@@ -105,7 +105,7 @@ class _Graph:
         self._scheme = profile.quantization
         assert profile.roofline is not None, "there are prices"
         self._has_blocks = profile.roofline.blocked_layout
-        self._step = profile.roofline.aligned_channels
+        self._roofline = profile.roofline
         tensors = (value.const_value for value in graph.initializers.values())
         self._weight_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
         self._nodes = computed_nodes(graph)
@@ -183,12 +183,14 @@ class _Graph:
 
     def _takes_blocks(self, node: onnx_ir.Node) -> bool:
         rank = len(node.outputs[0].shape) if node.outputs[0].shape is not None else 4
-        channels = _channels(node)
-        return rank == 4 and (channels is None or channels < self._step or channels % self._step == 0)
+        inputs, outputs = _channels(node.inputs[0]), _channels(node.outputs[0])
+        step, made_in = self._roofline.aligned_channels, self._roofline.aligned_outputs.float32
+        takes = inputs is None or inputs < step or inputs % step == 0
+        return rank == 4 and takes and (outputs is None or outputs % made_in == 0)
 
     def _reads_blocks(self, node: onnx_ir.Node) -> bool:
         """Whether a Conv wants its input in blocks: those of few channels take images as they are."""
-        channels = _channels(node)
+        channels = _channels(node.inputs[0])
         return channels is None or channels >= _LEAST_BLOCKED or node.attributes.get_int("group", 1) > 1
 
     def _pay(self, value: onnx_ir.Value) -> None:
@@ -201,8 +203,8 @@ class _Graph:
 _LEAST_BLOCKED = 16
 
 
-def _channels(node: onnx_ir.Node) -> int | None:
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+def _channels(value: onnx_ir.Value | None) -> int | None:
+    shape = None if value is None else value.shape
     found = shape[1] if shape is not None and len(shape) > 1 else None
     return found if isinstance(found, int) else None
 

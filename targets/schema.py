@@ -370,9 +370,12 @@ class Roofline(_Table):
         description="where they are not, nanoseconds for each input channel, kernel position and output position, "
         "in kernels above 1x1",
     )
+    depthwise_step: Steps = pydantic.Field(
+        default=Steps(float32=1, int8=1), description="channels that those of a depthwise Conv should be a multiple of"
+    )
     unaligned_depthwise_ns: Rates = pydantic.Field(
         default=Rates(float32=0),
-        description="the same of a depthwise Conv whose channels are no multiple of it",
+        description="where they are not, nanoseconds for each channel, kernel position and output position",
     )
     output_ns: Rates = pydantic.Field(description="nanoseconds for each output element of a linear operator")
     elements: dict[str, Rates] = pydantic.Field(
