@@ -27,8 +27,8 @@ from onnxpress.targets.toml_lines import line_of
 __all__ = ["BUILT_IN", "HOST", "LOWERINGS", "built_in_profile", "host_kind", "parse_profile", "read_profile"]
 
 BUILT_IN = (
-    "host-cpu", "mobile-cpu", "mobile-cpu-s8", "mobile-cpu-v8", "mobile-cpu-litert", "x86-vnni", "x86-avx2", "tensorrt",
-    "gpu", "openvino",
+    "host-cpu", "mobile-cpu", "mobile-cpu-s8", "mobile-cpu-v8", "mobile-cpu-a55", "mobile-cpu-x1", "mobile-cpu-litert",
+    "x86-vnni", "x86-avx2", "tensorrt", "gpu", "openvino",
 )  # fmt: skip
 # Loaded when a target lowers, so that listing targets stays quick.
 LOWERINGS = {

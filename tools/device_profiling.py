@@ -34,6 +34,7 @@ _RUNTIME = "onnxruntime-cpu"
 _X86, _ARM = ("x86_64", "amd64", "i686"), ("aarch64", "arm64", "armv8l", "armv7l")
 _ARCHITECTURES = {
     "x86-vnni": _X86, "x86-avx2": _X86, "mobile-cpu": _ARM, "mobile-cpu-s8": _ARM, "mobile-cpu-v8": _ARM,
+    "mobile-cpu-a55": _ARM, "mobile-cpu-x1": _ARM,
 }  # fmt: skip
 
 

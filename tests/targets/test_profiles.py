@@ -16,7 +16,15 @@ from onnxpress.targets.base import load_target
 from onnxpress.targets.schema import Profile
 from tests.support import text_model
 
-_NAMES = ("mobile-cpu", "mobile-cpu-s8", "mobile-cpu-v8", "x86-vnni", "x86-avx2")  # of one runtime, with a roofline
+_NAMES = (
+    "mobile-cpu",
+    "mobile-cpu-s8",
+    "mobile-cpu-v8",
+    "mobile-cpu-a55",
+    "mobile-cpu-x1",
+    "x86-vnni",
+    "x86-avx2",
+)  # of one runtime, with a roofline
 _ALL = (*_NAMES, "mobile-cpu-litert", "tensorrt", "gpu", "openvino")
 
 
@@ -112,8 +120,9 @@ def test_dumping_is_deterministic_and_complete(name: str) -> None:
     assert Profile.model_validate(json.loads(json.dumps(dumped))) == _profile(name)
 
 
-def test_estimates_say_so() -> None:
-    host, mobile = _profile("x86-vnni").roofline, _profile("mobile-cpu").roofline
+@pytest.mark.parametrize("name", _PHONES)
+def test_estimates_say_so(name: str) -> None:
+    host, mobile = _profile("x86-vnni").roofline, _profile(name).roofline
     assert host is not None and host.source.startswith("measured: ")
     assert mobile is not None and mobile.source.startswith("estimate ") and "not measured" in mobile.source
     assert "\n" not in mobile.source
@@ -125,7 +134,16 @@ def test_the_phone_inherits_no_measured_speed() -> None:
     assert host is not None and mobile is not None
     for op, rates in host.elements.items():
         assert mobile.elements[op] != rates or rates.float32 == 0, op
-    for key in ("conv", "pointwise", "depthwise", "grouped", "gemm", "bandwidth_gb_per_s", "overhead_us"):
+    for key in (
+        "conv",
+        "pointwise",
+        "depthwise",
+        "grouped",
+        "gemm",
+        "bandwidth_gb_per_s",
+        "cache_gb_per_s",
+        "overhead_us",
+    ):
         assert getattr(mobile, key) != getattr(host, key), key
     for key in ("convert_ns", "layout_ns", "output_ns"):
         assert getattr(mobile, key) != getattr(host, key), key
