@@ -28,6 +28,9 @@ depthwise one whose channels are no multiple of `depthwise_step` (`unaligned_dep
 An integer Conv whose input channels are padded by the lowering (`input_channel_multiple`) pays for a copy of
 its data and for the padded width.
 
+An activation other than Relu that a linear operator in float32 takes over costs it `activation_ns` per element: it goes
+over the result once more.
+
 Everything else costs `elements` nanoseconds per element of its larger side, or its memory. Operators that vanish (into
 their producer, or into its output range) cost nothing, and an Add that a Conv takes over as its start `fused_add_ns`.
 
@@ -71,8 +74,7 @@ class CostBreakdown:
     kind: class of the operator, such as "depthwise", "elements" or "absorbed"; "unknown shape" where a rank is
     unknown and only the overhead could be counted; "no kernel" where the time is infinite. memory: of moving data while
     it computes. weights: of reading those that no cache holds.
-    waste: share of the compute time spent on channels that do not exist, or lost to their count. ideal_compute: what
-    the multiplications take at the peak.
+    ideal_compute: what the multiplications take at the peak.
     """
 
     kind: str
@@ -82,7 +84,6 @@ class CostBreakdown:
     weights: float = 0.0
     overhead: float = 0.0
     macs: int = 0
-    waste: float = 0.0
     ideal_compute: float = 0.0
 
     @property
@@ -175,7 +176,7 @@ class RooflineCost:
     def explain(self, node: onnx_ir.Node, precision: Precision = "float32", *, fuses_add: bool = True) -> CostBreakdown:
         """Return what `node_seconds` is made of. fuses_add: whether a Conv may take over an Add of its result."""
         if self._is_absorbed(node, precision, fuses_add):
-            return self._explain_absorbed(node, precision)
+            return CostBreakdown("absorbed", 0.0)
         if precision == "int8" and (node.op_type not in self._integer or _has_left_weight(node)):
             return CostBreakdown("no kernel", math.inf)
         overhead = self._overhead(precision)
@@ -190,7 +191,9 @@ class RooflineCost:
             return CostBreakdown("unknown shape", overhead, overhead=overhead)
         if work.kind == "gemm":
             overhead = self._light_overhead(precision)
-        return self._explain_work(work, precision, overhead)
+        found = self._explain_work(work, precision, overhead)
+        more = self._activation_seconds(node, precision)
+        return dataclasses.replace(found, seconds=found.seconds + more, compute=found.compute + more)
 
     def _is_absorbed(self, node: onnx_ir.Node, precision: Precision, fuses_add: bool) -> bool:
         if not _is_standard(node):
@@ -203,12 +206,14 @@ class RooflineCost:
         fuses_add = fuses_add and self._roofline.fused_add_ns is not None and precision == "float32"
         return _is_linear(producer) or (fuses_add and _is_fused_add(producer))
 
-    def _explain_absorbed(self, node: onnx_ir.Node, precision: Precision) -> CostBreakdown:
-        """Kernels end in a Relu where they are told to; another activation goes over what they wrote once more."""
-        if precision == "int8" or node.op_type in ("BatchNormalization", "Relu"):
-            return CostBreakdown("absorbed", 0.0)
-        compute = (_elements(node.outputs[0]) or 0) * self._roofline.activation_ns.of(precision) * 1e-9
-        return CostBreakdown("absorbed", compute, compute=compute)
+    def _activation_seconds(self, node: onnx_ir.Node, precision: Precision) -> float:
+        """Seconds of an activation that a linear operator takes over, other than a Relu, which its kernel ends in."""
+        readers = node.outputs[0].consumers()
+        if precision == "int8" or len(readers) != 1 or readers[0].op_type in ("BatchNormalization", "Relu"):
+            return 0.0
+        if not self._is_absorbed(readers[0], precision, fuses_add=False):
+            return 0.0
+        return (_elements(node.outputs[0]) or 0) * self._roofline.activation_ns.of(precision) * 1e-9
 
     def _explain_elements(self, node: onnx_ir.Node, precision: Precision) -> CostBreakdown:
         rates, overhead = self._roofline.elements, self._light_overhead(precision)
@@ -245,7 +250,6 @@ class RooflineCost:
             weights=weights,
             overhead=overhead,
             macs=work.macs,
-            waste=1 - 2 * work.macs / peak / compute if compute else 0.0,
             ideal_compute=2 * work.macs / peak,
         )
 

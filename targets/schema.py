@@ -386,7 +386,7 @@ class Roofline(_Table):
     )
     activation_ns: Rates = pydantic.Field(
         default=Rates(float32=0),
-        description="but that an activation other than Relu costs nanoseconds per element: kernels know no other",
+        description="but that, of activations, kernels know Relu alone: others cost nanoseconds per element",
     )
     fused_add_ns: NotNegative | None = pydantic.Field(
         default=None,

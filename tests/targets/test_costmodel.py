@@ -106,9 +106,9 @@ def test_memory_bounds_what_computes_little() -> None:
 def test_more_work_is_never_cheaper(
     target: str, precision: Precision, channels: int, outputs: int, size: int, kernel: int, grown: str
 ) -> None:
-    """Among channel counts that are multiples of 4; the others are dearer than the next such multiple."""
+    """Among channel counts that are multiples of 4, 16 outputs at least; others are dearer than the next such one."""
     costs = _costs(target)
-    sizes = {"channels": 4 * channels, "outputs": 4 * outputs, "size": size, "kernel": kernel}
+    sizes = {"channels": 4 * channels, "outputs": 12 + 4 * outputs, "size": size, "kernel": kernel}
     steps = {"channels": 4, "outputs": 4, "size": 1, "kernel": 2}
     if kernel == 1 and grown == "kernel":
         steps["kernel"] = 4  # a 1x1 Conv is another kind, with another peak: let the work grow past that
@@ -359,8 +359,7 @@ def test_pooling_next_to_a_conversion_is_slow(side: str) -> None:
 def test_explanations_add_up() -> None:
     found = _costs().explain(_conv(channels=31, outputs=17))
     assert found.seconds == pytest.approx(max(found.compute, found.memory) + found.weights + found.overhead)
-    assert 0 < found.waste < 1
-    assert _costs().explain(_gemm(64, 512, 512)).waste < 0.2
+    assert 0 < found.ideal_compute < found.compute
 
 
 def test_a_profile_without_a_roofline_has_no_costs() -> None:
@@ -444,10 +443,18 @@ def test_what_the_cache_does_not_hold_is_waited_for_where_little_is_computed() -
 def test_only_a_relu_is_free_at_the_end_of_a_kernel() -> None:
     conv = _conv()
     clip = _node("Clip", conv.outputs[0], out=_value("N", 32, 14, 14))
-    assert _seconds(clip, activation_ns={"float32": 0.25}) == pytest.approx(32 * 196 * 0.25e-9)
-    assert _seconds(clip, "int8", activation_ns={"float32": 0.25}) == 0.0
+    dear: dict[str, Any] = {"activation_ns": {"float32": 0.25}}
+    plain = _seconds(_conv(), **dear)
+    assert _seconds(conv, **dear) == pytest.approx(plain + 32 * 196 * 0.25e-9)
+    assert _seconds(conv, "int8", **dear) == _seconds(_conv(), "int8", **dear)
+    assert _seconds(clip, **dear) == _seconds(clip, "int8", **dear) == 0.0
     conv = _conv()
-    assert _seconds(_node("Relu", conv.outputs[0], out=_value("N", 32, 14, 14))) == 0.0
+    relu = _node("Relu", conv.outputs[0], out=_value("N", 32, 14, 14))
+    assert (_seconds(conv, **dear), _seconds(relu, **dear)) == (plain, 0.0)
+    conv = _conv()
+    for _ in range(2):  # something else reads what the Conv makes
+        clip = _node("Clip", conv.outputs[0], out=_value("N", 32, 14, 14))
+    assert _seconds(conv, **dear) == plain and _seconds(clip, **dear) > 0.0
 
 
 @pytest.mark.parametrize(("channels", "outputs"), [(16, 12), (16, 18), (18, 16)])

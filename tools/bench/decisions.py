@@ -137,7 +137,7 @@ def _sites(asset: Asset, name: str, target: Target, costs: CostEstimator, folder
     predicted = _predicted(original, rewritten, costs, "int8" if name == "int8" else "float32")
     for model in (original, rewritten):
         target.lower(model)
-    before, after = (profile(model, target=target, rounds=rounds).profiles[0] for model in (original, rewritten))
+    before, after = profile(original, rewritten, target=target, rounds=rounds).profiles
     was, became = _times(before), _times(after)
     for site, (nodes, times) in predicted.items():
         measured = was.get(site, 0.0), sum(became.get(node, 0.0) for node in nodes)

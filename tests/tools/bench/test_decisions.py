@@ -57,10 +57,11 @@ def test_every_rewritten_node_is_timed_with_what_it_became(
         for node in model.graph:
             yield Step(node.name or "", node.op_type, 1.0, 0.1)
 
-    def measure(model: onnx_ir.Model, *, target: Target, rounds: int) -> Race:
-        models.append(model)
+    def measure(*given: onnx_ir.Model, target: Target, rounds: int) -> Race:
+        models.extend(given)
         times = Times.of(Latency((1.0,) * 3))
-        return Race((Profile("m", "t", "r", "1", 1, 1, times, 1.0, 0, 0, 0, 0, 0, tuple(steps(model))),))
+        made = (Profile("m", "t", "r", "1", 1, 1, times, 1.0, 0, 0, 0, 0, 0, tuple(steps(model))) for model in given)
+        return Race(tuple(made))
 
     monkeypatch.setattr(decisions, "profile", measure)
     found = tmp_path / "rows.json"
