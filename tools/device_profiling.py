@@ -43,7 +43,7 @@ def profile_on_device(
     device: str,
     target: str | os.PathLike[str] | Target = "host-cpu",
     data: Any = None,
-    rounds: int = 300,
+    rounds: int = 500,
     threads: int = 1,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Race:

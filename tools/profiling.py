@@ -47,7 +47,7 @@ __all__ = [
 ]  # fmt: skip
 
 WARMUP_ROUNDS = 5
-LEAST_SECONDS, SECONDS = 3.0, 6.0  # of all rounds of latency
+LEAST_SECONDS, SECONDS = 4.0, 8.0  # of all rounds of latency
 STEP_SECONDS = 2.0  # at least, of runs under the profiler
 _STEP_ROUNDS = 100  # at most, of runs under the profiler
 
@@ -222,7 +222,7 @@ def profile(
     target: str | os.PathLike[str] | Target = "host-cpu",
     runtime: str | None = None,
     data: Any = None,
-    rounds: int = 300,
+    rounds: int = 500,
     threads: int = 1,
 ) -> Race:
     """Measure one model or several side by side, by node where the runtime tells.
@@ -418,7 +418,7 @@ def _with_prediction(step: Step, predicted: Prediction, origins: Sequence[str]) 
         return step
     seconds = sum(each.seconds for each in found)
     largest = max(found, key=lambda each: each.seconds)
-    least = sum(max(each.ideal_compute, each.memory) for each in found)
+    least = sum(max(each.ideal_compute, each.memory + each.weights) for each in found)
     return dataclasses.replace(
         step,
         predicted_ms=seconds * 1e3,

@@ -63,7 +63,7 @@ def compare_runtimes(
     *,
     runtimes: Sequence[str] = tuple(RUNTIMES),
     data: Any = None,
-    rounds: int = 300,
+    rounds: int = 500,
     threads: int = 1,
 ) -> list[RuntimeRow]:
     """Return a row for each runtime; what is not installed or refuses the model says so there.

@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         predicting = benchmarks.add_parser(name, parents=[shared, kept, timed], help=what)
         predicting.add_argument("--by", help="variants to time, with commas between; all by default")
         predicting.add_argument("--target", default="host-cpu", help="whose estimate predicts: a name, or a profile")
+        predicting.set_defaults(rounds=500)
     benchmarks.add_parser("openvino", parents=usual, help="int8 beside float, both on OpenVINO")
     arm64 = benchmarks.add_parser(
         "arm64", parents=[shared, kept, evaluated], help="mobile-cpu's results on emulated Arm64 beside here"

@@ -87,7 +87,7 @@ def run(
     rewrites: Sequence[str] = tuple(REWRITES),
     *,
     target: str = "host-cpu",
-    rounds: int = 300,
+    rounds: int = 500,
     keep: Path | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:

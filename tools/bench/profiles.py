@@ -83,7 +83,7 @@ def run(
     variants: Sequence[str] = tuple(VARIANTS),
     *,
     target: str = "host-cpu",
-    rounds: int = 300,
+    rounds: int = 500,
     keep: Path | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:

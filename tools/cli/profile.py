@@ -54,7 +54,7 @@ def profile(
     data: Data = None,
     runs: Annotated[
         int, typer.Option("--runs", metavar="N", min=5, help="Rounds at most; time bounds them too.")
-    ] = 100,
+    ] = 500,
     threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Of the runtime.")] = 1,
     every: Annotated[bool, typer.Option("--all", help="Print every step, in the order in which they run.")] = False,
     trace: Annotated[
