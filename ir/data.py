@@ -658,6 +658,8 @@ def _shape_advice(tail: Sequence[int | str | None], shape: tuple[int, ...]) -> s
 
 def _check_lengths(where: str, feeds: Mapping[str, Array], labels: Array | None) -> None:
     lengths = {name: len(array) for name, array in feeds.items()}
+    if not lengths:
+        raise InputError(f"{where}: the model has no inputs, and nothing can be fed to it. Leave the data out")
     first, count = next(iter(lengths.items()))
     for name, length in lengths.items():
         if length != count:

@@ -37,7 +37,10 @@ _BLOCKED = frozenset(
      "HardSigmoid", "LeakyRelu", "MaxPool", "Mul", "Relu", "Resize", "Sigmoid", "Sum", "Tanh", "Upsample")
 )  # fmt: skip
 
-_UNPRICED = re.compile(r"Integer|^QLinear(Conv|MatMul)|^QGemm|^MatMulNBits")
+# What multiplies, or holds nodes that may, and has no price of its own.
+_UNPRICED = re.compile(
+    r"Integer|^QLinear(Conv|MatMul)|^QGemm|MatMulNBits|^(LSTM|GRU|RNN|Einsum|If|Loop|Scan|DeformConv)$|Attention"
+)
 
 Charge = Callable[[RooflineCost], CostBreakdown]
 

@@ -49,7 +49,7 @@ EncodingName = Literal[
 RuntimeName = Literal["litert", "onnxruntime-cpu", "onnxruntime-cuda", "openvino", "tensorrt"]
 # TOML has types of its own, so that "8", 8.0 and true are no whole numbers, and 1 and "yes" no flags.
 Flag = Annotated[bool, pydantic.Strict()]
-Whole = Annotated[int, pydantic.Strict()]
+Whole = Annotated[int, pydantic.Field(strict=True, le=1 << 40)]  # far above any count, and no float overflows
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False, strict=True)]
 # Sorted when dumped: the order of a set changes from run to run.
 Names = Annotated[frozenset[str], pydantic.PlainSerializer(sorted, return_type=list[str])]

@@ -63,7 +63,8 @@ def profile_on_device(
     loaded = [model_io.load(model) for model in models]
     effort = Effort(data, rounds, threads)
     feeds = [effort.feeds(model) for model in loaded]
-    keys = [str(index) for index in range(len(loaded))]
+    names = model_names(models, loaded)
+    keys = names if len(set(names)) == len(names) else [f"{name} ({index + 1})" for index, name in enumerate(names)]
     found = there.run(
         dict(zip(keys, loaded, strict=True)), feeds, rounds=rounds, warmup=profiling.WARMUP_ROUNDS, threads=threads,
         min_seconds=profiling.LEAST_SECONDS, max_seconds=profiling.SECONDS, node_rounds=effort.step_rounds,
@@ -71,7 +72,7 @@ def profile_on_device(
     )  # fmt: skip
     profiles = [
         _profile(name, model, given, found.models[key], found, device, chosen, threads)
-        for name, key, model, given in zip(model_names(models, loaded), keys, loaded, feeds, strict=True)
+        for name, key, model, given in zip(names, keys, loaded, feeds, strict=True)
     ]
     return Race(tuple(profiles))
 
@@ -107,8 +108,9 @@ def _profile(
         device=device,
         notes=(
             *_notes(run.machine, device, target, predicted),
-            *gaps("the device", counted, found.node_times, predicted),
+            *gaps("the device", fixed, counted, found.node_times, predicted, threads),
         ),
+        is_predicted_here=_describes(target, run.machine) and target.profile.runtime == _RUNTIME and threads == 1,
         inputs={name: tuple(array.shape) for name, array in feeds.items()},
     )
 

@@ -59,12 +59,13 @@ def write_bytes(path: str | os.PathLike[str], content: bytes, *, overwrite: bool
     Raises:
         UsageError: `path` exists and `overwrite` is not set, or it cannot be written.
     """
-    target = Path(path)
-    if target.exists() and not overwrite:
+    target = _resolved(path)  # what a link leads to, as the link's owner means it
+    if os.path.lexists(path) and not overwrite:
         raise UsageError(f"{os.fspath(path)!r} exists. Give another path, or --force (overwrite=True) to replace it.")
+    _require_plain(os.fspath(path), target)
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".onnxpress-", delete=False) as file:
             temporary = Path(file.name)
             file.write(content)
         temporary.chmod(0o666 & ~_umask())  # temporary files are private; an output is not
@@ -97,9 +98,18 @@ def require_format(path: str | os.PathLike[str], target: str, *, is_tflite: bool
 
 def _check_output(flag: str, path: Path, *, force: bool) -> None:
     shown = f"{flag} {os.fspath(path)!r}"
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        exists = False
+    except OSError as error:  # too long a name, most of all
+        raise UsageError(f"{shown} cannot be written: {error.strerror}. Give another path.") from error
+    else:
+        exists = True
     if path.is_dir():
         raise UsageError(f"{shown} is a folder. Name the file in it.")
-    if path.exists() and not force:
+    _require_plain(shown, path)
+    if exists and not force:
         raise UsageError(f"{shown} exists. Give another path, or --force to replace it.")
     if not path.parent.is_dir():
         raise UsageError(f"{shown}: the folder {os.fspath(path.parent)!r} does not exist. Create it first.")
@@ -109,6 +119,12 @@ def _check_output(flag: str, path: Path, *, force: bool) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{shown} cannot be written: {error.strerror}. Give another path.") from error
+
+
+def _require_plain(shown: str, path: Path) -> None:
+    """Raise a UsageError where a device, a pipe or a socket lies: writing means to rename a file over it."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(f"{shown} is a device, a pipe or a socket, and would be replaced. Name a file.")
 
 
 def _files_behind(inputs: Mapping[str, str | os.PathLike[str] | None]) -> dict[Path, str]:

@@ -49,6 +49,7 @@ __all__ = [
 WARMUP_ROUNDS = 5
 LEAST_SECONDS, SECONDS = 4.0, 8.0  # of all rounds of latency
 STEP_SECONDS = 2.0  # at least, of runs under the profiler
+_MOST_THREADS = 1024
 _STEP_ROUNDS = 100  # at most, of runs under the profiler
 
 
@@ -57,7 +58,8 @@ class Times:
     """Latency of one model, in milliseconds, of CPU time where it is told.
 
     undisturbed: where nothing else slows it (`timing.undisturbed`); wall_undisturbed: elapsed time, alike. cpu_median:
-    None where elapsed time is all that tells. spread: distance of the quartiles over the median, the noise.
+    None where elapsed time is all that tells. spread: distance of the quartiles over the median: what else ran there.
+    repeats: by how much `undisturbed` of the first and the second half of the rounds differ, over it: how sure it is.
     """
 
     undisturbed: float
@@ -70,6 +72,7 @@ class Times:
     cpu_median: float | None
     spread: float
     rounds: int
+    repeats: float = 0.0
 
     @classmethod
     def of(cls, latency: Latency) -> Times:
@@ -88,11 +91,12 @@ class Times:
             cpu_median=median if latency.cpu_ms else None,
             spread=quartiles / median if median else 0.0,
             rounds=len(values),
+            repeats=_halves_apart(latency.cpu_ms or latency.wall_ms),
         )
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Return everything by names that end in the unit: `undisturbed_ms`; `spread` and `rounds` have none."""
-        plain = ("spread", "rounds")
+        """Return everything, times by names that end in the unit, such as `undisturbed_ms`."""
+        plain = ("spread", "rounds", "repeats")
         return {name if name in plain else f"{name}_ms": value for name, value in dataclasses.asdict(self).items()}
 
 
@@ -142,7 +146,8 @@ class Profile:
     not tell. memory_bytes: by how much resident memory grew with loading and running it; on a device, all that the
     process holds. macs, peak_activation_bytes: at the sizes of `inputs`, what is unknown of them named in `notes`.
     predicted_ms: of the whole model. inputs: shapes that were run. node_clock: of the steps' times. device: the other
-    machine that it ran on, as `--device` names it; None for this one. version: "unknown" where a device does not tell.
+    machine that it ran on, as `--device` names it; None for this one. is_predicted_here: whether `predicted_ms` is of
+    this runtime, machine and number of threads. version: "unknown" where a device does not tell.
     """
 
     model: str
@@ -162,6 +167,7 @@ class Profile:
     predicted_ms: float | None = None
     device: str | None = None
     notes: tuple[str, ...] = ()
+    is_predicted_here: bool = True
     inputs: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     node_clock: NodeClock | None = "elapsed"
 
@@ -172,8 +178,12 @@ class Profile:
 
     @property
     def clocked_ms(self) -> float:
-        """Undisturbed latency by `node_clock`, which the steps' times are a part of."""
-        return self.times.undisturbed if self.node_clock == "CPU" else self.times.wall_undisturbed
+        """Undisturbed latency that the steps' times are a part of.
+
+        Of CPU time where it is told, whichever clock the steps are by: undisturbed, both are the same, and elapsed time
+        of a run is seldom met undisturbed.
+        """
+        return self.times.undisturbed
 
     @property
     def where(self) -> str:
@@ -182,7 +192,7 @@ class Profile:
 
     @property
     def outside_ms(self) -> float | None:
-        """Latency by `node_clock` that no step accounts for; None where the runtime tells none.
+        """Latency that no step accounts for; None where the runtime tells none.
 
         At least 0: steps are timed in runs of their own, and may add up to more than a run takes.
         """
@@ -224,11 +234,13 @@ def profile(
     data: Any = None,
     rounds: int = 500,
     threads: int = 1,
+    device: str | None = None,
 ) -> Race:
     """Measure one model or several side by side, by node where the runtime tells.
 
     target: whose cost estimate stands beside the measurement, and whose runtime it is by default. data: samples, of
     which the first is run; made-up numbers where there are none. rounds: at most; time bounds them too.
+    device: another machine, in whose onnxruntime it is; see `device_profiling.profile_on_device`.
 
     Raises:
         UsageError: no model, rounds or threads below 1, no such target or runtime, or it is not installed; no data for
@@ -236,6 +248,12 @@ def profile(
         runtime does not take a model; its own message is kept.
     """
     _require_effort(models, rounds, threads)
+    if device is not None:
+        from onnxpress.tools.device_profiling import profile_on_device
+
+        if runtime is not None:
+            raise UsageError("profile: a device runs models in its onnxruntime. Leave runtime out")
+        return profile_on_device(*models, device=device, target=target, data=data, rounds=rounds, threads=threads)
     chosen = target if isinstance(target, Target) else load_target(target)
     where = load_runtime(chosen.profile.runtime if runtime is None else runtime)
     where.version()
@@ -273,6 +291,8 @@ def _require_effort(models: Sequence[object], rounds: int, threads: int) -> None
     for name, value in (("rounds", rounds), ("threads", threads)):
         if value < 1:
             raise UsageError(f"profile: {name} = {value}: must be 1 at least")
+    if threads > _MOST_THREADS:
+        raise UsageError(f"profile: threads = {threads}: must be {_MOST_THREADS} at most")
 
 
 def _require_sizes(model: onnx_ir.Model) -> None:
@@ -341,7 +361,11 @@ class _Ready:
             peak_activation_bytes=counted.peak_activation_bytes,
             steps=tuple(find_steps(self.fixed, measured, counted, predicted)),
             predicted_ms=None if predicted is None else predicted.seconds * 1e3,
-            notes=(*_notes(target, runtime, predicted), *gaps(runtime.name, counted, measured, predicted)),
+            notes=(
+                *_notes(target, runtime, predicted),
+                *gaps(runtime.name, self.fixed, counted, measured, predicted, effort.threads),
+            ),
+            is_predicted_here=target.is_here and target.profile.runtime == runtime.name and effort.threads == 1,
             inputs={name: tuple(np.shape(array)) for name, array in self.feeds.items()},
             node_clock="elapsed" if runtime.node_clock == "CPU" and effort.threads > 1 else runtime.node_clock,
         )
@@ -367,10 +391,23 @@ def _notes(target: Target, runtime: Runtime, predicted: Prediction | None) -> It
         version = f"{runtime.name} {runtime.version()}"
         if version != machine.runtime_version:
             yield f"the prediction is of {machine.runtime_version}, the measurement of {version}"
+    else:
+        yield "the prediction is of a machine of this kind: onnxpress calibrate -o here.toml, then --target here.toml"
 
 
-def gaps(runtime: str, counted: ModelCost, measured: Sequence[NodeTime], predicted: Prediction | None) -> Iterator[str]:
+def gaps(
+    runtime: str,
+    model: onnx_ir.Model,
+    counted: ModelCost,
+    measured: Sequence[NodeTime],
+    predicted: Prediction | None,
+    threads: int,
+) -> Iterator[str]:
     """Yield what is not known of a model."""
+    if bodies := [node.name or node.op_type for node in model.graph if node.op_type in ("If", "Loop", "Scan")]:
+        yield f"MACs of the bodies of {', '.join(map(repr, bodies[:3]))} are counted once each, however often they run"
+    if predicted is not None and threads > 1:
+        yield f"the prediction is of one thread, the measurement of {threads}"
     if counted.unknown:
         more = f", and {len(counted.unknown) - 1} more" if len(counted.unknown) > 1 else ""
         yield f"MACs are not all known: {counted.unknown[0]}{more}"
@@ -380,7 +417,8 @@ def gaps(runtime: str, counted: ModelCost, measured: Sequence[NodeTime], predict
         yield f"{runtime} does not say which nodes its steps compute: what each computes and moves is not known"
     if predicted is not None and predicted.unpriced:
         count, name = len(predicted.unpriced), predicted.unpriced[0]
-        yield f"the prediction is too low: it leaves out the multiplications of {count} nodes, such as {name!r}"
+        nodes = "a node" if count == 1 else f"{count} nodes"
+        yield f"the prediction is too low: it leaves out the multiplications of {nodes}, {name!r} first"
 
 
 # Steps.
@@ -483,6 +521,14 @@ def model_names(models: Sequence[object], loaded: Sequence[onnx_ir.Model]) -> li
         os.fspath(model) if isinstance(model, str | os.PathLike) else each.graph.name or "model"
         for model, each in zip(models, loaded, strict=True)
     ]
+
+
+def _halves_apart(times: Sequence[float]) -> float:
+    """Return how far `undisturbed` of the two halves lie apart, over that of all; 0 of fewer than two."""
+    if len(times) < 2 or not (whole := undisturbed(times)):
+        return 0.0
+    middle = len(times) // 2
+    return abs(undisturbed(times[:middle]) - undisturbed(times[middle:])) / whole
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

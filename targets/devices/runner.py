@@ -20,6 +20,7 @@ import base64
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -250,15 +251,14 @@ def undisturbed(times: list[float]) -> float:
     return statistics.median(sorted(times)[: max(_LEAST_QUIET, round(_QUIET_SHARE * len(times)))])
 
 
-def bursts(rounds: int, seconds: float) -> Iterator[bool]:
-    """Yield for each round whether a burst begins with it, spread over `seconds`, as `timing.bursts` does."""
+def bursts(rounds: int, seconds: float) -> Iterator[int]:
+    """Yield sizes of bursts of rounds that are spread over `seconds`, as `timing.bursts` does."""
     size = max(_LEAST_ROUNDS_OF_BURST, math.ceil(rounds / _BURSTS))
     started = time.perf_counter()
-    for done in range(rounds):
-        begins = done % size == 0
-        if begins and (left := started + seconds * done / rounds - time.perf_counter()) > 0:
+    for done in range(0, rounds, size):
+        if (left := started + seconds * done / rounds - time.perf_counter()) > 0:
             time.sleep(left)
-        yield begins
+        yield min(size, rounds - done)
 
 
 def without_overhead(times: list[float], total: float) -> list[float]:
@@ -283,29 +283,33 @@ def take_turns(
     """Return wall and CPU times in milliseconds, one entry per round, by name, as `timing.take_turns` does."""
     wall: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
-
-    def warm_up(count: int) -> None:
-        for _ in range(count):
-            for run in runs.values():
-                run()
-
-    warm_up(warmup)
+    took = 0.0
+    for _ in range(warmup):
+        started = time.perf_counter()
+        for run in runs.values():
+            run()
+        took = time.perf_counter() - started
+    if max_seconds is not None and took:
+        rounds = min(rounds, max(LEAST_ROUNDS, math.ceil(max_seconds / took)))
     order, shuffler = list(runs), random.Random(seed)
     clock = cpu_clock or time.perf_counter
     deadline = None if max_seconds is None else time.perf_counter() + max_seconds
-    for done, begins in enumerate(bursts(rounds, min_seconds)):
+    done, warmup = 0, _WARMUP_IN_BURST if min_seconds else 0
+    for size in bursts(rounds, min_seconds) if min_seconds else itertools.repeat(1, rounds):
         if deadline is not None and done >= LEAST_ROUNDS and time.perf_counter() > deadline:
             break
-        if begins and min_seconds:
-            warm_up(_WARMUP_IN_BURST)
         shuffler.shuffle(order)
         for name in order:
             run = runs[name]
-            cpu_start, wall_start = clock(), time.perf_counter()
-            run()
-            wall_end, cpu_end = time.perf_counter(), clock()
-            wall[name].append((wall_end - wall_start) * 1e3)
-            cpu[name].append((cpu_end - cpu_start) * 1e3)
+            for _ in range(warmup):
+                run()
+            for _ in range(size):
+                cpu_start, wall_start = clock(), time.perf_counter()
+                run()
+                wall_end, cpu_end = time.perf_counter(), clock()
+                wall[name].append((wall_end - wall_start) * 1e3)
+                cpu[name].append((cpu_end - cpu_start) * 1e3)
+        done += size
     return {name: (wall[name], cpu[name] if cpu_clock is not None else []) for name in runs}
 
 
@@ -386,11 +390,11 @@ def _profile(
     _step(f"timing the nodes of model {name!r}")
     times: list[float] = []
     calls: list[float] = []
-    for begins in bursts(job["node_rounds"], job["node_seconds"]):
-        session.run(None, feeds)
-        if begins:  # in turns, each would find its data driven out of the cache by the other
-            times += [_seconds(plain, feeds) for _ in range(_PLAIN_RUNS)]
-            calls += [_seconds(nothing, no_feeds) for _ in range(_PLAIN_RUNS)]
+    for size in bursts(job["node_rounds"], job["node_seconds"]):
+        for _ in range(size):
+            session.run(None, feeds)
+        times += [_seconds(plain, feeds) for _ in range(_PLAIN_RUNS)]
+        calls += [_seconds(nothing, no_feeds) for _ in range(_PLAIN_RUNS)]
     events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
     graph = base64.b64encode((apart / "optimized.onnx").read_bytes()).decode("ascii")
     of_nodes = max(0.0, undisturbed(times) - undisturbed(calls))

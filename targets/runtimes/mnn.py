@@ -87,7 +87,8 @@ class MnnSession:
         return collections.Counter(kind for _, kind, _ in self._time_steps())
 
     def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
-        runs = [self._time_steps() for _ in bursts(rounds + _WARMUP, seconds)][_WARMUP:]
+        spread = bursts(rounds + _WARMUP, seconds)
+        runs = [self._time_steps() for size in spread for _ in range(size)][_WARMUP:]
         return [
             NodeTime(times[0][0], times[0][1], undisturbed([taken for _, _, taken in times]))
             for times in zip(*runs, strict=True)

@@ -84,7 +84,8 @@ class NcnnNet:
         return collections.Counter(str(layer.type) for layer in self._steps)
 
     def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
-        runs = [self._time_steps() for _ in bursts(rounds + _WARMUP, seconds)][_WARMUP:]
+        spread = bursts(rounds + _WARMUP, seconds)
+        runs = [self._time_steps() for size in spread for _ in range(size)][_WARMUP:]
         return [
             NodeTime(str(layer.name), str(layer.type), undisturbed(times))
             for layer, times in zip(self._steps, zip(*runs, strict=True), strict=True)

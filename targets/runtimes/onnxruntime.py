@@ -81,11 +81,11 @@ class PreparedSession:
             )  # fmt: skip
             nothing, no_feeds = open_session(empty_model()), empty_feeds()
             plain, empty = [], []
-            for begins in bursts(rounds, seconds):
-                run_session(session, self._feeds)
-                if begins:  # in turns, each would find its data driven out of the cache by the other
-                    plain += [_seconds(self._session, self._feeds) for _ in range(_PLAIN_RUNS)]
-                    empty += [_seconds(nothing, no_feeds) for _ in range(_PLAIN_RUNS)]
+            for size in bursts(rounds, seconds):  # in turns, each would find its data driven out of the cache
+                for _ in range(size):
+                    run_session(session, self._feeds)
+                plain += [_seconds(self._session, self._feeds) for _ in range(_PLAIN_RUNS)]
+                empty += [_seconds(nothing, no_feeds) for _ in range(_PLAIN_RUNS)]
             events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
             origins = find_origins(self._model, onnx_ir.load(path))
         of_nodes = undisturbed(plain) - undisturbed(empty)

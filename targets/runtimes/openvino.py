@@ -11,6 +11,7 @@ else may run in the process meanwhile.
 from __future__ import annotations
 
 import collections
+import math
 import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -20,13 +21,13 @@ import numpy as np
 import onnx_ir
 
 from onnxpress.ir import model_io
+from onnxpress.ir.analysis.cost import node_macs
 from onnxpress.ir.errors import UsageError
 from onnxpress.targets.runtimes.base import Array, Feeds, NodeClock, NodeTime, fit_feeds
 from onnxpress.targets.runtimes.fixed_shapes import input_ports
 from onnxpress.targets.runtimes.onnxruntime_cpu import Kernels, is_quantized_on_paper
 from onnxpress.targets.runtimes.onnxruntime_session import model_source
 from onnxpress.targets.runtimes.refusal import RuntimeRefusalError, one_line
-from onnxpress.targets.runtimes.timing import bursts, undisturbed
 
 __all__ = ["OPENVINO", "PRODUCTS", "CompiledModel", "OpenVino", "count_precisions", "inspect_kernels"]
 
@@ -34,7 +35,9 @@ __all__ = ["OPENVINO", "PRODUCTS", "CompiledModel", "OpenVino", "count_precision
 PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 _ADDED = re.compile(r"/(WithoutBiases|Dequantization|DequantizeLinear).*$")
 
-_WARMUP = 3  # runs that no median sees
+_NUMBER = re.compile(r"\d+")
+_WARMUP = 3  # runs that do not count
+_COMPILATIONS, _LEAST_RUNS = 5, 10  # for times by node, and runs of each
 _SETTINGS = {
     "NUM_STREAMS": 1,
     "INFERENCE_PRECISION_HINT": "f32",
@@ -78,18 +81,30 @@ class CompiledModel:
         return counts
 
     def node_times(self, rounds: int, *, seconds: float = 0.0) -> list[NodeTime]:
-        compiled = _compile(self._model, self._feeds, self._threads, PERF_COUNT=True)
-        origins = _origins(self._model, compiled)
-        request = compiled.create_infer_request()
-        runs = []
-        for _ in bursts(rounds + _WARMUP, seconds):
-            request.infer(self._feeds)
-            runs.append(_executed(request.get_profiling_info()))
-        times: dict[tuple[str, str], list[float]] = {}
-        for run in runs[_WARMUP:]:
-            for key, milliseconds in run.items():
-                times.setdefault(key, []).append(milliseconds)
-        return [NodeTime(name, kind, undisturbed(each), origins.get(name, ())) for (name, kind), each in times.items()]
+        """Each layer's counter tells the mean of all runs since the model was compiled, in whole microseconds.
+
+        So it is compiled several times, and each time tells one mean, less the first runs; the least of them counts.
+        """
+        told: dict[object, NodeTime] = {}
+        runs = max(_LEAST_RUNS, math.ceil(rounds / _COMPILATIONS))
+        started = time.perf_counter()
+        for done in range(_COMPILATIONS):
+            time.sleep(max(0.0, started + seconds * done / _COMPILATIONS - time.perf_counter()))
+            compiled = _compile(self._model, self._feeds, self._threads, PERF_COUNT=True)
+            origins = _origins(self._model, compiled)
+            request = compiled.create_infer_request()
+            for _ in range(_WARMUP):
+                request.infer(self._feeds)
+            first = _executed(request.get_profiling_info())
+            for _ in range(runs):
+                request.infer(self._feeds)
+            for (name, kind), mean in _executed(request.get_profiling_info()).items():
+                behind = (mean * (_WARMUP + runs) - first.get((name, kind), mean) * _WARMUP) / runs
+                step = NodeTime(name, kind, max(0.0, behind), origins.get(name, ()))
+                # Names of layers that it puts in are numbered, and anew each time.
+                key = (step.origins or _NUMBER.sub("", name), kind)
+                told[key] = min(step, told.get(key, step), key=lambda each: each.milliseconds)
+        return list(told.values())
 
     def run(self, feeds: Feeds) -> list[Array]:
         """Return the outputs for one batch, in order."""
@@ -166,14 +181,26 @@ def _executed(told: Iterable[Any]) -> dict[tuple[str, str], float]:
 
 
 def _origins(model: onnx_ir.Model, compiled: Any) -> dict[str, tuple[str, ...]]:
-    """Return the names of the model's nodes that each layer computes: it tells theirs or those of their outputs."""
+    """Return the names of the model's nodes that each layer computes, those with weights first.
+
+    A layer tells the names of nodes or of their outputs, but not of all: of a Conv with the BatchNormalization that it
+    took over, the latter's. So a node that no layer names belongs to the one that its result goes into alone.
+    """
     named = {name: node.name or "" for node in model.graph for name in (node.name, node.outputs[0].name) if name}
-    found = {}
+    found: dict[str, list[str]] = {}
     for layer in compiled.get_runtime_model().get_ordered_ops():
         name = layer.get_friendly_name()
         mine = [*_find_names(name, named), *_find_names(_told(layer, "originalLayersNames"), named)]
-        found[name] = tuple(dict.fromkeys(named[each] for each in mine))
-    return found
+        found[name] = list(dict.fromkeys(named[each] for each in mine))
+    owner = {node: layer for layer, nodes in found.items() for node in nodes}
+    for node in reversed(model.graph):
+        readers = {owner.get(reader.name or "") for output in node.outputs for reader in output.consumers()}
+        layer = next(iter(readers)) if len(readers) == 1 else None
+        if node.name not in owner and layer is not None and not any(out.is_graph_output() for out in node.outputs):
+            owner[node.name or ""] = layer
+            found[layer].append(node.name or "")
+    macs = {node.name or "": node_macs(node) or 0 for node in model.graph}
+    return {layer: tuple(sorted(nodes, key=lambda name: -macs[name])) for layer, nodes in found.items()}
 
 
 def _find_names(told: str, named: Container[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ enough: rounds are best spread over seconds, in bursts.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 import statistics
@@ -68,18 +69,17 @@ def undisturbed(times: Sequence[float]) -> float:
     return statistics.median(sorted(times)[: max(_LEAST_QUIET, round(_QUIET_SHARE * len(times)))])
 
 
-def bursts(rounds: int, seconds: float) -> Iterator[bool]:
-    """Count rounds that are spread over so much time at least: yield for each whether a burst begins with it.
+def bursts(rounds: int, seconds: float) -> Iterator[int]:
+    """Yield sizes of bursts of rounds, which are spread over so much time at least.
 
     Pauses lie between bursts. Where the rounds themselves take as long, there are none.
     """
     size = max(_LEAST_ROUNDS_OF_BURST, math.ceil(rounds / _BURSTS))
     started = time.perf_counter()
-    for done in range(rounds):
-        begins = done % size == 0
-        if begins and (left := started + seconds * done / rounds - time.perf_counter()) > 0:
+    for done in range(0, rounds, size):
+        if (left := started + seconds * done / rounds - time.perf_counter()) > 0:
             time.sleep(left)
-        yield begins
+        yield min(size, rounds - done)
 
 
 def without_overhead(times: Sequence[float], total: float) -> list[float]:
@@ -109,33 +109,38 @@ def take_turns(
 
     A run that returns a float has timed itself, in milliseconds: no clock of this process sees a GPU's work alone.
 
-    warmup: rounds that are not timed. max_seconds: stop early after this time, warm-up not counted, but never before 5
-    rounds. min_seconds: spread the rounds over this time, in bursts. cpu_clock: seconds
-    of whatever computes; None where none tells.
+    warmup: rounds that are not timed. max_seconds: end early after about this time, warm-up not counted, but not before
+    5 rounds. min_seconds: spread the rounds over this time, in bursts. In a burst one model's rounds follow each other,
+    behind a few that are not timed: taking turns by the round, each would find its data driven out of the cache by the
+    others. cpu_clock: seconds of whatever computes; None where none tells.
     """
     wall: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
-
-    def warm_up(count: int) -> None:
-        for _ in range(count):
-            for run in runs.values():
-                run()
-
-    warm_up(warmup)
+    took = 0.0
+    for _ in range(warmup):
+        started = time.perf_counter()
+        for run in runs.values():
+            run()
+        took = time.perf_counter() - started
+    if max_seconds is not None and took:
+        rounds = min(rounds, max(_LEAST_ROUNDS, math.ceil(max_seconds / took)))
     order, shuffler = list(runs), random.Random(seed)
     clock = cpu_clock or time.perf_counter
     deadline = None if max_seconds is None else time.perf_counter() + max_seconds
-    for done, begins in enumerate(bursts(rounds, min_seconds)):
+    done, warmup = 0, _WARMUP_IN_BURST if min_seconds else 0
+    for size in bursts(rounds, min_seconds) if min_seconds else itertools.repeat(1, rounds):
         if deadline is not None and done >= _LEAST_ROUNDS and time.perf_counter() > deadline:
             break
-        if begins and min_seconds:
-            warm_up(_WARMUP_IN_BURST)
         shuffler.shuffle(order)
         for name in order:
             run = runs[name]
-            cpu_start, wall_start = clock(), time.perf_counter()
-            told = run()
-            wall_end, cpu_end = time.perf_counter(), clock()
-            wall[name].append(told if isinstance(told, float) else (wall_end - wall_start) * 1e3)
-            cpu[name].append((cpu_end - cpu_start) * 1e3)
+            for _ in range(warmup):
+                run()
+            for _ in range(size):
+                cpu_start, wall_start = clock(), time.perf_counter()
+                told = run()
+                wall_end, cpu_end = time.perf_counter(), clock()
+                wall[name].append(told if isinstance(told, float) else (wall_end - wall_start) * 1e3)
+                cpu[name].append((cpu_end - cpu_start) * 1e3)
+        done += size
     return {name: Latency(tuple(wall[name]), tuple(cpu[name]) if cpu_clock is not None else ()) for name in runs}

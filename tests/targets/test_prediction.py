@@ -161,3 +161,13 @@ def test_what_reads_integers_that_no_pass_made_takes_some_time(body: str, unpric
     found = _predict(model_of(body, weights, inputs="uint8[1, 4, 7, 7] x", out="1, 4, 7, 7"))
     assert 0 < found.seconds < 1e-3
     assert found.unpriced == unpriced
+
+
+def test_what_multiplies_without_a_price_is_told() -> None:
+    model = model_of(
+        "[e] out = Einsum <equation = 'ij,jk->ik'> (x, w)".replace("'", '"'),
+        _weights(w=(5, 6)),
+        inputs="float[4, 5] x",
+        out="4, 6",
+    )
+    assert _predict(model).unpriced == ("e",)

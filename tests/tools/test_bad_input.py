@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -362,6 +365,29 @@ def test_unexpected_failure_is_an_internal_error_with_advice(
     assert ran.status == 70
     monkeypatch.setenv("ONNXPRESS_TRACEBACK", "1")
     assert "Traceback (most recent call last)" in cli("compress", "digits.onnx", "out.onnx").err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signals")
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_request_to_end_is_told_and_unwinds(
+    folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch, number: str, status: int
+) -> None:
+    unwound = []
+
+    def end(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), getattr(signal, number))
+            time.sleep(5)
+        finally:
+            unwound.append(number)
+
+    before = signal.getsignal(getattr(signal, number))
+    monkeypatch.setattr("onnxpress.tools.plan.prepare", end)
+    ran = cli("compress", "digits.onnx", "out.onnx")
+    assert ran.status == status
+    assert ran.error == f"error: ended by {number}; no output file was left half written"
+    assert unwound == [number] and not (folder / "out.onnx").exists()
+    assert signal.getsignal(getattr(signal, number)) == before
 
 
 def test_interrupt_is_told_and_leaves_no_file(folder: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,35 @@ def test_failed_write_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch) -> No
     assert str(caught.value) == "'a.json' cannot be written: No space left on device. Give another path."
     assert Path("a.json").read_text() == "old"
     assert [path.name for path in Path().iterdir()] == ["a.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_plain_file_is_never_replaced(tmp_path: Path, force: bool) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="is a device, a pipe or a socket, and would be replaced. Name a file"):
+        check_outputs({"--json": pipe}, {}, force=force)
+    with pytest.raises(UsageError, match="device, a pipe" if force else "exists"):
+        write_text(pipe, "x", overwrite=force)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    with pytest.raises(UsageError, match="exists"):  # though it leads nowhere yet
+        check_outputs({"--json": link}, {})
+    write_text(link, "new", overwrite=True)
+    assert link.is_symlink() and real.read_text() == "new"
+    write_text(link, "newer", overwrite=True)
+    assert link.is_symlink() and real.read_text() == "newer"
+
+
+def test_a_name_may_be_as_long_as_the_system_lets_it(tmp_path: Path) -> None:
+    longest = tmp_path / ("a" * 255)
+    check_outputs({"--json": longest}, {})
+    write_text(longest, "x")
+    assert longest.read_text() == "x"
+    with pytest.raises(UsageError, match="File name too long"):
+        check_outputs({"--json": tmp_path / ("a" * 256)}, {})

@@ -100,8 +100,8 @@ def test_what_cannot_be_counted_is_said() -> None:
         "{ [mask] i = NonZero(x) [cast] c = Cast<to = 1>(i) [flip] t = Transpose(c) [product] y = MatMul(t, c) }"
     )
     (found,) = profile(model, target="x86-vnni", rounds=5).profiles
-    assert found.notes[0] == "MACs are not all known: node 'product' (MatMul): a shape is unknown"
-    assert found.notes[1].startswith("bytes of values are a lower bound: ")
+    assert found.notes[1] == "MACs are not all known: node 'product' (MatMul): a shape is unknown"
+    assert found.notes[2].startswith("bytes of values are a lower bound: ")
     product = next(step for step in found.steps if step.name == "product")
     assert (product.macs, product.moved_bytes, product.gflops, product.gb_per_s) == (None, None, None, None)
 
@@ -167,19 +167,27 @@ def _profile(times: Times, clock: NodeClock, *steps: float) -> Profile:
     return Profile("m", "t", "r", "1", 1, 1, times, 1.0, 0, 0, 0, 0, 0, made, node_clock=clock)
 
 
-def test_what_is_outside_the_steps_is_by_their_clock() -> None:
+def test_what_is_outside_the_steps_is_of_undisturbed_time() -> None:
     times = Times.of(Latency(wall_ms=(20.0,) * 5, cpu_ms=(10.0,) * 5))
     assert _profile(times, "CPU", 4.0, 5.0).outside_ms == 1
-    assert _profile(times, "elapsed", 4.0, 5.0).outside_ms == 11
+    assert _profile(times, "elapsed", 4.0, 5.0).outside_ms == 1
     assert _profile(times, "CPU", 8.0, 5.0).outside_ms == 0 == _profile(times, "CPU", 8.0, 5.0).to_json()["outside_ms"]
     assert _profile(times, "CPU").outside_ms is None
+
+
+@pytest.mark.parametrize("second", [1.0, 1.5])
+def test_halves_that_differ_say_how_sure_the_figure_is(second: float) -> None:
+    times = Times.of(Latency((1.0,) * 50 + (second,) * 50))
+    assert times.undisturbed == 1.0
+    assert times.repeats == pytest.approx(second - 1)
+    assert Times.of(Latency((1.0,))).repeats == 0.0
 
 
 def test_numbers_in_json_carry_their_units() -> None:
     told = Times.of(Latency((1.0, 2.0))).to_json()
     assert list(told) == [
         "undisturbed_ms", "median_ms", "p10_ms", "p90_ms", "p99_ms", "wall_undisturbed_ms", "wall_median_ms",
-        "cpu_median_ms", "spread", "rounds",
+        "cpu_median_ms", "spread", "rounds", "repeats",
     ]  # fmt: skip
 
 
@@ -432,3 +440,8 @@ def test_targets_without_an_estimate_predict_nothing(demo_files: Path) -> None:
     assert found.predicted_ms is None and all(step.predicted_ms is None for step in found.steps)
     assert found.notes == ("bare has no cost estimate: nothing is predicted",)
     assert np.isfinite(found.times.median)
+
+
+def test_a_prediction_of_one_thread_beside_two_is_noted(demo_files: Path) -> None:
+    (found,) = profile(demo_files / "digits.onnx", rounds=5, threads=2).profiles
+    assert "the prediction is of one thread, the measurement of 2" in found.notes and not found.is_predicted_here

@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from onnxpress.ir.errors import OnnxpressError
+from onnxpress.ir.errors import OnnxpressError, UsageError
+from onnxpress.tools.outputs import check_outputs
 
 __all__ = ["main"]
 
@@ -32,10 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("models", nargs="*", help="asset models, by name or its start; all by default")
     shared.add_argument("--json", help="write the rows as JSON, - for standard output")
+    shared.add_argument("--force", action="store_true", help="replace a JSON file that exists")
     kept, timed, evaluated = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     kept.add_argument("--keep", type=Path, help="keep compiled models and prepared data in this folder")
-    timed.add_argument("--rounds", type=int, default=200, help="interleaved latency rounds")
-    evaluated.add_argument("--limit", type=int, help="evaluate on so many images; all by default")
+    timed.add_argument("--rounds", type=_positive, default=200, help="interleaved latency rounds")
+    evaluated.add_argument("--limit", type=_positive, help="evaluate on so many images; all by default")
     usual = [shared, kept, timed, evaluated]
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     benchmarks.add_parser("ptq", parents=usual, help="post-training int8 quantization beside onnxruntime's own")
@@ -63,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     benchmarks.add_parser("pack", parents=[shared], help="the .onnxp container beside xz")
     options = parser.parse_args(arguments)
     try:
+        check_outputs({"--json": options.json}, {}, force=options.force)
         bench = {
             "ptq": _ptq, "lowbit": _lowbit, "targets": _targets, "openvino": _openvino, "pack": _pack,
             "profile": _profile, "decisions": _decisions, "arm64": _arm64,
@@ -71,12 +74,22 @@ def main(arguments: list[str] | None = None) -> int:
     except OnnxpressError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # of --keep, most of all
+        print(f"error: {error}", file=sys.stderr)
+        return UsageError.exit_code
     if options.json:  # first: what took hours outlives whatever goes wrong in telling it
         _write_json(options.json, rows)
     _print_table(rows, headings)
     if options.benchmark == "profile":
         _tell_summary(rows)
-    return 0
+    return int(bool(rows) and all(row.get("status") for row in rows))
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: must be 1 at least")
+    return number
 
 
 _Rows: TypeAlias = list[dict[str, Any]]

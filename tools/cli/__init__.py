@@ -1,15 +1,19 @@
 """The command line, a file per command. Nothing heavier than typer is imported until a command runs.
 
-Exit status: 0 done; 1 the answer is no; 2 wrong use; 3 bad input file; 70 an internal error; 130 interrupted.
+Exit status: 0 done; 1 the answer is no; 2 wrong use; 3 bad input file; 70 an internal error; 130 interrupted, and as
+shells count for other signals.
 Results that a program reads go to stdout (`--json -`); everything for people goes to stderr.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -76,12 +80,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            status = _run(arguments)
-            sys.stdout.flush()
+            with _ending_in_order():
+                status = _run(arguments)
+            if sys.stdout is not None:  # closed before the start
+                sys.stdout.flush()
         except BrokenPipeError:
             _silence_stdout()
             return 1
     return status
+
+
+class _Ended(BaseException):
+    """The system asks the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.name, self.status = signal.Signals(number).name, 128 + number
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let a request to end unwind what is under way, so that temporary folders go."""
+
+    def end(number: int, _: object) -> None:
+        raise _Ended(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():  # no other one may
+        numbers = []
+    kept = {number: signal.signal(number, end) for number in numbers if signal.getsignal(number) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -95,6 +127,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         status = _INTERRUPTED
     except BrokenPipeError:
         raise
+    except _Ended as ended:
+        return _fail(f"ended by {ended.name}; no output file was left half written", ended.status)
     except SystemExit as leaving:
         if isinstance(leaving.__context__, OSError):
             raise BrokenPipeError from leaving  # the parser leaves this way where its reader has gone

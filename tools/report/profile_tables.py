@@ -25,6 +25,11 @@ __all__ = ["show_calibration", "show_comparison_by_node", "show_profile", "show_
 _TOP = 15
 _BAR = 12  # characters of the longest bar
 _NONE = "-"
+_TICK_MS = 0.002
+_TOO_MUCH = 1.1  # of the latency, for all steps together
+_NARROW = 110  # columns of a terminal, below which a table of steps leaves out these of its own
+_WIDE_ONLY = ("kernel", "", "bound by", "GB/s", "fused")
+_TEXT = ("step", "kernel", "", "bound by", "fused")
 
 
 def show_profile(console: Console, found: Profile, *, every: bool = False) -> None:
@@ -33,8 +38,9 @@ def show_profile(console: Console, found: Profile, *, every: bool = False) -> No
     clock = "CPU time" if times.cpu_median is not None else "elapsed time"
     predicted = None
     if found.predicted_ms is not None:
-        off = f"{100 * (found.predicted_ms / times.undisturbed - 1):+.0f} %"
-        predicted = f"{milliseconds(found.predicted_ms)} ({off}), by the estimate of {found.target}"
+        off = f" ({100 * (found.predicted_ms / times.undisturbed - 1):+.0f} %)" if found.is_predicted_here else ""
+        other = "" if found.is_predicted_here else ", which is not of what was measured: see below"
+        predicted = f"{milliseconds(found.predicted_ms)}{off}, by the estimate of {found.target}{other}"
     rate = f" ({three_digits(2 * found.macs / times.undisturbed / 1e6)} GFLOP/s)" if found.macs else ""
     facts = {
         "model": found.model,
@@ -42,10 +48,11 @@ def show_profile(console: Console, found: Profile, *, every: bool = False) -> No
         "runtime": f"{found.runtime} {found.version}, {found.threads} thread{'s' if found.threads > 1 else ''}, "
         f"batch {found.batch or 1}",
         "device": found.device,
-        "latency": f"{milliseconds(times.undisturbed)} {clock}, undisturbed",
-        "met": f"median {three_digits(times.median)} of {times.rounds} runs; 10 to 90 %: {three_digits(times.p10)} to "
+        "latency": f"{milliseconds(times.undisturbed)} {clock}, undisturbed: the fastest of {times.rounds} runs, whose "
+        f"halves agree within {100 * times.repeats:.0f} %",
+        "all runs": f"median {three_digits(times.median)}; 10 to 90 %: {three_digits(times.p10)} to "
         f"{three_digits(times.p90)}; 99 %: {three_digits(times.p99)}; quartiles {100 * times.spread:.0f} % apart",
-        "elapsed": f"{milliseconds(times.wall_undisturbed)} undisturbed, {milliseconds(times.wall_median)} median",
+        "elapsed": f"{milliseconds(times.wall_undisturbed)} the fastest, {milliseconds(times.wall_median)} median",
         "predicted": predicted,
         "loaded in": None if found.create_ms is None else milliseconds(found.create_ms),
         "memory": f"{found.memory_bytes / 2**20:.1f} MiB resident, {found.peak_activation_bytes:,} bytes of values",
@@ -63,33 +70,41 @@ def show_profile(console: Console, found: Profile, *, every: bool = False) -> No
 
 
 def _show_steps(console: Console, found: Profile, *, every: bool) -> None:
-    table = _table("step", "kernel", "", text=3)
-    for heading in ("ms", "share", "predicted", "bound by", "GFLOP/s", "GB/s", "of roofline", "fused"):
-        table.add_column(heading, justify="left" if heading in ("bound by", "fused") else "right", overflow="fold")
     ordered = list(found.steps) if every else sorted(found.steps, key=lambda step: -step.milliseconds)[:_TOP]
     longest = max(step.milliseconds for step in found.steps) or 1.0
-    for step in ordered:
-        table.add_row(
-            step.name,
-            step.kind,
-            "█" * round(_BAR * step.milliseconds / longest),
-            three_digits(step.milliseconds),
-            f"{100 * step.share:.1f} %",
-            _NONE if step.predicted_ms is None else three_digits(step.predicted_ms),
-            step.bound or "",
-            three_digits(step.gflops) if step.macs and step.gflops is not None else "",
-            "" if step.gb_per_s is None else three_digits(step.gb_per_s),
-            "" if step.roofline is None or not step.macs else f"{100 * step.roofline:.0f} %",
-            _short(step.fused),
-        )
+    rows = [_cells(step, round(_BAR * step.milliseconds / longest)) for step in ordered]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    headings = [each for each in rows[0] if console.width >= _NARROW or each not in _WIDE_ONLY]
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in _TEXT else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(row[heading] for heading in headings))
     console.print(table)
     if (rest := len(found.steps) - len(ordered)) > 0:
         console.print(f"  ... and {rest} more: --all, or --json", style="dim")
-    if found.steps_ms is not None and found.outside_ms is not None:
+    if found.steps_ms is not None:
+        of_all = found.steps_ms / found.clocked_ms
+        doubt = ": the machine was disturbed while they were timed, run it again" if of_all > _TOO_MUCH else ""
         console.print(
-            f"{len(found.steps)} steps take {milliseconds(found.steps_ms)} of {found.node_clock} time; "
-            f"{milliseconds(found.outside_ms)} are the runtime's own"
+            f"The steps take {milliseconds(found.steps_ms)} of {found.node_clock} time, {100 * of_all:.0f} % of the "
+            f"latency{doubt}"
         )
+
+
+def _cells(step: Step, bar: int) -> dict[str, str]:
+    return {
+        "step": step.name,
+        "kernel": step.kind,
+        "": "█" * bar,
+        "ms": _ms(step),
+        "share": f"{100 * step.share:.1f} %",
+        "predicted": _NONE if step.predicted_ms is None else three_digits(step.predicted_ms),
+        "bound by": step.bound or "",
+        "GFLOP/s": three_digits(step.gflops) if step.macs and step.gflops is not None else "",
+        "GB/s": "" if step.gb_per_s is None else three_digits(step.gb_per_s),
+        "of roofline": "" if step.roofline is None or not step.macs else f"{100 * step.roofline:.0f} %",
+        "fused": _short(step.fused),
+    }
 
 
 def show_comparison_by_node(
@@ -105,7 +120,7 @@ def show_comparison_by_node(
         name = (a or b).name  # type: ignore[union-attr]
         table.add_row(
             name, a.kind if a else _NONE, b.kind if b else _NONE, *(_ms(each) for each in (a, b)),
-            describe_speed(a.milliseconds, b.milliseconds) if a and b and a.milliseconds and b.milliseconds else "",
+            "" if a is None or b is None or _is_tick(a, b) else describe_speed(a.milliseconds, b.milliseconds),
         )  # fmt: skip
     console.print(table)
     if (rest := len(pairs) - len(shown)) > 0:
@@ -169,7 +184,14 @@ def show_calibration(console: Console, found: Calibration, path: str | os.PathLi
 
 
 def _ms(step: Step | None) -> str:
-    return _NONE if step is None else three_digits(step.milliseconds)
+    if step is None:
+        return _NONE
+    return f"< {_TICK_MS:g}" if step.milliseconds < _TICK_MS else three_digits(step.milliseconds)
+
+
+def _is_tick(first: Step, second: Step) -> bool:
+    """Whether two times are closer than profilers tell, whose clocks count microseconds."""
+    return abs(first.milliseconds - second.milliseconds) < _TICK_MS or not (first.milliseconds and second.milliseconds)
 
 
 def _short(names: Sequence[str]) -> str:

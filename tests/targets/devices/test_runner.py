@@ -116,7 +116,7 @@ def test_times_are_summed_up_as_they_are_here(count: int) -> None:
 
 
 def test_bursts_are_spread_as_they_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def play(bursts: Callable[[int, float], Iterator[bool]]) -> list[float]:
+    def play(bursts: Callable[[int, float], Iterator[int]]) -> list[float]:
         now, slept = 0.0, []
 
         def sleep(seconds: float) -> None:
