@@ -164,10 +164,6 @@ def test_what_reads_integers_that_no_pass_made_takes_some_time(body: str, unpric
 
 
 def test_what_multiplies_without_a_price_is_told() -> None:
-    model = model_of(
-        "[e] out = Einsum <equation = 'ij,jk->ik'> (x, w)".replace("'", '"'),
-        _weights(w=(5, 6)),
-        inputs="float[4, 5] x",
-        out="4, 6",
-    )
+    body = '[e] out = Einsum <equation = "ij,jk->ik"> (x, w)'
+    model = model_of(body, _weights(w=(5, 6)), inputs="float[4, 5] x", out="4, 6")
     assert _predict(model).unpriced == ("e",)

@@ -99,7 +99,7 @@ def test_failed_write_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_no_plain_file_is_never_replaced(tmp_path: Path, force: bool) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(UsageError, match="is a device, a pipe or a socket, and would be replaced. Name a file"):
+    with pytest.raises(UsageError, match="is a device, a pipe or a socket, and would be replaced"):
         check_outputs({"--json": pipe}, {}, force=force)
     with pytest.raises(UsageError, match="device, a pipe" if force else "exists"):
         write_text(pipe, "x", overwrite=force)
