@@ -361,7 +361,9 @@ def _program(folder: Path, script: str) -> Path:
 
 
 def test_the_shell_text_hands_on_what_the_program_says(tmp_path: Path) -> None:
-    program = _program(tmp_path, 'echo "m,2e-05,77,100,0" > result.csv; echo "[]" > profile_1.json; cat pid; exit 3')
+    wait = "while ! test -s pid; do sleep 0.01; done"  # the shell writes it once the program has started
+    text = f'echo "m,2e-05,77,100,0" > result.csv; echo "[]" > profile_1.json; {wait}; cat pid; exit 3'
+    program = _program(tmp_path, text)
     work = tmp_path / "work"
     work.mkdir()
     ran = subprocess.run(["sh", "-c", perf_test.command(str(program), str(work), 1, 1)], capture_output=True, text=True)
