@@ -4,7 +4,7 @@ Method, the same for every runtime: threads pinned to cores, warm-up, then round
 shuffled order, in bursts that are spread over seconds (`targets.runtimes.timing`). The figure is CPU time of what
 computes, of the runs that nothing disturbed; medians and wall time stand beside it. Times by node come from runs of
 their own, under the runtime's profiler, by the clock that it reads (`Runtime.node_clock`); what they leave of the
-latency by that clock is the runtime's own work (`outside_ms`).
+undisturbed latency is the runtime's own work (`outside_ms`).
 
 What is counted and predicted is of the sizes that were run: those of the feeds, in place of those that the model leaves
 open.

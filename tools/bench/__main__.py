@@ -7,6 +7,7 @@ python -m onnxpress.tools.bench lowbit [MODEL ...] [--by PIPELINE,...] [all opti
 python -m onnxpress.tools.bench targets [MODEL ...] [--by PASS,...] [--targets T,...] [--markdown FILE] [all of ptq]
 python -m onnxpress.tools.bench profile [MODEL ...] [--by VARIANT,...] [--target T] [all options of ptq but --limit]
 python -m onnxpress.tools.bench decisions [MODEL ...] [--by REWRITE,...] [--target T] [the same]
+python -m onnxpress.tools.bench repeats [MODEL ...] [--rounds N] [--json FILE|-]
 python -m onnxpress.tools.bench openvino [MODEL ...] [all options of ptq]
 python -m onnxpress.tools.bench arm64 [MODEL ...] [--targets T,...] [--device DEVICE] [all options of ptq but --rounds]
 python -m onnxpress.tools.bench pack [MODEL ...] [--json FILE|-]
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         predicting.add_argument("--by", help="variants to time, with commas between; all by default")
         predicting.add_argument("--target", default="host-cpu", help="whose estimate predicts: a name, or a profile")
         predicting.set_defaults(rounds=500)
+    repeats = benchmarks.add_parser("repeats", parents=[shared, timed], help="profiles beside a busy process")
+    repeats.set_defaults(rounds=500)
     benchmarks.add_parser("openvino", parents=usual, help="int8 beside float, both on OpenVINO")
     arm64 = benchmarks.add_parser(
         "arm64", parents=[shared, kept, evaluated], help="mobile-cpu's results on emulated Arm64 beside here"
@@ -68,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_outputs({"--json": options.json}, {}, force=options.force)
         bench = {
             "ptq": _ptq, "lowbit": _lowbit, "targets": _targets, "openvino": _openvino, "pack": _pack,
-            "profile": _profile, "decisions": _decisions, "arm64": _arm64,
+            "profile": _profile, "decisions": _decisions, "repeats": _repeats, "arm64": _arm64,
         }  # fmt: skip
         rows, headings = bench.get(options.benchmark, _reduction)(options)
     except OnnxpressError as error:
@@ -183,6 +186,14 @@ def _decisions(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
         parse_compilers(options.by, REWRITES, what="rewrite"),
         target=options.target, rounds=options.rounds, keep=options.keep, tell=_tell,
     )  # fmt: skip
+    return [dataclasses.asdict(row) for row in rows], HEADINGS
+
+
+def _repeats(options: argparse.Namespace) -> tuple[_Rows, _Headings]:
+    from onnxpress.tools.bench.assets import select
+    from onnxpress.tools.bench.repeats import HEADINGS, run
+
+    rows = run(select(options.models, "ptq"), rounds=options.rounds, tell=_tell)
     return [dataclasses.asdict(row) for row in rows], HEADINGS
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from onnxpress.ir.errors import UsageError, near_names
 
-__all__ = ["ASSETS", "Asset", "assets_folder", "prepare", "select", "working_folder"]
+__all__ = ["ASSETS", "Asset", "assets_folder", "model_path", "prepare", "select", "working_folder"]
 
 _VARIABLE = "ONNXPRESS_ASSETS"
 
@@ -96,6 +96,11 @@ def working_folder(keep: Path | None) -> Iterator[Path]:
         yield folder
 
 
+def model_path(asset: Asset) -> Path:
+    """Return where the asset's model lies."""
+    return assets_folder() / "models" / f"{asset.model}.onnx"
+
+
 def prepare(asset: Asset, folder: Path, *, limit: int | None = None) -> tuple[Path, Path, Path]:
     """Return paths of model, calibration .npz and evaluation .npz (arrays: the input's name, labels).
 
@@ -110,7 +115,7 @@ def prepare(asset: Asset, folder: Path, *, limit: int | None = None) -> tuple[Pa
             images, labels = loader.load_dataset(dataset, model=asset.model, count=count)
             np.savez(path, **{asset.input_name: images, "labels": labels})
         paths.append(path)
-    return assets / "models" / f"{asset.model}.onnx", paths[0], paths[1]
+    return model_path(asset), paths[0], paths[1]
 
 
 def _loader(assets: Path) -> ModuleType:

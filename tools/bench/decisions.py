@@ -15,15 +15,11 @@ from pathlib import Path
 
 import onnx_ir
 
-from onnxpress.ir import model_io
-from onnxpress.ir.data import open_data
 from onnxpress.ir.errors import OnnxpressError, UsageError
-from onnxpress.passes.base import Context
 from onnxpress.passes.constraints import CostEstimator, Precision
-from onnxpress.passes.manager import PassManager
-from onnxpress.passes.pipeline import build
 from onnxpress.targets.base import Target, load_target
-from onnxpress.tools.bench.assets import Asset, prepare, working_folder
+from onnxpress.tools.bench.assets import Asset, working_folder
+from onnxpress.tools.bench.profiles import make_variant
 from onnxpress.tools.profiling import Profile, profile
 
 __all__ = ["HEADINGS", "REWRITES", "Row", "Site", "run"]
@@ -38,7 +34,6 @@ HEADINGS = {
     "clear": "clear ones", "clear_right_percent": "right of these %", "wrong": "wrong", "status": "status",
 }  # fmt: skip
 
-_SAMPLES = 16  # that give activations a range
 _CLEAR = 0.05  # times that are closer than this are as good as equal
 _LEAST_MS = 0.002  # what the profiler's clock of a microsecond can tell apart
 
@@ -91,7 +86,7 @@ def run(
     keep: Path | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
-    """Return a row for each asset and rewrite, and one of all together. keep: where prepared data stays.
+    """Return a row for each asset and rewrite, for each rewrite of all assets, and of all. keep: where data stays.
 
     Raises:
         UsageError: the target has no estimate to ask.
@@ -113,7 +108,12 @@ def run(
                     rows.append(dataclasses.replace(row, status=" ".join(str(error).split())))
                 else:
                     rows.append(_summed_up(row, found))
-    return [*rows, _summed_up(Row("all", "all"), tuple(site for row in rows for site in row.details))]
+    return [*rows, *(_total(rows, [name]) for name in rewrites), _total(rows, rewrites)]
+
+
+def _total(rows: Sequence[Row], rewrites: Sequence[str]) -> Row:
+    sites = tuple(site for row in rows if row.compiler in rewrites for site in row.details)
+    return dataclasses.replace(_summed_up(Row("all", ", ".join(rewrites)), sites), details=())
 
 
 def _summed_up(row: Row, sites: tuple[Site, ...]) -> Row:
@@ -133,7 +133,8 @@ def _summed_up(row: Row, sites: tuple[Site, ...]) -> Row:
 
 
 def _sites(asset: Asset, name: str, target: Target, costs: CostEstimator, folder: Path, rounds: int) -> Iterator[Site]:
-    original, rewritten = _made(asset, "", target, folder), _made(asset, REWRITES[name], target, folder)
+    unpriced = dataclasses.replace(target.constraints, costs=None)  # so that nothing is declined for its sake
+    original, rewritten = (make_variant(asset, text, unpriced, folder) for text in ("", REWRITES[name]))
     predicted = _predicted(original, rewritten, costs, "int8" if name == "int8" else "float32")
     for model in (original, rewritten):
         target.lower(model)
@@ -143,18 +144,6 @@ def _sites(asset: Asset, name: str, target: Target, costs: CostEstimator, folder
         measured = was.get(site, 0.0), sum(became.get(node, 0.0) for node in nodes)
         if min(measured) > _LEAST_MS:
             yield Site(site, times, measured)
-
-
-def _made(asset: Asset, pipeline: str, target: Target, folder: Path) -> onnx_ir.Model:
-    """Return the asset under a pipeline that knows no estimate, and so declines nothing for its sake."""
-    path, calibration, _ = prepare(asset, folder, limit=1)
-    original = model_io.load(path)
-    data = None
-    if "int8" in pipeline:
-        data = open_data(dict(open_data(calibration, model=original).head(_SAMPLES).feeds), model=original)
-    unpriced = dataclasses.replace(target.constraints, costs=None)
-    text = ", ".join(filter(None, ("cleanup, fold-batchnorm", pipeline)))
-    return PassManager(build(text)).run(original, Context(constraints=unpriced, data=data))[0]
 
 
 def _predicted(

@@ -18,13 +18,14 @@ from onnxpress.ir import model_io
 from onnxpress.ir.data import open_data
 from onnxpress.ir.errors import OnnxpressError
 from onnxpress.passes.base import Context
+from onnxpress.passes.constraints import Constraints
 from onnxpress.passes.manager import PassManager
 from onnxpress.passes.pipeline import build
 from onnxpress.targets.base import Target, load_target
 from onnxpress.tools.bench.assets import Asset, prepare, working_folder
 from onnxpress.tools.profiling import Profile, profile
 
-__all__ = ["HEADINGS", "VARIANTS", "Row", "Summary", "run", "summarize"]
+__all__ = ["HEADINGS", "VARIANTS", "Row", "Summary", "make_variant", "run", "summarize"]
 
 _CUT = "score=l2,allocation=uniform,repair=false"
 VARIANTS = {
@@ -97,23 +98,23 @@ def run(
                 tell(f"{asset.model}, {name} ...")
                 row = Row(asset.model, name)
                 try:
-                    rows.append(_measured(row, _variant(asset, name, chosen, folder), chosen, rounds))
+                    model = make_variant(asset, VARIANTS[name], chosen.constraints, folder)
+                    chosen.lower(model)
+                    rows.append(_measured(row, model, chosen, rounds))
                 except OnnxpressError as error:
                     rows.append(dataclasses.replace(row, status=" ".join(str(error).split())))
     return rows
 
 
-def _variant(asset: Asset, name: str, target: Target, folder: Path) -> onnx_ir.Model:
+def make_variant(asset: Asset, pipeline: str, constraints: Constraints, folder: Path) -> onnx_ir.Model:
+    """Return the asset, cleaned up, behind a pipeline of passes; few samples give activations a range."""
     path, calibration, _ = prepare(asset, folder, limit=1)
     original = model_io.load(path)
-    text = ", ".join(filter(None, ("cleanup, fold-batchnorm", VARIANTS[name])))
     data = None
-    if "int8" in name:
-        head = open_data(calibration, model=original).head(_SAMPLES)
-        data = open_data(dict(head.feeds), model=original)
-    model, _ = PassManager(build(text)).run(original, Context(constraints=target.constraints, data=data))
-    target.lower(model)
-    return model
+    if "int8" in pipeline:
+        data = open_data(dict(open_data(calibration, model=original).head(_SAMPLES).feeds), model=original)
+    text = ", ".join(filter(None, ("cleanup, fold-batchnorm", pipeline)))
+    return PassManager(build(text)).run(original, Context(constraints=constraints, data=data))[0]
 
 
 def _measured(row: Row, model: onnx_ir.Model, target: Target, rounds: int) -> Row:

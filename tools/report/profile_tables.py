@@ -48,8 +48,8 @@ def show_profile(console: Console, found: Profile, *, every: bool = False) -> No
         "runtime": f"{found.runtime} {found.version}, {found.threads} thread{'s' if found.threads > 1 else ''}, "
         f"batch {found.batch or 1}",
         "device": found.device,
-        "latency": f"{milliseconds(times.undisturbed)} {clock}, undisturbed: the fastest of {times.rounds} runs, whose "
-        f"halves agree within {100 * times.repeats:.0f} %",
+        "latency": f"{milliseconds(times.undisturbed)} {clock}, undisturbed: the fastest twentieth of {times.rounds} "
+        f"runs, whose halves agree within {100 * times.repeats:.0f} %",
         "all runs": f"median {three_digits(times.median)}; 10 to 90 %: {three_digits(times.p10)} to "
         f"{three_digits(times.p90)}; 99 %: {three_digits(times.p99)}; quartiles {100 * times.spread:.0f} % apart",
         "elapsed": f"{milliseconds(times.wall_undisturbed)} the fastest, {milliseconds(times.wall_median)} median",

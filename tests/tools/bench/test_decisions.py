@@ -67,9 +67,10 @@ def test_every_rewritten_node_is_timed_with_what_it_became(
     monkeypatch.setattr(decisions, "profile", measure)
     found = tmp_path / "rows.json"
     assert main(["decisions", "digits", "--by", rewrite, "--target", "x86-vnni", "--json", str(found)]) == 0
-    row, total = json.loads(found.read_text(encoding="utf-8"))["rows"]
+    row, *totals = json.loads(found.read_text(encoding="utf-8"))["rows"]
     original, rewritten = models
-    assert row["sites"] == total["sites"] > 1
+    assert [(each["model"], each["compiler"], each["sites"]) for each in totals] == [("all", rewrite, row["sites"])] * 2
+    assert row["sites"] > 1
     linear = {node.name for node in original.graph if node.op_type in ("Conv", "Gemm", "MatMul")}
     grown = len(rewritten.graph) > len(original.graph)
     for site in row["details"]:
